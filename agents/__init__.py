@@ -1,0 +1,5 @@
+"""Policies with one interface: baselines, the analytical optimizer, and learned ones."""
+
+from agents.registry import make_policy, policy_names
+
+__all__ = ["make_policy", "policy_names"]

@@ -1,0 +1,73 @@
+"""The actor's distribution: a masked Bernoulli per token and expert, then a Gaussian per share logit.
+
+Actions are those of the flat ``box`` codec: scores of +-1 and logits in [-1, 1]. Shares are drawn given the
+selection that they will serve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.network import Observation, TokenSharedNetwork, features
+from wdmoe_env.config import DecisionKind
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Log-probability and entropy (N,) of actions."""
+
+    log_prob: Tensor
+    entropy: Tensor
+
+
+class ActionDistribution:
+    """What the actor would do on an observation.
+
+    Args:
+        network: the actor.
+        observation: entries (N, ...).
+        decision: which halves the action holds.
+    """
+
+    def __init__(self, network: TokenSharedNetwork, observation: Observation, decision: DecisionKind) -> None:
+        self.network = network
+        self.observation = observation
+        self.decision = decision
+        self.seen = features(observation)
+        self.logits = network.expert_logits(self.seen)
+
+    def act(self, deterministic: bool) -> Tensor:
+        """Actions (N, A): the mode, or a sample from torch's generator."""
+        parts = []
+        selection = self.observation["routed"] > 0.5
+        if self.decision != "bandwidth":
+            keep = self.logits > 0 if deterministic else torch.rand_like(self.logits) < self.logits.sigmoid()
+            selection = (keep & self.seen.optional) | self.seen.best
+            parts.append((2.0 * selection.float() - 1.0).flatten(1))
+        if self.decision != "selection":
+            mean = self.network.share_logits(self.observation, self.seen, selection)
+            noise = 0.0 if deterministic else self.network.log_std.exp() * torch.randn_like(mean)
+            parts.append((mean + noise).clamp(-1.0, 1.0))
+        return torch.cat(parts, dim=1)
+
+    def evaluate(self, actions: Tensor) -> Evaluated:
+        """Log-probability and entropy of actions (N, A)."""
+        num_scores = self.logits[0].numel() if self.decision != "bandwidth" else 0
+        log_prob = self.logits.new_zeros(len(actions))
+        entropy = self.logits.new_zeros(len(actions))
+        selection = self.observation["routed"] > 0.5
+        if self.decision != "bandwidth":
+            selection = actions[:, :num_scores].view_as(self.logits) > 0
+            bits = torch.distributions.Bernoulli(logits=self.logits, validate_args=False)
+            optional = self.seen.optional.float()
+            log_prob = log_prob + (bits.log_prob(selection.float()) * optional).sum((1, 2))
+            entropy = entropy + (bits.entropy() * optional).sum((1, 2))
+        if self.decision != "selection":
+            mean = self.network.share_logits(self.observation, self.seen, selection)
+            shares = torch.distributions.Normal(mean, self.network.log_std.exp(), validate_args=False)
+            log_prob = log_prob + shares.log_prob(actions[:, num_scores:]).sum(1)
+            entropy = entropy + shares.entropy().sum(1)
+        return Evaluated(log_prob, entropy)

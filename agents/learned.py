@@ -1,0 +1,128 @@
+"""Learned policies as files: weights in safetensors, the rest in JSON; loading one runs no code from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from agents.distribution import ActionDistribution
+from agents.network import TokenSharedNetwork
+from agents.policy import Observation, State, batched, first
+from agents.rules import with_optimal_shares
+from wdmoe_env.actions import ActionCodec
+from wdmoe_env.config import DecisionKind
+from wdmoe_env.observations import Sizes, decode_observation
+
+FORMAT = "wdmoe-policy-1"
+
+
+class LearnedPolicy:
+    """A token-shared network that acts; where it learned no shares, they are solved exactly.
+
+    Args:
+        network: the actor.
+        decision: which halves it learned.
+        codec: of the environment it acts in.
+    """
+
+    def __init__(self, network: TokenSharedNetwork, decision: DecisionKind, codec: ActionCodec) -> None:
+        self.network = network
+        self.decision = decision
+        self.codec = codec
+        sizes = Sizes(*codec.scores_shape, codec.num_devices, 0, 0)
+        self._own = ActionCodec(sizes, decision, "box")
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, State]:
+        """Actions of observations; see ``Policy``."""
+        batch, single = batched(observation)
+        tensors = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in batch.items()}
+        with torch.no_grad():
+            flat = ActionDistribution(self.network, tensors, self.decision).act(deterministic).numpy()
+        decided = self._own.decode(flat, (len(flat),))
+        block = decode_observation(batch)
+        selection = block.routed if decided.selection is None else decided.selection & block.token_mask[..., None]
+        shares = with_optimal_shares(block, selection)[1] if decided.shares is None else decided.shares
+        actions = self.codec.encode(selection, shares)
+        return (first(actions) if single else actions), state
+
+
+def save_policy(path: Path, network: TokenSharedNetwork, decision: DecisionKind, card: dict[str, Any]) -> None:
+    """Write ``path`` (.safetensors) and the JSON beside it.
+
+    Args:
+        path: of the weights.
+        network: the actor and critic.
+        decision: which halves it learned.
+        card: what else the file should say: ``num_experts`` at least, training configuration, results.
+    """
+    described = {"format": FORMAT, "decision": decision, "width": network.width, **card}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    _replace(path.with_suffix(".json"), lambda target: target.write_text(json.dumps(described, indent=2) + "\n"))
+    _replace(path.with_suffix(".safetensors"), lambda target: save_file(weights, target))
+
+
+def load_policy(spec: str, codec: ActionCodec) -> LearnedPolicy:
+    """The policy of a file.
+
+    Args:
+        spec: path of the weights, of the JSON, or of both without suffix.
+        codec: of the environment it will act in.
+
+    Raises:
+        ValueError: missing, truncated, not a policy, or made for another number of experts.
+    """
+    path = Path(spec)
+    weights_path, card_path = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    for part in (weights_path, card_path):
+        if not part.is_file():
+            raise ValueError(f"expected a policy file {part}, but there is none")
+    card = read_card(card_path)
+    num_experts = codec.scores_shape[1]
+    if card["num_experts"] != num_experts:
+        raise ValueError(f"policy {spec} is for {card['num_experts']} experts, the environment has {num_experts}")
+    network = TokenSharedNetwork(card["width"])
+    try:
+        network.load_state_dict(load_file(weights_path))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"expected the weights of a policy in {weights_path}, got a file that is not: {reason}"
+        ) from None
+    return LearnedPolicy(network.eval(), card["decision"], codec)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The JSON of a policy, checked.
+
+    Raises:
+        ValueError: not the JSON of a policy.
+    """
+    try:
+        card = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        card = None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ValueError(f"expected the JSON of a policy (format {FORMAT!r}) in {path}, got something else")
+    whole = all(isinstance(card.get(name), int) and card[name] > 0 for name in ("width", "num_experts"))
+    if not whole or card["width"] > 4096 or card.get("decision") not in get_args(DecisionKind):
+        raise ValueError(f"expected width, num_experts and decision in {path}, got {sorted(card)}")
+    return card
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside and rename, so that a killed run leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    write(partial)
+    partial.replace(path)

@@ -1,0 +1,91 @@
+"""Names to policies: ``vanilla``, ``wdmoe:0.9``, or the file of a learned policy."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from agents import rules
+from agents.policy import Policy, RulePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A named rule.
+
+    Attributes:
+        build: from codec, parameter and seed to a policy.
+        parameter: what a number behind a colon means, or ``None`` where none is taken.
+    """
+
+    build: Callable[[Any, float | None, int], Policy]
+    parameter: str | None = None
+
+
+def _rule(function: Any) -> Entry:
+    return Entry(lambda codec, parameter, seed: RulePolicy(function, codec))
+
+
+def _tuned(function: Any, keyword: str) -> Entry:
+    def build(codec: Any, parameter: float | None, seed: int) -> Policy:
+        return RulePolicy(function if parameter is None else partial(function, **{keyword: parameter}), codec)
+
+    return Entry(build, parameter=keyword)
+
+
+ENTRIES: dict[str, Entry] = {
+    "vanilla": _rule(rules.vanilla),
+    "vanilla-optimal": _rule(rules.vanilla_optimal),
+    "top1": _rule(rules.top1),
+    "random": Entry(lambda codec, parameter, seed: RulePolicy(rules.RandomRule(seed), codec)),
+    "greedy": _rule(rules.greedy),
+    "wdmoe": _tuned(rules.wdmoe, "threshold"),
+    "wdmoe-selection": _tuned(rules.wdmoe_selection, "threshold"),
+    "wdmoe-bandwidth": _rule(rules.vanilla_optimal),
+    "wdmoe-history": Entry(lambda codec, parameter, seed: rules.HistoryPolicy(codec, parameter), "threshold"),
+    "marginal-price": _tuned(rules.marginal_price, "price_per_ms"),
+    "fractional": _rule(rules.fractional),
+}
+
+
+def policy_names() -> tuple[str, ...]:
+    """Names that ``make_policy`` knows."""
+    return tuple(ENTRIES)
+
+
+def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
+    """The policy of a name, of a name with a parameter, or of a file.
+
+    Args:
+        spec: ``"vanilla"``, ``"wdmoe:0.9"``, or the path of a learned policy.
+        env: single or batched environment that it will act in.
+        seed: of the policy's own randomness.
+
+    Raises:
+        ValueError: an unknown name (the nearest known ones are named), a parameter that is not one, a file that
+            is not a policy or does not fit the environment.
+    """
+    codec = getattr(env, "unwrapped", env).codec
+    if spec.endswith((".safetensors", ".json")) or os.sep in spec or os.path.exists(spec):
+        from agents.learned import load_policy
+
+        return load_policy(spec, codec)
+    name, colon, text = spec.partition(":")
+    if name not in ENTRIES:
+        near = difflib.get_close_matches(name, ENTRIES, n=3) or policy_names()
+        raise ValueError(f"unknown policy {name!r}; the nearest known are {', '.join(near)}")
+    return ENTRIES[name].build(codec, _parameter(name, text) if colon else None, seed)
+
+
+def _parameter(name: str, text: str) -> float:
+    meaning = ENTRIES[name].parameter
+    if meaning is None:
+        raise ValueError(f"policy {name!r} takes no parameter, got {text!r}")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"policy {name!r} takes a number as its {meaning}, got {text!r}") from None

@@ -1,0 +1,56 @@
+"""The token-shared network as a policy of Stable-Baselines3's on-policy algorithms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor
+
+from agents.distribution import ActionDistribution
+from agents.network import TokenSharedNetwork, features
+from wdmoe_env.config import DecisionKind
+
+
+class TokenSharedPolicy(ActorCriticPolicy):
+    """``PPO(TokenSharedPolicy, vec_env)`` for the environments of this package with ``box`` actions.
+
+    Args:
+        *args: what SB3 passes: spaces and the learning-rate schedule.
+        decision: which halves the action holds.
+        width: of the network's hidden layers.
+        **kwargs: passed on to SB3.
+    """
+
+    def __init__(self, *args: Any, decision: DecisionKind = "selection", width: int = 64, **kwargs: Any) -> None:
+        self.decision = decision
+        self.width = width
+        super().__init__(*args, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Make the network and its optimizer in place of SB3's layers."""
+        self.network = TokenSharedNetwork(self.width)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions (N, A), values (N, 1) and log-probabilities (N,)."""
+        distribution = ActionDistribution(self.network, obs, self.decision)
+        actions = distribution.act(deterministic)
+        return actions, self.network.value(distribution.seen)[:, None], distribution.evaluate(actions).log_prob
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values (N, 1), log-probabilities (N,) and entropies (N,) of actions."""
+        distribution = ActionDistribution(self.network, obs, self.decision)  # type: ignore[arg-type]
+        evaluated = distribution.evaluate(actions)
+        return self.network.value(distribution.seen)[:, None], evaluated.log_prob, evaluated.entropy
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        """Values (N, 1)."""
+        return self.network.value(features(obs))[:, None]  # type: ignore[arg-type]
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """Actions (N, A)."""
+        with torch.no_grad():
+            return ActionDistribution(self.network, observation, self.decision).act(deterministic)  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""What an evaluation is: policies, environment, and the episodes that all of them run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdmoe_env.config import EnvConfig
+
+REFERENCE = "vanilla"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """Everything that an evaluation's results follow from; the files of learned policies apart.
+
+    Attributes:
+        policies: names and files, as ``agents.make_policy`` takes them; ``vanilla``, the reference, is put first
+            where it is missing.
+        environment: the environment, with both decisions in the action.
+        episodes: how many.
+        seed: of episodes, policies and resamples.
+        batch_size: episodes in one forward pass. A batched pass rounds differently from a single one.
+    """
+
+    policies: tuple[str, ...]
+    environment: EnvConfig = field(default_factory=lambda: EnvConfig(split="test"))
+    episodes: int = 256
+    seed: int = 7
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Check every field, and put the reference in."""
+        policies = tuple(dict.fromkeys(self.policies))
+        object.__setattr__(self, "policies", policies if REFERENCE in policies else (REFERENCE, *policies))
+        for name, least in (("episodes", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if self.environment.decision != "joint":
+            raise ValueError(
+                "decision must be 'joint' in an evaluation: elsewhere the reference would not be the model's own "
+                f"routing at equal shares; got {self.environment.decision!r}"
+            )
+        if not isinstance(self.environment.reward, str):
+            raise ValueError("reward must be a name in an evaluation, whose configuration is saved; got a function")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EvaluationConfig:
+        """The inverse of ``to_dict``; other keys are ignored.
+
+        Raises:
+            ValueError, TypeError, KeyError: a field is missing or wrong.
+        """
+        return cls(
+            policies=tuple(values["policies"]),
+            environment=EnvConfig.make(values["environment"]),
+            episodes=values["episodes"],
+            seed=values["seed"],
+            batch_size=values["batch_size"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, ready for JSON, with the hash of each policy that is a file."""
+        return {
+            "policies": list(self.policies),
+            "policy_sha256": policy_hashes(self.policies),
+            "episodes": self.episodes,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "environment": self.environment.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """Episodes that every policy runs: what is not here follows from the seeds.
+
+    Attributes:
+        windows: (n,) index of each window within its split.
+        seeds: (n,) seed of each environment: devices, shadowing and fading.
+    """
+
+    windows: NDArray[np.int64]
+    seeds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """n."""
+        return len(self.windows)
+
+    def batches(self, size: int) -> Iterator[Episodes]:
+        """Consecutive parts of at most ``size`` episodes."""
+        for start in range(0, len(self), size):
+            yield Episodes(self.windows[start : start + size], self.seeds[start : start + size])
+
+
+def plan_episodes(count: int, num_windows: int, seed: int) -> Episodes:
+    """Draw episodes: windows without repetition while they last, each with a seed of its own.
+
+    The first n episodes are the same for any ``count`` of n or more.
+
+    Args:
+        count: episodes.
+        num_windows: windows of the split.
+        seed: of the draw.
+    """
+    order, seeds = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    rounds = -(-count // num_windows)
+    windows = np.concatenate([order.permutation(num_windows) for _ in range(rounds)])[:count]
+    return Episodes(windows, seeds.integers(2**31, size=count))
+
+
+def policy_hashes(policies: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of the weights of each policy that is a file."""
+    files = {policy: Path(policy).with_suffix(".safetensors") for policy in policies}
+    return {
+        policy: hashlib.sha256(path.read_bytes()).hexdigest() for policy, path in files.items() if path.is_file()
+    }

@@ -1,0 +1,89 @@
+"""From measurements to means with intervals: the content of ``results.json``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+import wdmoe_env
+from eval.plan import REFERENCE
+from eval.results import METRICS, WALL_CLOCK, Measurements, Results
+from eval.statistics import Interval, PairedBootstrap
+
+PACKAGES = ("gymnasium", "numpy", "torch", "transformers")
+
+Summary = dict[str, Any]
+
+
+def summarize(results: Results) -> list[Summary]:
+    """For each policy a dict of statistics, each ``{"mean", "low", "high"}``; see ``eval.statistics``.
+
+    ``decision_ms`` is resampled over batches, which are what was timed; all else over episodes.
+    ``accuracy_points_to_vanilla`` is the difference in next-token accuracy in percentage points, and
+    ``latency_ratio_to_vanilla`` the ratio of mean latencies.
+    """
+    generator = np.random.default_rng(results.config.seed)
+    count, size = len(results.episodes), results.config.batch_size
+    bootstrap = PairedBootstrap(count, generator)
+    over_batches = PairedBootstrap(-(-count // size), generator)
+    domains = np.array(results.domains)
+    over_domain = {name: PairedBootstrap(int((domains == name).sum()), generator) for name in sorted(set(domains))}
+
+    summaries = []
+    for policy, values in results.measurements.items():
+        statistics = _statistics(values, results.measurements[REFERENCE], bootstrap)
+        statistics["decision_ms"] = _batch_mean(values["decision_ms"], size, over_batches)
+        by_domain = {
+            str(name): asdict(resample.mean(values["added_nll"][domains == name]))
+            for name, resample in over_domain.items()
+        }
+        named = {name: asdict(interval) for name, interval in statistics.items()}
+        summaries.append({"policy": policy, **named, "added_nll_by_domain": by_domain})
+    return summaries
+
+
+def _statistics(values: Measurements, reference: Measurements, bootstrap: PairedBootstrap) -> dict[str, Interval]:
+    plain = [name for name in METRICS if name not in WALL_CLOCK]
+    accuracy = [100.0 * side["next_token_accuracy"] for side in (values, reference)]
+    return {
+        **{name: bootstrap.mean(values[name]) for name in plain},
+        "latency_ratio_to_vanilla": bootstrap.ratio_of_means(values["latency_ms"], reference["latency_ms"]),
+        "accuracy_points_to_vanilla": bootstrap.mean_difference(*accuracy),
+    }
+
+
+def _batch_mean(values: Any, size: int, over_batches: PairedBootstrap) -> Interval:
+    """Mean over episodes, resampled by whole batches: a sum over batches over their sizes."""
+    batch = np.arange(len(values)) // size
+    return over_batches.ratio_of_means(np.bincount(batch, weights=values), np.bincount(batch).astype(np.float64))
+
+
+def results_json(results: Results, command: str) -> Summary:
+    """The content of ``results.json``.
+
+    Args:
+        results: what was measured.
+        command: what made it, for the reader.
+    """
+    return {
+        "config": results.config.to_dict(),
+        "made_by": {"command": command, "versions": versions(), "machine": machine()},
+        "policies": summarize(results),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    own = {"python": platform.python_version(), "wdmoe-env": wdmoe_env.__version__}
+    return own | {package: version(package) for package in PACKAGES}
+
+
+def machine() -> str:
+    """What decision times were measured on."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} torch threads"

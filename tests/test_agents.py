@@ -1,0 +1,213 @@
+"""Every policy by name: decisions that hold, one interface, and files that are safe to load."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import MICRO
+from test_env import make
+from test_vector_env import make_vec
+
+from agents import make_policy, policy_names
+from agents.distribution import ActionDistribution
+from agents.learned import LearnedPolicy, load_policy, save_policy
+from agents.network import TokenSharedNetwork, features
+from wdmoe_env.observations import decode_observation
+from wdmoe_env.physics.latency import device_load, radio_latency_s
+
+RULES_OF_ROUTED = ("vanilla", "vanilla-optimal", "top1", "greedy", "wdmoe", "wdmoe-selection", "fractional")
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make_vec(16, autoreset_mode="SAME_STEP").unwrapped
+
+
+@pytest.fixture
+def observation(env):
+    return env.reset(seed=0)[0]
+
+
+def decide(name, env, observation):
+    actions, _ = make_policy(name, env).predict(observation)
+    assert env.action_space.contains(actions)
+    return env.decode_action(actions)
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_every_policy_decides_for_every_token(name, env, observation):
+    selection, shares = decide(name, env, observation)
+    assert selection.any(-1).all()
+    np.testing.assert_allclose(shares.sum(-1), 1.0)
+    loaded = device_load(selection, observation["placement"].astype(float)).tokens > 0
+    assert (shares[loaded] > 0).all()
+
+
+@pytest.mark.parametrize("name", policy_names())
+def test_a_single_observation_is_a_batch_of_one(name, env, observation):
+    batch, _ = make_policy(name, env).predict({key: value[:1] for key, value in observation.items()})
+    single, _ = make_policy(name, env).predict({key: value[0] for key, value in observation.items()})
+    np.testing.assert_array_equal(single, batch[0])
+
+
+@pytest.mark.parametrize("name", RULES_OF_ROUTED)
+def test_rules_keep_to_the_routed_experts(name, env, observation):
+    selection, _ = decide(name, env, observation)
+    assert not (selection & (observation["routed"] == 0)).any()
+
+
+def test_named_baselines_are_what_they_say(env, observation):
+    routed, probs = observation["routed"] > 0, observation["gate_probs"]
+    selection, shares = decide("vanilla", env, observation)
+    np.testing.assert_array_equal(selection, routed)
+    np.testing.assert_allclose(shares, 1 / 8, rtol=1e-6)
+    selection, _ = decide("top1", env, observation)
+    np.testing.assert_array_equal(selection.argmax(-1), probs.argmax(-1))
+    assert (selection.sum(-1) == 1).all()
+    selection, _ = decide("random", env, observation)
+    np.testing.assert_array_equal(selection.sum(-1), routed.sum(-1))
+    block = decode_observation(observation)
+    token = radio_latency_s(block.links, np.full((16, 8), 1 / 8)) + block.links.compute_s
+    selection, _ = decide("greedy", env, observation)
+    chosen = token[np.arange(16)[:, None], selection.argmax(-1)]
+    assert (chosen <= np.where(routed, token[:, None, :], np.inf).min(-1) * (1 + 1e-9)).all()
+
+
+def test_random_depends_on_its_seed(env, observation):
+    decisions = [make_policy("random", env, seed).predict(observation)[0] for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(decisions[0], decisions[1])
+    assert not np.array_equal(decisions[0], decisions[2])
+
+
+def test_rewards_are_in_the_order_that_theory_says(env):
+    mean = {}
+    for name in ("vanilla", "vanilla-optimal", "wdmoe", "fractional"):
+        observation, _ = env.reset(seed=1)
+        mean[name] = env.step(make_policy(name, env).predict(observation)[0])[1]
+    assert (mean["vanilla-optimal"] >= mean["vanilla"]).all()
+    assert (mean["wdmoe"] >= mean["vanilla-optimal"] * (1 - 1e-9)).all()
+    assert mean["fractional"].mean() >= mean["wdmoe"].mean()
+
+
+def test_a_parameter_follows_a_colon(env, observation):
+    kept = [decide(f"wdmoe:{threshold}", env, observation)[0].sum() for threshold in (0.0, 0.8, 1.01)]
+    assert kept[0] == (observation["routed"] > 0).sum()
+    assert kept[0] >= kept[1] >= kept[2] == 16 * 8
+    kept = [decide(f"marginal-price:{price}", env, observation)[0].sum() for price in (0.0, 0.5, 1e6)]
+    assert kept[0] >= kept[1] >= kept[2] == 16 * 8
+
+
+def test_history_knows_only_the_past(env):
+    policy = make_policy("wdmoe-history:0.9", env)
+    observation, _ = env.reset(seed=0)
+    actions, state = policy.predict(observation, None, np.ones(16, dtype=bool))
+    np.testing.assert_array_equal(env.decode_action(actions)[0], observation["routed"] > 0)
+    later = {**observation, "spectral_efficiency": observation["spectral_efficiency"][..., ::-1].copy()}
+    with_past, _ = policy.predict(later, state)
+    expected, _ = make_policy("wdmoe-selection:0.9", env).predict(observation)
+    np.testing.assert_array_equal(env.decode_action(with_past)[0], env.decode_action(expected)[0])
+    forgotten, _ = policy.predict(later, state, np.ones(16, dtype=bool))
+    np.testing.assert_array_equal(forgotten, actions)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wdmo", "unknown policy 'wdmo'; the nearest known are wdmoe"),
+        ("vanilla:1", "policy 'vanilla' takes no parameter, got '1'"),
+        ("wdmoe:high", "policy 'wdmoe' takes a number as its threshold, got 'high'"),
+        ("nowhere/policy.safetensors", "expected a policy file nowhere/policy.safetensors, but there is none"),
+    ],
+)
+def test_mistakes_are_one_clear_sentence(name, message, env):
+    with pytest.raises(ValueError, match=message):
+        make_policy(name, env)
+
+
+def test_the_network_starts_near_own_routing(env, observation):
+    torch.manual_seed(0)
+    policy = LearnedPolicy(TokenSharedNetwork(), "joint", env.codec)
+    selection, shares = env.decode_action(policy.predict(observation)[0])
+    np.testing.assert_array_equal(selection, observation["routed"] > 0)
+    _, optimal = decide("vanilla-optimal", env, observation)
+    assert np.abs(np.log(shares / optimal)).max() < 1.0
+
+
+@pytest.mark.parametrize("decision", ["joint", "selection", "bandwidth"])
+def test_log_probabilities_are_those_of_the_samples(decision, env, observation):
+    torch.manual_seed(0)
+    network = TokenSharedNetwork(16)
+    tensors = {name: torch.as_tensor(value[:1]) for name, value in observation.items()}
+    repeated = {name: value.expand(20_000, *value.shape[1:]) for name, value in tensors.items()}
+    with torch.no_grad():
+        distribution = ActionDistribution(network, repeated, decision)
+        evaluated = distribution.evaluate(distribution.act(deterministic=False))
+    # The mean of -log p over samples is the entropy; shares clipped at the bounds are rare at this noise.
+    error = evaluated.log_prob.std().item() / 20_000**0.5
+    assert -evaluated.log_prob.mean().item() == pytest.approx(evaluated.entropy.mean().item(), abs=5 * error + 0.05)
+
+
+def test_features_do_not_depend_on_the_order_of_tokens_experts_or_devices(observation):
+    tensors = {name: torch.as_tensor(value) for name, value in observation.items()}
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    moved = dict(tensors)
+    for name in ("gate_probs", "routed"):
+        moved[name] = tensors[name][..., order]
+    moved["placement"] = tensors["placement"][:, order]
+    torch.testing.assert_close(features(moved).pairs, features(tensors).pairs[:, :, order])
+    devices = {name: tensors[name][..., order] for name in ("placement", "spectral_efficiency")}
+    devices |= {name: tensors[name][..., order] for name in ("compute_latency", "unit_latency")}
+    torch.testing.assert_close(features({**tensors, **devices}).pairs, features(tensors).pairs)
+
+
+def test_saved_policy_acts_alike(tmp_path, env, observation):
+    torch.manual_seed(1)
+    network = TokenSharedNetwork(16)
+    torch.nn.init.normal_(network.pair_head.weight)
+    save_policy(tmp_path / "policy.safetensors", network, "selection", {"num_experts": 8})
+    expected, _ = LearnedPolicy(network, "selection", env.codec).predict(observation)
+    for spec in ("policy.safetensors", "policy.json"):
+        loaded = make_policy(str(tmp_path / spec), env)
+        np.testing.assert_array_equal(loaded.predict(observation)[0], expected)
+
+
+def test_a_learned_policy_runs_at_other_sizes(env):
+    policy = LearnedPolicy(TokenSharedNetwork(), "joint", env.codec)
+    other = make(**{"num_tokens": 5, "devices": {"count": 3}}).unwrapped
+    observation, _ = other.reset(seed=0)
+    policy = LearnedPolicy(policy.network, "joint", other.codec)
+    other.step(policy.predict(observation)[0])
+
+
+def test_files_that_are_not_policies_are_refused(tmp_path, env):
+    path = tmp_path / "policy.safetensors"
+    save_policy(path, TokenSharedNetwork(16), "selection", {"num_experts": 4})
+    with pytest.raises(ValueError, match="is for 4 experts, the environment has 8"):
+        load_policy(str(path), env.codec)
+    save_policy(path, TokenSharedNetwork(16), "selection", {"num_experts": 8})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"expected the weights of a policy in .*policy\.safetensors"):
+        load_policy(str(path), env.codec)
+    path.write_bytes(whole)
+    card = json.loads(path.with_suffix(".json").read_text())
+    for broken in ("not json", "[]", "{}", json.dumps({**card, "width": "wide"})):
+        path.with_suffix(".json").write_text(broken)
+        with pytest.raises(ValueError, match="expected"):
+            load_policy(str(path), env.codec)
+    path.with_suffix(".json").write_text(json.dumps({**card, "width": 32}))
+    with pytest.raises(ValueError, match="expected the weights of a policy"):
+        load_policy(str(path), env.codec)
+
+
+def test_policies_act_in_every_environment():
+    for env_id in ("WDMoE-Selection-v0", "WDMoE-Bandwidth-v0"):
+        for action_type in ("box", "dict"):
+            env = make(env_id, action_type=action_type, **{k: v for k, v in MICRO.items() if k != "model"})
+            observation, _ = env.reset(seed=0)
+            for name in policy_names():
+                actions, _ = make_policy(name, env).predict(observation)
+                assert env.action_space.contains(actions)

@@ -1,0 +1,220 @@
+"""The text recipe, the training recipe, and the model that ships."""
+
+import gzip
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import wdmoe_env
+from train.language_model.__main__ import main
+from train.language_model.evaluate import cut, model_loss
+from train.language_model.export import export
+from train.language_model.loop import CHECKPOINT, Trainer
+from train.language_model.model import build, load_balance, loss
+from train.language_model.ngram import Bigram, Unigram
+from train.language_model.recipe import PRESETS
+from train.text.__main__ import write
+from train.text.documents import Document
+from train.text.shards import train_tokenizer, write_tokenizer
+from train.text.split import EPISODE_TEST, EPISODE_TRAIN, LANGUAGE_MODEL, VALIDATION
+
+ASSETS = Path(wdmoe_env.__file__).parent / "assets"
+CPU = torch.device("cpu")
+SMOKE = replace(PRESETS["smoke"], tokens=128 * 8, warmup_steps=2)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    """A cycle with noise: learnable in a few steps."""
+    rng = np.random.default_rng(0)
+    return np.where(rng.random(4000) < 0.9, np.arange(4000) % 50, rng.integers(0, 50, 4000)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("kind", [Unigram, Bigram])
+def test_ngrams_are_distributions(kind: type[Unigram] | type[Bigram], tokens: np.ndarray) -> None:
+    model = kind(tokens[:300], 60)
+    for previous in (0, 7, 49, 55):
+        logs = model.log_prob(np.full(60, previous), np.arange(60))
+        assert np.isfinite(logs).all()
+        assert np.exp(logs).sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_bigram_worked_by_hand() -> None:
+    # 0 1 0 1 0 2: bigrams 01 twice, 10 twice, 02 once; D = 1 / (1 + 2 x 2) = 0.2.
+    # Predecessor kinds: one each for 0, 1 and 2, so Q = 1/3 with D = 0.5 given back evenly (V = 3).
+    bigram = Bigram(np.array([0, 1, 0, 1, 0, 2]), 3)
+    expected = [0.2 * 2 / 3 / 3, (2 - 0.2) / 3 + 0.2 * 2 / 3 / 3, (1 - 0.2) / 3 + 0.2 * 2 / 3 / 3]
+    np.testing.assert_allclose(np.exp(bigram.log_prob(np.zeros(3, int), np.arange(3))), expected, rtol=1e-12)
+
+
+def test_training_loss_and_gradients_are_the_untouched_models(tokens: np.ndarray) -> None:
+    windows = torch.from_numpy(tokens[: 4 * 33].astype(np.int64)).view(4, 33)
+    ours = build(SMOKE, 50, CPU)
+    theirs = build(SMOKE, 50, CPU)
+    theirs.set_experts_implementation("eager")
+    theirs.set_attn_implementation("eager")
+    cross_entropy, _ = loss(ours, windows[:, :-1], windows[:, 1:], rows=48)
+    cross_entropy.backward()
+    logits = theirs(input_ids=windows[:, :-1]).logits
+    reference = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    reference.backward()
+    torch.testing.assert_close(cross_entropy, reference)
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_load_balance_is_one_when_even_and_experts_per_token_times_less_when_collapsed() -> None:
+    even = torch.eye(8).repeat(4, 1) * 50
+    assert load_balance(even, 1).item() == pytest.approx(1)
+    collapsed = torch.tensor([[50.0] + [0.0] * 7]).repeat(32, 1)
+    assert load_balance(collapsed, 1).item() == pytest.approx(8)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def test_killed_and_resumed_run_equals_the_uninterrupted_one(tokens: np.ndarray, tmp_path: Path) -> None:
+    whole = Trainer(SMOKE, build(SMOKE, 50, CPU), tokens, tmp_path / "whole")
+    whole.run(every=1)
+    killed = Trainer(SMOKE, build(SMOKE, 50, CPU), tokens, tmp_path / "killed")
+    killed.run(until=3, every=1)
+    killed.save()
+    killed.run(until=5, every=1)  # lost: after the checkpoint
+    resumed = Trainer(SMOKE, build(replace(SMOKE, seed=9), 50, CPU), tokens, tmp_path / "killed")
+    resumed.resume()
+    resumed.run(every=1)
+    assert len(whole.progress.curve) == SMOKE.steps
+    assert resumed.progress.curve == whole.progress.curve
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    with safe_open(tmp_path / "killed" / CHECKPOINT, "pt") as file:
+        assert json.loads(file.metadata()["progress"])["step"] == 3
+
+
+def test_training_learns_and_another_seed_differs(tokens: np.ndarray, tmp_path: Path) -> None:
+    recipe = replace(SMOKE, tokens=128 * 40, learning_rate=1e-2)
+    curves = []
+    for seed in (0, 1):
+        trainer = Trainer(replace(recipe, seed=seed), build(replace(recipe, seed=seed), 50, CPU), tokens, tmp_path)
+        trainer.run(every=10)
+        curves.append([mean for _, mean, _ in trainer.progress.curve])
+    assert curves[0] != curves[1]
+    assert max(curve[-1] for curve in curves) < 0.6 * math.log(50)
+
+
+def test_resume_refuses_another_recipe(tokens: np.ndarray, tmp_path: Path) -> None:
+    trainer = Trainer(SMOKE, build(SMOKE, 50, CPU), tokens, tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        trainer.resume()
+    trainer.save()
+    other = replace(SMOKE, balance=0.5)
+    with pytest.raises(ValueError, match="was written with Recipe"):
+        Trainer(other, build(other, 50, CPU), tokens, tmp_path).resume()
+    (tmp_path / CHECKPOINT).write_bytes((tmp_path / CHECKPOINT).read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+        trainer.resume()
+    with pytest.raises(ValueError, match="too few for one batch"):
+        Trainer(SMOKE, build(SMOKE, 50, CPU), tokens[:40], tmp_path)
+
+
+def test_export_keeps_the_function(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([Document("fiction", "a", "the old whale swims " * 50, "a")], 280, 10_000)
+    write_tokenizer(tokenizer, tmp_path, 64)
+    model = build(SMOKE, 280, CPU)
+    export(model, tmp_path, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "model")("the old whale")["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=2e-3, rtol=0)
+    assert {p.name for p in (tmp_path / "model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
+def test_the_whole_recipe_runs_and_writes_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the sizes are small: the commands are those of the user."""
+    rng = np.random.default_rng(0)
+    documents = [
+        Document(domain, str(k), " ".join(rng.choice(list("abcdefgh"), 600)), str(k))
+        for domain in ("fiction", "code")
+        for k in range(40)
+    ]
+    parts = {part: documents[k::4] for k, part in enumerate((LANGUAGE_MODEL, VALIDATION, EPISODE_TRAIN, EPISODE_TEST))}
+    write(tmp_path / "data", train_tokenizer(documents, 270, 10_000), parts, context=256)
+    command = ["train", "--data", str(tmp_path / "data"), "--preset", "smoke", "--tokens", "1280", "--save-every", "5"]
+    run = str(tmp_path / "run")
+    monkeypatch.setattr("sys.argv", [*command, "--out", run])
+    main()
+    monkeypatch.setattr("sys.argv", [*command[:3], "--evaluate", run])
+    main()
+    card = (tmp_path / "run" / "model" / "MODEL_CARD.md").read_text()
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert "10 of 10 steps" in card
+    assert f"{result['domains']['all']['model']:.3f}" in card
+    assert set(result["load"]) == {"fiction", "code", "all"}
+    monkeypatch.setattr("sys.argv", [*command, "--out", run])
+    with pytest.raises(SystemExit, match="holds a checkpoint: add --resume"):
+        main()
+
+
+@pytest.fixture(scope="module")
+def episodes() -> dict[str, list[dict[str, str]]]:
+    paths = {part: ASSETS / "text" / f"{part}.jsonl.gz" for part in ("train", "test")}
+    return {
+        part: [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        for part, path in paths.items()
+    }
+
+
+def test_shipped_text_is_disjoint_and_balanced(episodes: dict[str, list[dict[str, str]]]) -> None:
+    groups = {
+        part: {row["document"].removeprefix(row["domain"]).strip() for row in rows} for part, rows in episodes.items()
+    }
+    assert not groups["train"] & groups["test"]
+    for rows in episodes.values():
+        sizes = Counter[str]()
+        for row in rows:
+            sizes[row["domain"]] += len(row["text"].encode())
+        assert len(sizes) == 7
+        assert max(sizes.values()) < 1.25 * min(sizes.values())
+
+
+def test_shipped_files() -> None:
+    files = {path.name: path.stat().st_size for path in (ASSETS / "tiny").iterdir()}
+    assert set(files) == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "MODEL_CARD.md",
+    }
+    assert files["model.safetensors"] < 16e6
+
+
+def test_shipped_model_beats_a_unigram_fitted_to_the_very_text(episodes: dict[str, list[dict[str, str]]]) -> None:
+    """The unigram may even see the text it is judged on: random weights lose to it, trained ones don't."""
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(ASSETS / "tiny", dtype=torch.float32).eval()
+    chosen = {row["domain"]: row for row in reversed(episodes["test"])}.values()
+    rows = [[0, *tokenizer(row["text"])["input_ids"][:256]] for row in chosen]
+    ids = np.array([token for row in rows for token in row])
+    starts = np.cumsum([0, *map(len, rows)])[:-1]
+    index = [("all", "", int(start), len(row), 1) for start, row in zip(starts, rows, strict=True)]
+    text = cut(ids, index, 256)["all"]
+    targets = text.targets[text.targets >= 0]
+    model_nats, load = model_loss(model, text)
+    unigram_nats = -Unigram(targets, model.config.vocab_size).log_prob(targets, targets).sum()
+    assert model_nats < 0.9 * unigram_nats
+    assert load.sum() == len(targets) * model.config.num_hidden_layers * 2

@@ -1,0 +1,123 @@
+"""The channel as a whole: units, shadowing, Doppler, seeding and independence of the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import special
+
+from wdmoe_env.config import ChannelConfig, DeviceConfig
+from wdmoe_env.physics.channel import Channel
+
+
+def generators(count, seed=0):
+    return [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(count)]
+
+
+def plain(**changes):
+    """A channel of path loss alone, unless changed."""
+    return ChannelConfig(**{"fading": "none", "shadowing_std_db": 0.0, **changes})
+
+
+def test_shapes_and_default_ring():
+    trace = Channel(ChannelConfig(), DeviceConfig(), num_blocks=4).sample(generators(3))
+    assert trace.gain.shape == trace.distance_m.shape == (4, 3, 8)
+    assert trace.full_band_snr.shape == (4, 3, 2, 8)
+    assert np.all((trace.distance_m >= 20.0) & (trace.distance_m <= 200.0))
+    assert np.all(trace.gain > 0)
+    np.testing.assert_array_equal(trace.distance_m, np.broadcast_to(trace.distance_m[:1], trace.distance_m.shape))
+
+
+def test_link_budget_in_db():
+    # 100 m free space at 3.5 GHz: 92.45 + 10.88 - 20 = 83.33 dB. Downlink 10 W = 40 dBm, uplink 0.2 W = 23.01 dBm;
+    # noise over 100 MHz: -174 + 80 = -94 dBm. So 40 - 83.33 + 94 = 50.67 dB and 23.01 - 83.33 + 94 = 33.68 dB.
+    devices = DeviceConfig(count=1, distances_m=(100.0,))
+    trace = Channel(plain(path_loss="free_space"), devices, num_blocks=2).sample(generators(1))
+    snr_db = 10 * np.log10(trace.full_band_snr)
+    np.testing.assert_allclose(snr_db[:, 0, 0, 0], 50.67, atol=0.01)
+    np.testing.assert_allclose(snr_db[:, 0, 1, 0], 33.68, atol=0.01)
+    np.testing.assert_allclose(10 * np.log10(trace.gain), -83.33, atol=0.01)
+
+
+@pytest.mark.parametrize(("std_db", "expected"), [(None, 4.0), (6.5, 6.5), (0.0, 0.0)])
+def test_shadowing_is_log_normal_and_holds_for_the_episode(std_db, expected):
+    devices = DeviceConfig(count=1000, distances_m=(100.0,) * 1000)
+    channel = plain(shadowing_std_db=std_db)
+    gain_db = 10 * np.log10(Channel(channel, devices, num_blocks=3).sample(generators(100)).gain)
+    assert gain_db[0].std() == pytest.approx(expected, rel=0.01, abs=1e-9)
+    assert gain_db[0].mean() == pytest.approx(-85.3142, abs=0.05)  # the median is the path loss
+    np.testing.assert_allclose(gain_db, np.broadcast_to(gain_db[0], gain_db.shape))
+
+
+def test_exponent_reaches_the_path_loss():
+    devices = DeviceConfig(count=1, distances_m=(100.0,))
+    gains = [
+        Channel(plain(path_loss="log_distance", path_loss_exponent=n), devices, 1).sample(generators(1)).gain.item()
+        for n in (2.0, 3.0)
+    ]
+    assert gains[0] / gains[1] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("speed_mps", [0.0, 0.83, 3.0])
+def test_doppler_follows_from_speed_and_carrier(speed_mps):
+    devices = DeviceConfig(count=500, distances_m=(100.0,) * 500, speed_mps=speed_mps)
+    channel = Channel(plain(fading="rayleigh", block_interval_s=0.02), devices, num_blocks=4)
+    gain = channel.sample(generators(2000)).gain.reshape(4, -1)
+    # f_d = v f / c, so 2 pi f_d T = 2 pi x 0.83 x 3.5e9 x 0.02 / 2.99792458e8 = 1.21769 at walking speed.
+    lags = special.j0(1.21769 * speed_mps / 0.83 * np.arange(4))
+    np.testing.assert_allclose(np.corrcoef(gain)[0], lags**2, atol=0.01)
+
+
+def test_moving_devices_change_distance_between_blocks():
+    devices = DeviceConfig(mobility="gauss_markov", speed_mps=20.0)
+    trace = Channel(plain(block_interval_s=0.1), devices, num_blocks=5).sample(generators(200))
+    steps = np.abs(np.diff(trace.distance_m, axis=0))
+    assert np.all(steps.max(axis=(1, 2)) > 1.0)
+    assert np.all((trace.distance_m >= 20.0) & (trace.distance_m <= 200.0))
+    # Without fading and shadowing the gain is the path loss of where the device is.
+    order = np.argsort(trace.distance_m, axis=None)
+    assert np.all(np.diff(trace.gain.ravel()[order]) <= 0)
+
+
+CONFIGS = {
+    "default": (ChannelConfig(), DeviceConfig()),
+    "moving_rician": (ChannelConfig(fading="rician"), DeviceConfig(mobility="gauss_markov", count=5)),
+    "nakagami": (ChannelConfig(fading="nakagami", nakagami_m=2.5, path_loss="uma_nlos"), DeviceConfig(count=3)),
+    "none": (ChannelConfig(fading="none"), DeviceConfig(distances_m=(50.0,) * 8)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_same_seed_same_trace_other_seed_other_trace(name):
+    channel = Channel(*CONFIGS[name], num_blocks=4)
+    first, again, other = (channel.sample(generators(3, seed)).full_band_snr for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert not np.isclose(first, other).any()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_row_depends_on_its_own_generator_alone(name):
+    channel = Channel(*CONFIGS[name], num_blocks=4)
+    batch = channel.sample(generators(5))
+    for row, generator in enumerate(generators(5)):
+        alone = channel.sample([generator])
+        np.testing.assert_allclose(alone.full_band_snr[:, 0], batch.full_band_snr[:, row], rtol=1e-12)
+        np.testing.assert_allclose(alone.distance_m[:, 0], batch.distance_m[:, row], rtol=1e-12)
+
+
+def test_one_generator_gives_new_episodes_one_after_the_other():
+    channel = Channel(*CONFIGS["default"], num_blocks=2)
+    (generator,) = generators(1)
+    first, second = (channel.sample([generator]).full_band_snr for _ in range(2))
+    assert not np.isclose(first, second).any()
+
+
+def test_rows_and_devices_are_independent():
+    gain = Channel(*CONFIGS["default"], num_blocks=1).sample(generators(20_000)).gain[0]
+    correlation = np.corrcoef(np.log(gain.T))
+    assert np.abs(correlation - np.eye(8)).max() < 0.03
+
+
+def test_no_blocks_is_refused():
+    with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
+        Channel(ChannelConfig(), DeviceConfig(), num_blocks=0)

@@ -1,0 +1,180 @@
+"""The batched environment: equal to single ones, in every autoreset mode, and frugal."""
+
+from __future__ import annotations
+
+import gc
+
+import greenlet
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import MICRO
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from test_env import IDS, assert_same, make
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def make_vec(num_envs, env_id="WDMoE-v0", **keywords):
+    return gym.make_vec(f"wdmoe_env:{env_id}", num_envs=num_envs, **{**MICRO, **keywords})
+
+
+def make_sync(num_envs, mode, env_id="WDMoE-v0"):
+    return SyncVectorEnv([lambda: make(env_id) for _ in range(num_envs)], autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_64_batched_are_64_single(env_id):
+    batched = make_vec(64, env_id)
+    singles = [make(env_id) for _ in range(64)]
+    batched.action_space.seed(0)
+    observation, info = batched.reset(seed=100)
+    for n, env in enumerate(singles):
+        alone, alone_info = env.reset(seed=100 + n)
+        assert_same({k: v[n] for k, v in observation.items()}, alone, **CLOSE)
+        assert info["window"][n] == alone_info["window"]
+    for _ in range(batched.unwrapped.num_blocks):
+        actions = batched.action_space.sample()
+        observation, reward, terminated, truncated, info = batched.step(actions)
+        for n, env in enumerate(singles):
+            alone, alone_reward, alone_end, _, alone_info = env.step(actions[n])
+            assert_same({k: v[n] for k, v in observation.items()}, alone, **CLOSE)
+            assert reward[n] == pytest.approx(alone_reward, rel=1e-4, abs=1e-4)
+            assert terminated[n] == alone_end
+            assert not truncated[n]
+            terms = alone_info.pop("reward_terms")
+            assert_same({k: info["reward_terms"][k][n] for k in terms}, terms, **CLOSE)
+            assert_same({k: info[k][n] for k in alone_info}, alone_info, **CLOSE)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_autoreset_is_that_of_gymnasiums_own_vector_env(mode):
+    native, sync = make_vec(3, autoreset_mode=mode), make_sync(3, mode)
+    assert native.metadata["autoreset_mode"] == native.unwrapped.autoreset_mode == mode
+    native.action_space.seed(1)
+    assert_same(native.reset(seed=7), sync.reset(seed=7), **CLOSE)
+    for _ in range(2 * native.unwrapped.num_blocks + 3):
+        actions = native.action_space.sample()
+        ours, theirs = native.step(actions), sync.step(actions)
+        assert_same(ours[:4], theirs[:4], **CLOSE)
+        assert_infos_same(ours[4], theirs[4])
+        if mode == AutoresetMode.DISABLED and ours[2].any():
+            mask = ours[2]
+            assert_same(
+                native.reset(options={"reset_mask": mask}), sync.reset(options={"reset_mask": mask.copy()}), **CLOSE
+            )
+
+
+def assert_infos_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    final, other = ours.pop("final_obs", None), theirs.pop("final_obs", None)
+    assert (final is None) == (other is None)
+    if final is not None:
+        for mine, their in zip(final, other, strict=True):
+            assert (mine is None) == (their is None)
+            if mine is not None:
+                assert_same(mine, their, **CLOSE)
+    assert_same(ours, theirs, **CLOSE)
+
+
+def test_some_environments_may_be_reset_in_mid_episode():
+    native, sync = make_vec(4), make_sync(4, AutoresetMode.NEXT_STEP)
+    native.action_space.seed(2)
+    native.reset(seed=0)
+    sync.reset(seed=0)
+    mask = np.array([False, True, False, True])
+    for step in range(3 * native.unwrapped.num_blocks):
+        actions = native.action_space.sample()
+        assert_same(native.step(actions)[:4], sync.step(actions)[:4], **CLOSE)
+        if step == 0:
+            assert_same(
+                native.reset(options={"reset_mask": mask})[0],
+                sync.reset(options={"reset_mask": mask.copy()})[0],
+                **CLOSE,
+            )
+
+
+def test_dict_actions_are_batched_dicts():
+    env = make_vec(5, action_type="dict")
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    info = env.step(action)[4]
+    chosen = action["experts"].any(-1)
+    np.testing.assert_array_equal(info["selection"][chosen], action["experts"][chosen] > 0)
+    assert (info["repaired_tokens"] == (~chosen).sum(-1)).all()
+
+
+def test_encode_and_decode_take_a_batch():
+    env = make_vec(5).unwrapped
+    rng = np.random.default_rng(0)
+    selection, shares = rng.random((5, 8, 8)) > 0.5, rng.dirichlet(np.full(8, 5.0), size=5)
+    decoded = env.decode_action(env.encode_action(selection, shares))
+    np.testing.assert_array_equal(decoded[0], selection)
+    np.testing.assert_allclose(decoded[1], shares, rtol=1e-5)
+
+
+def test_seeds_windows_and_generators():
+    env = make_vec(3)
+    one, info = env.reset(seed=[5, 5, 6], options={"window": np.array([1, 1, 2])})
+    assert_same({k: v[0] for k, v in one.items()}, {k: v[1] for k, v in one.items()}, **CLOSE)
+    assert info["window"].tolist() == [1, 1, 2]
+    assert env.unwrapped.np_random_seed == (5, 5, 6)
+    assert not np.array_equal(one["spectral_efficiency"][0], one["spectral_efficiency"][2])
+
+
+def test_mistakes_are_one_clear_sentence():
+    with pytest.raises(ValueError, match="autoreset_mode must be one of NEXT_STEP, SAME_STEP, DISABLED, got 'NOW'"):
+        make_vec(2, autoreset_mode="NOW")
+    env = make_vec(2, autoreset_mode="DISABLED")
+    with pytest.raises(gym.error.ResetNeeded, match="environments"):
+        env.step(env.action_space.sample())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"expected action of shape \(2, 72\), got \(72,\)"):
+        env.step(env.single_action_space.sample())
+    with pytest.raises(ValueError, match="reset_mask must be a bool array"):
+        env.reset(options={"reset_mask": np.array([1, 0])})
+    with pytest.raises(ValueError, match="expected 2 seeds"):
+        env.reset(seed=[1, 2, 3])
+    for _ in range(env.unwrapped.num_blocks):
+        env.step(env.action_space.sample())
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(env.action_space.sample())
+
+
+def test_a_thousand_abandoned_episodes_leave_no_greenlet_and_flat_memory():
+    env = make().unwrapped
+    action = env.action_space.sample()
+
+    def abandon(count):
+        for seed in range(count):
+            env.reset(seed=seed)
+            env.step(action)
+
+    abandon(100)
+    gc.collect()
+    before = resident_bytes()
+    abandon(1000)
+    env.close()
+    gc.collect()
+    assert resident_bytes() - before < 20e6
+    assert live_greenlets() == 0
+
+
+def test_an_environment_that_is_dropped_takes_its_episode_along():
+    for _ in range(20):
+        env = make_vec(2)
+        env.reset(seed=0)
+        del env
+    gc.collect()
+    assert live_greenlets() == 0
+
+
+def live_greenlets():
+    return sum(
+        isinstance(o, greenlet.greenlet) and bool(o) and o is not greenlet.getcurrent() for o in gc.get_objects()
+    )
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096

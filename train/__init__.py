@@ -1,0 +1,1 @@
+"""Recipes: the text, the language model that ships, and the agents."""

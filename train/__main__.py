@@ -1,0 +1,56 @@
+"""Command line: ``python -m train --help``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from train.agent import Arguments, train
+
+EXAMPLES = """
+examples:
+  python -m train                                             # selection, reward "wlr", into runs/ppo
+  python -m train --reward latency_quality --quality-weight 20 --out runs/quality
+  python -m train --env-id WDMoE-v0 --out runs/joint          # learns the bandwidth shares too
+  python -m train --out runs/joint --env-id WDMoE-v0 --resume # goes on after a kill
+  tensorboard --logdir runs                                   # curves
+
+The run folder holds the policy (policy.safetensors and policy.json), progress.csv (curves), arguments.json and
+checkpoint.safetensors. Compare it with the optimizer: python -m eval --policies vanilla wdmoe RUN/policy.safetensors
+The language model has recipes of its own: python -m train.text --help, python -m train.language_model --help.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """A flag for every field of ``Arguments``."""
+    result = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Train a policy with PPO on the batched WDMoE environment.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for field in dataclasses.fields(Arguments):
+        flag = "--" + field.name.replace("_", "-")
+        options: dict[str, Any] = {"default": field.default, "help": f"{field.metadata['help']} ({field.default})"}
+        kind = type(field.default)
+        options |= {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        result.add_argument(flag, **options)
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train; returns the exit code."""
+    arguments = Arguments(**vars(parser().parse_args(argv)))
+    try:
+        path = train(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"python -m train: {error}", file=sys.stderr)
+        return 2
+    print(f"policy: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The language model's recipe: a small mixture of experts trained on the token shards."""

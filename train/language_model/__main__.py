@@ -1,0 +1,118 @@
+"""`python -m train.language_model`: train the small mixture of experts that ships."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from train.language_model.card import card
+from train.language_model.evaluate import cut, evaluate
+from train.language_model.export import export
+from train.language_model.loop import CHECKPOINT, Progress, Trainer, read_progress
+from train.language_model.model import build
+from train.language_model.recipe import PRESETS, Recipe
+from train.text.shards import read_shard, write_whole
+from train.text.split import LANGUAGE_MODEL, VALIDATION
+
+HELP = """Train a Mixtral-like mixture of experts on the shards of `python -m train.text`.
+
+  python -m train.language_model --data data --out runs/tiny
+  python -m train.language_model --data data --out runs/tiny --resume       after a kill
+  python -m train.language_model --data data --out runs/big --device cuda --tokens 400000000
+
+A run is one schedule of --tokens tokens. It saves a checkpoint and an exported model
+(OUT/model, for from_pretrained) every --save-every steps and at the end. A resumed run
+gives the weights that the uninterrupted one would have given.
+
+  python -m train.language_model --data data --evaluate runs/tiny
+measures OUT/model on the validation documents, against unigram and bigram models of the
+training tokens, and writes OUT/model/MODEL_CARD.md and OUT/evaluation.json. The model that
+ships is OUT/model copied to wdmoe_env/assets/tiny."""
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    options = _parser().parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    recipe = replace(PRESETS[options.preset], seed=options.seed)
+    if options.tokens is not None:
+        recipe = replace(recipe, tokens=options.tokens)
+    try:
+        if options.evaluate is not None:
+            report(options.evaluate, options.data, device)
+        else:
+            train(recipe, options.data, options.out, device, options.resume, options.save_every)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def train(recipe: Recipe, data: Path, out: Path, device: torch.device, resume: bool, save_every: int) -> None:
+    """Train, with a progress bar, and leave the exported model in `out/model`."""
+    tokens, _ = read_shard(data / f"{LANGUAGE_MODEL}.npy")
+    tokenizer = data / "tokenizer"
+    vocabulary = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size()
+    trainer = Trainer(recipe, build(recipe, vocabulary, device), tokens, out)
+    if resume:
+        trainer.resume()
+    elif (out / CHECKPOINT).exists():
+        raise ValueError(f"{out} holds a checkpoint: add --resume to go on with it, or choose another --out.")
+    step_tokens = recipe.sequence * recipe.batch
+    begun = trainer.progress.step * step_tokens
+    with tqdm(total=recipe.steps * step_tokens, initial=begun, unit="token", unit_scale=True) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.update(progress.step * step_tokens - bar.n)
+            _, mean, balance = progress.curve[-1]
+            bar.set_postfix(nats=f"{mean:.3f}", balance=f"{balance / recipe.blocks:.3f}")
+
+        while trainer.progress.step < recipe.steps:
+            trainer.run(until=trainer.progress.step + save_every, report=show)
+            trainer.save()
+            export(trainer.model, tokenizer, out / "model")
+
+
+def report(run: Path, data: Path, device: torch.device) -> None:
+    """Evaluate a run's exported model, print the losses, and write its card."""
+    recipe, progress = read_progress(run / CHECKPOINT)
+    training, _ = read_shard(data / f"{LANGUAGE_MODEL}.npy")
+    held_out = cut(*read_shard(data / f"{VALIDATION}.npy"), recipe.positions)
+    evaluation = evaluate(run / "model", training, held_out, device)
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    counts = {
+        "parameters": model.num_parameters(),
+        "vocabulary": model.config.vocab_size,
+        "corpus": len(training),
+    }
+    summary = json.loads((data / "summary.json").read_text())
+    text = card(recipe, progress, evaluation, summary, counts)
+    write_whole(run / "evaluation.json", json.dumps(asdict(evaluation), indent=1).encode() + b"\n")
+    write_whole(run / "model" / "MODEL_CARD.md", text.encode())
+    print(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m train.language_model", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of `python -m train.text`")
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of checkpoints and model")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes (default: tiny)")
+    parser.add_argument("--tokens", type=int, help="tokens of the whole run (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: 500)")
+    parser.add_argument("--evaluate", type=Path, metavar="RUN", help="measure a run and write its card, do not train")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

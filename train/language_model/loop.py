@@ -1,0 +1,193 @@
+"""The training loop: windows, schedule, checkpoints that resume exactly."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from train.language_model.model import loss
+from train.language_model.recipe import Recipe
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass
+class Progress:
+    """What a run has done so far.
+
+    Attributes:
+        step: Optimizer steps taken.
+        seconds: Time spent in them.
+        hardware: What it ran on.
+        budgets: (step, tokens) of every resumption that changed the token budget.
+        curve: (step, mean cross-entropy since the last entry, balance) at regular steps.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    hardware: str = ""
+    budgets: list[tuple[int, int]] = field(default_factory=list)
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        recipe: Sizes and schedule.
+        model: From `train.language_model.model.build`.
+        tokens: The training shard.
+        folder: Where checkpoints go.
+
+    Raises:
+        ValueError: The shard is shorter than one batch of windows.
+    """
+
+    def __init__(self, recipe: Recipe, model: Any, tokens: NDArray[np.uint16], folder: Path) -> None:
+        self.recipe, self.model, self.tokens, self.folder = recipe, model, tokens, folder
+        self.device: torch.device = model.device
+        self.progress = Progress(hardware=_hardware(self.device))
+        self.optimizer = _optimizer(model, recipe)
+        windows = (len(tokens) - 1) // recipe.sequence - 1
+        if windows < recipe.batch:
+            raise ValueError(f"The training text holds {len(tokens)} tokens, too few for one batch of windows.")
+        self._per_epoch = windows // recipe.batch
+        self._epoch, self._starts = -1, np.zeros(0, dtype=np.int64)
+
+    def run(self, until: int | None = None, every: int = 50, report: Callable[[Progress], None] | None = None) -> None:
+        """Train to the end of the schedule, or to step `until`.
+
+        Args:
+            until: Stop after this many steps in all.
+            every: Steps between two entries of the curve and two calls of `report`.
+            report: Called with the progress.
+        """
+        end = self.recipe.steps if until is None else min(until, self.recipe.steps)
+        self.model.train()
+        sums, count = torch.zeros(2), 0
+        while self.progress.step < end:
+            began = time.perf_counter()
+            sums += self._step(self.progress.step)
+            count += 1
+            self.progress.step += 1
+            self.progress.seconds += time.perf_counter() - began
+            if self.progress.step % every == 0 or self.progress.step == end:
+                mean, balance = (sums / count).tolist()
+                self.progress.curve.append((self.progress.step, mean, balance))
+                sums, count = torch.zeros(2), 0
+                if report is not None:
+                    report(self.progress)
+
+    def _step(self, step: int) -> Tensor:
+        """Take one optimizer step; return (cross-entropy, balance)."""
+        inputs, targets = self._batch(step)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            cross_entropy, balance = loss(self.model, inputs, targets, 128 if self.device.type == "cpu" else 8192)
+        torch.autograd.backward(cross_entropy + self.recipe.balance * balance)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return torch.stack([cross_entropy.detach(), balance.detach()]).cpu()
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the windows of a step: every epoch is a new permutation over a new grid."""
+        epoch, place = divmod(step, self._per_epoch)
+        size, sequence = self.recipe.batch, self.recipe.sequence
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self.recipe.seed, epoch])
+            offset = generator.integers(sequence)
+            self._starts = offset + sequence * generator.permutation((len(self.tokens) - 1) // sequence - 1)
+            self._epoch = epoch
+        rows = self._starts[place * size : (place + 1) * size, None] + np.arange(sequence + 1)
+        windows = torch.from_numpy(self.tokens[rows].astype(np.int64)).to(self.device)
+        return windows[:, :-1], windows[:, 1:]
+
+    def save(self) -> None:
+        """Write weights, optimizer state and progress as one safetensors file, whole or not at all."""
+        tensors = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{key}.{name}"] = value
+        header = {"recipe": json.dumps(asdict(self.recipe)), "progress": json.dumps(asdict(self.progress))}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / (CHECKPOINT + ".part")
+        save_file(tensors, partial, metadata=header)
+        os.replace(partial, self.folder / CHECKPOINT)
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint; the recipe may have another token budget than before.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: It belongs to another recipe.
+        """
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: there is nothing to resume.")
+        found, progress = read_progress(path)
+        with safe_open(path, "pt", device=str(self.device)) as file:
+            if replace(found, tokens=self.recipe.tokens) != self.recipe:
+                raise ValueError(f"{path} was written with {found}, the run to resume has {self.recipe}.")
+            for name, parameter in self.model.named_parameters():
+                parameter.data.copy_(file.get_tensor(f"model.{name}"))
+                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in file.keys()]  # noqa: SIM118
+                self.optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}") for key in keys}
+        if found.tokens != self.recipe.tokens:
+            progress.budgets.append((progress.step, self.recipe.tokens))
+        self.progress = replace(progress, hardware=self.progress.hardware)
+
+
+def read_progress(path: Path) -> tuple[Recipe, Progress]:
+    """Return a checkpoint's recipe and progress.
+
+    Raises:
+        ValueError: The file is not a whole checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole checkpoint: {error}.") from error
+    if not {"recipe", "progress"} <= header.keys():
+        raise ValueError(f"{path} is no checkpoint of this recipe: its header lacks recipe and progress.")
+    progress = Progress(**json.loads(header["progress"]))
+    progress.curve = [(int(step), float(mean), float(balance)) for step, mean, balance in progress.curve]
+    progress.budgets = [(int(step), int(tokens)) for step, tokens in progress.budgets]
+    return Recipe(**json.loads(header["recipe"])), progress
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Return the rate of a step: linear warm-up, then a cosine to a twentieth of the peak."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return recipe.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+def _optimizer(model: Any, recipe: Recipe) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"one {torch.cuda.get_device_name(device)} in bfloat16"
+    return f"{torch.get_num_threads()} CPU thread(s) in bfloat16"

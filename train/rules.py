@@ -1,0 +1,66 @@
+"""Choose the two constants of the rules on training windows: ``python -m train.rules``.
+
+The paper promises lower latency without loss of quality, and leaves open when its threshold stops growing. Here
+the stopping gain is the least of a grid whose loss of next-token accuracy stays within a bound, and the price of
+``marginal-price`` is the greatest of a grid whose added NLL stays within that of ``wdmoe``. Prints both tables;
+the constants stand in ``agents/rules.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from agents import rules
+from agents.policy import Rule, RulePolicy
+from eval.plan import Episodes, plan_episodes
+from eval.runner import run_batch
+
+STOPPING_GAINS = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0)
+PRICES_PER_MS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
+BATCH = 64
+
+
+def measure(env: Any, rule: Rule, episodes: Episodes) -> dict[str, Any]:
+    """Means over episodes of what ``run_batch`` measures."""
+    parts = [run_batch(env, RulePolicy(rule, env.codec), batch) for batch in episodes.batches(BATCH)]
+    return {name: np.concatenate([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+def main() -> None:
+    """Measure both grids and print what they choose."""
+    parser = argparse.ArgumentParser(prog="python -m train.rules", description=__doc__)
+    parser.add_argument("--model", default="tiny", help="language model (tiny)")
+    parser.add_argument("--episodes", type=int, default=1024, help="training windows, a multiple of 64 (1024)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of windows and channels (0)")
+    parser.add_argument("--max-loss-points", type=float, default=0.4, help="accuracy that wdmoe may lose (0.4)")
+    options = parser.parse_args()
+
+    env: Any = gym.make_vec(
+        "wdmoe_env:WDMoE-v0", num_envs=BATCH, autoreset_mode="DISABLED", model=options.model, split="train"
+    )
+    episodes = plan_episodes(options.episodes, len(env.simulator.source.windows), options.seed)
+    own = measure(env, rules.vanilla_optimal, episodes)
+    print(f"{'':24}latency_ms  added_nll  accuracy_points")
+
+    def row(label: str, rule: Rule) -> tuple[float, float]:
+        measured = measure(env, rule, episodes)
+        added = measured["nll"] - own["nll"]
+        points = 100.0 * (measured["next_token_accuracy"] - own["next_token_accuracy"])
+        print(f"{label:24}{measured['latency_ms']:10.2f} {added:10.4f} {points:16.2f}", flush=True)
+        return added, points
+
+    row("vanilla-optimal", rules.vanilla_optimal)
+    gains = {g: row(f"wdmoe, gain {g:g}", partial(rules.wdmoe, stopping_gain=g)) for g in STOPPING_GAINS}
+    gain = min((g for g, (_, points) in gains.items() if points >= -options.max_loss_points), default=max(gains))
+    prices = {p: row(f"marginal-price:{p:g}", partial(rules.marginal_price, price_per_ms=p)) for p in PRICES_PER_MS}
+    price = max((p for p, (added, _) in prices.items() if added <= gains[gain][0]), default=min(prices))
+    print(f"STOPPING_GAIN = {gain:g}\nDEFAULT_PRICE_PER_MS = {price:g}")
+
+
+if __name__ == "__main__":
+    main()

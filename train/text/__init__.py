@@ -1,0 +1,1 @@
+"""The text recipe: pinned packages in, token shards and episode text out."""

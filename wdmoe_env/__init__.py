@@ -1,0 +1,19 @@
+"""WDMoE-Env: wireless distributed mixture of experts as a Gymnasium environment.
+
+Importing this package registers the environments and loads neither torch nor transformers.
+"""
+
+from gymnasium.envs.registration import register, registry
+
+__version__ = "0.1.0"
+
+ENV_IDS = {"WDMoE-v0": "joint", "WDMoE-Selection-v0": "selection", "WDMoE-Bandwidth-v0": "bandwidth"}
+
+for _id, _decision in ENV_IDS.items():
+    if _id not in registry:
+        register(
+            _id,
+            entry_point="wdmoe_env.env:WDMoEEnv",
+            vector_entry_point="wdmoe_env.vector_env:WDMoEVectorEnv",
+            kwargs={"decision": _decision},
+        )

@@ -1,0 +1,304 @@
+"""Settings of the environment as frozen dataclasses: the ground floor, which imports nothing of the package.
+
+Every unit stands in the field's name. Every field is checked on construction, so that a wrong setting is
+one sentence before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+PathLoss = Literal["umi_los", "umi_nlos", "uma_los", "uma_nlos", "log_distance", "free_space"]
+Fading = Literal["rayleigh", "rician", "nakagami", "none"]
+Mobility = Literal["static", "gauss_markov"]
+DecisionKind = Literal["joint", "selection", "bandwidth"]
+ActionType = Literal["box", "dict"]
+Split = Literal["train", "test"]
+
+ConfigT = TypeVar("ConfigT")
+
+# SwiGLU's activation on one hidden unit: exp, add, divide, multiply by x, multiply by the linear branch.
+ACTIVATION_FLOPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelConfig:
+    """The radio between the base station and the devices; design equations (1) to (4).
+
+    Attributes:
+        path_loss: path-loss law. ``umi_*`` and ``uma_*`` are 3GPP TR 38.901 Table 7.4.1-1.
+        carrier_hz: carrier frequency.
+        bandwidth_hz: total bandwidth B, shared by all devices.
+        base_station_power_w: transmit power of the downlink.
+        device_power_w: transmit power of the uplink.
+        noise_dbm_per_hz: noise power spectral density N0.
+        shadowing_std_db: log-normal shadowing; ``None`` takes the path-loss law's own (0 for ``free_space``).
+        path_loss_exponent: exponent of ``log_distance``, which starts from free space at one metre.
+        fading: small-scale fading, constant within a block.
+        rician_k_db: power of the line of sight over that of the scattered paths, for ``rician``.
+        nakagami_m: shape of ``nakagami``, a multiple of 1/2 (m = 1 is Rayleigh).
+        block_interval_s: time T between the fading of one block and of the next in Jakes' model.
+    """
+
+    path_loss: PathLoss = "umi_los"
+    carrier_hz: float = 3.5e9
+    bandwidth_hz: float = 100e6
+    base_station_power_w: float = 10.0
+    device_power_w: float = 0.2
+    noise_dbm_per_hz: float = -174.0
+    shadowing_std_db: float | None = None
+    path_loss_exponent: float = 3.0
+    fading: Fading = "rayleigh"
+    rician_k_db: float = 6.0
+    nakagami_m: float = 2.0
+    block_interval_s: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_choice("path_loss", self.path_loss, get_args(PathLoss))
+        _check_choice("fading", self.fading, get_args(Fading))
+        for name in (
+            "carrier_hz",
+            "bandwidth_hz",
+            "base_station_power_w",
+            "device_power_w",
+            "path_loss_exponent",
+        ):
+            _check_number(name, getattr(self, name), above=0.0)
+        _check_number("noise_dbm_per_hz", self.noise_dbm_per_hz)
+        _check_number("rician_k_db", self.rician_k_db)
+        _check_number("block_interval_s", self.block_interval_s, at_least=0.0)
+        if self.shadowing_std_db is not None:
+            _check_number("shadowing_std_db", self.shadowing_std_db, at_least=0.0)
+        _check_number("nakagami_m", self.nakagami_m, at_least=0.5)
+        if (2 * self.nakagami_m) % 1:
+            raise ValueError(f"nakagami_m must be a multiple of 0.5, got {self.nakagami_m}")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """The mobile devices: how many, which hardware, where, and how they move.
+
+    Attributes:
+        profiles: hardware of each device, by name in ``wdmoe_env.physics.compute.DEVICE_PROFILES``; a shorter
+            tuple is repeated until ``count`` devices have one.
+        count: number of devices U.
+        utilization: share of a profile's peak FLOP/s that an expert reaches.
+        distance_range_m: each episode places every device uniformly over this ring around the base station.
+        distances_m: fixed distances, one per device, in place of ``distance_range_m``.
+        mobility: ``static``, or ``gauss_markov`` (velocity remembers itself from block to block).
+        speed_mps: speed of the devices, or of the scatterers around static ones; it sets the Doppler shift.
+        mobility_memory: Gauss-Markov's alpha in [0, 1]; 1 is a straight line, 0 a random walk.
+    """
+
+    profiles: tuple[str, ...] = (
+        "jetson-agx-orin-64gb",
+        "jetson-agx-orin-32gb",
+        "jetson-orin-nx-16gb",
+        "jetson-orin-nx-8gb",
+        "jetson-orin-nano-8gb",
+        "jetson-xavier-nx-16gb",
+        "jetson-agx-xavier-32gb",
+        "jetson-tx2",
+    )
+    count: int = 8
+    utilization: float = 0.5
+    distance_range_m: tuple[float, float] = (20.0, 200.0)
+    distances_m: tuple[float, ...] | None = None
+    mobility: Mobility = "static"
+    speed_mps: float = 0.83
+    mobility_memory: float = 0.85
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_integer("count", self.count, at_least=1)
+        if not self.profiles:
+            raise ValueError("profiles must name at least one device profile, got an empty tuple")
+        _check_number("utilization", self.utilization, above=0.0, at_most=1.0)
+        _check_choice("mobility", self.mobility, get_args(Mobility))
+        _check_number("speed_mps", self.speed_mps, at_least=0.0)
+        _check_number("mobility_memory", self.mobility_memory, at_least=0.0, at_most=1.0)
+        if len(self.distance_range_m) != 2 or not 0 < self.distance_range_m[0] <= self.distance_range_m[1]:
+            raise ValueError(f"distance_range_m must be (low, high) with 0 < low <= high, got {self.distance_range_m}")
+        if self.distances_m is not None:
+            if len(self.distances_m) != self.count:
+                raise ValueError(f"distances_m must hold {self.count} distances, got {len(self.distances_m)}")
+            for distance in self.distances_m:
+                _check_number("distances_m", distance, above=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentConfig:
+    """Widths of the model whose latency is simulated; the defaults are Mixtral-8x7B's.
+
+    Attributes:
+        hidden_size: width m of a hidden state.
+        intermediate_size: inner width m_h of a SwiGLU expert.
+        bits_per_element: bits of one element of a hidden state on the link.
+    """
+
+    hidden_size: int = 4096
+    intermediate_size: int = 14336
+    bits_per_element: int = 16
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("hidden_size", "intermediate_size", "bits_per_element"):
+            _check_integer(name, getattr(self, name), at_least=1)
+
+    @property
+    def payload_bits(self) -> int:
+        """L of equation (5): bits of one hidden state."""
+        return self.hidden_size * self.bits_per_element
+
+    @property
+    def expert_flops(self) -> int:
+        """F of equation (5): FLOPs of one SwiGLU expert on one token, three matrices and the activation."""
+        return 6 * self.hidden_size * self.intermediate_size + ACTIVATION_FLOPS * self.intermediate_size
+
+
+RewardTerms = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvConfig:
+    """Everything that defines an environment; each field is also a keyword of ``gymnasium.make``.
+
+    Attributes:
+        model: ``"tiny"`` (trained, ships), ``"micro"`` (random, for tests), or a transformers MoE checkpoint.
+        decision: what the action decides: ``"joint"`` is selection and shares; under ``"selection"`` the shares
+            are solved exactly, under ``"bandwidth"`` the selection is the model's own.
+        num_tokens: tokens J of a window.
+        split: which of the disjoint sets of documents the windows come from.
+        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, or a function from the named terms, each
+            an array (N,), to rewards (N,).
+        quality_weight: reward lost per nat of added NLL under ``"latency_quality"``.
+        action_type: ``"box"`` (one flat vector, which every RL library takes) or ``"dict"``.
+        min_share: least bandwidth share of a device that serves a token.
+        observe_hidden_states: whether the observation holds the hidden states (J, H).
+        placement: device of each expert, one row of E for all blocks or I rows; ``None`` spreads the experts
+            evenly in order.
+        channel: the radio.
+        devices: the mobile devices.
+        deployment: widths that latency is simulated for; ``"model"`` takes the running model's own.
+        device: torch device on which the model runs.
+    """
+
+    model: str = "tiny"
+    decision: DecisionKind = "joint"
+    num_tokens: int = 32
+    split: Split = "train"
+    reward: str | Callable[[RewardTerms], Any] = "wlr"
+    quality_weight: float = 10.0
+    action_type: ActionType = "box"
+    min_share: float = 1e-3
+    observe_hidden_states: bool = False
+    placement: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
+    channel: ChannelConfig = field(default_factory=ChannelConfig)
+    devices: DeviceConfig = field(default_factory=DeviceConfig)
+    deployment: DeploymentConfig | Literal["model"] = field(default_factory=DeploymentConfig)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Turn nested mappings into dataclasses and check every field."""
+        for name, kind in (
+            ("channel", ChannelConfig),
+            ("devices", DeviceConfig),
+            ("deployment", DeploymentConfig),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, from_mapping(kind, value, prefix=f"{name}."))
+            elif not isinstance(value, kind) and not (name == "deployment" and value == "model"):
+                raise TypeError(f"{name} must be a {kind.__name__} or a mapping of its fields, got {value!r}")
+        object.__setattr__(self, "placement", _tuples(self.placement))
+        if not isinstance(self.model, str):
+            raise TypeError(f"model must be a name or a path, got {type(self.model).__name__}")
+        _check_integer("num_tokens", self.num_tokens, at_least=1)
+        _check_choice("split", self.split, get_args(Split))
+        _check_choice("decision", self.decision, get_args(DecisionKind))
+        _check_choice("action_type", self.action_type, get_args(ActionType))
+        _check_number("quality_weight", self.quality_weight, at_least=0.0)
+        _check_number("min_share", self.min_share, above=0.0, at_most=1.0 / self.devices.count)
+
+    @classmethod
+    def make(cls, config: EnvConfig | Mapping[str, Any] | None = None, **overrides: Any) -> EnvConfig:
+        """Build a config from a dataclass or its dict, with keywords on top.
+
+        Args:
+            config: a config, its ``to_dict()``, or nothing.
+            **overrides: fields that replace those of ``config``.
+
+        Raises:
+            TypeError: a keyword is not a field; the message names the nearest ones.
+        """
+        if config is None:
+            return from_mapping(cls, overrides)
+        if isinstance(config, cls):
+            return from_mapping(cls, {**_shallow(config), **overrides})
+        if isinstance(config, Mapping):
+            return from_mapping(cls, {**config, **overrides})
+        raise TypeError(f"config must be an EnvConfig or its dict, got {type(config).__name__}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict; JSON-ready unless ``reward`` is a function."""
+        return dataclasses.asdict(self)
+
+
+def from_mapping(kind: type[ConfigT], values: Mapping[str, Any], prefix: str = "") -> ConfigT:
+    """Build a config dataclass from a mapping, refusing unknown keys.
+
+    Args:
+        kind: the dataclass.
+        values: field names to values; lists become tuples.
+        prefix: put before a key in messages, for nested configs.
+
+    Raises:
+        TypeError: a key is not a field; the message names the nearest ones.
+    """
+    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3) or known
+            raise TypeError(f"unknown keyword {prefix + key!r}; the nearest known are {', '.join(near)}")
+    return kind(**{key: _tuples(value) for key, value in values.items()})
+
+
+def _shallow(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def _tuples(value: Any) -> Any:
+    """Lists (from JSON) as tuples, so that a config stays hashable."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def _check_integer(name: str, value: object, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
+
+
+def _check_number(
+    name: str, value: object, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
+) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not (value > above and at_least <= value <= at_most):  # type: ignore[operator]
+        bounds = [
+            f"{word} {bound:g}"
+            for word, bound in (("above", above), ("at least", at_least), ("at most", at_most))
+            if math.isfinite(bound)
+        ]
+        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}")

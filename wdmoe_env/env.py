@@ -1,0 +1,202 @@
+"""``WDMoE-v0``: a split mixture-of-experts model under a fading channel, one episode at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.observations import Observation, encode_observation
+from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.process import DecisionProcess, Info
+from wdmoe_env.simulator import Rollout
+
+
+class WDMoEEnv(gym.Env[Observation, Any]):
+    """Which experts should each token use, and who gets the bandwidth?
+
+    ## Description
+    A base station runs a mixture-of-experts language model whose experts sit on mobile devices. At each MoE
+    block it sends every token's hidden state over a fading downlink to the devices that hold the token's
+    chosen experts; they compute and answer over the uplink; the block ends when the slowest device has
+    answered. The agent chooses the experts of each token and divides the bandwidth. The model is real: a
+    dropped expert changes the hidden states that the next block sees, and the text that the model predicts.
+
+    One episode is one pass of a window of J tokens through the I blocks; one step is one block.
+
+    `WDMoE-v0` takes both decisions. In `WDMoE-Selection-v0` the action is the selection and the bandwidth is
+    solved exactly; in `WDMoE-Bandwidth-v0` the action is the shares and the selection is the model's own.
+
+    ## Action Space
+    One `Box(-1, 1, (J * E + U,), float32)`; with the defaults, J = 32, E = 8, U = 8.
+
+    | Index     | Action                                                                | Min | Max | Unit |
+    |-----------|-----------------------------------------------------------------------|-----|-----|------|
+    | j * E + e | score of expert e for token j; above 0 the expert is chosen           | -1  | 1   | -    |
+    | J * E + u | logit of device u's share: a softmax of 4 x logits; -1 is no share    | -1  | 1   | -    |
+
+    `WDMoE-Selection-v0` has the first J * E alone, `WDMoE-Bandwidth-v0` the last U alone.
+    With `action_type="dict"` the action is `{"experts": MultiBinary((J, E)), "bandwidth": Box(0, 1, (U,))}`, each
+    half where the environment takes it. `encode_action` and `decode_action` translate.
+
+    A token left without an expert gets its most probable one (counted in `info`), and a device that serves a
+    token never has less than `min_share`.
+
+    ## Observation Space
+    A `Dict` of float32 boxes.
+
+    | Key                   | Shape  | Meaning                                                | Min | Max | Unit     |
+    |-----------------------|--------|--------------------------------------------------------|-----|-----|----------|
+    | `gate_probs`          | (J, E) | the router's score of each expert, 0 at padding        | 0   | 1   | -        |
+    | `routed`              | (J, E) | 1 where the model itself would use the expert          | 0   | 1   | -        |
+    | `spectral_efficiency` | (2, U) | downlink and uplink at equal shares                    | 0   | 128 | bit/s/Hz |
+    | `compute_latency`     | (U,)   | time of one expert on one token                        | 0   | 1e9 | ms       |
+    | `unit_latency`        | (U,)   | radio time of one token, both ways, at equal shares    | 0   | 1e9 | ms       |
+    | `placement`           | (E, U) | 1 where the device holds the expert in this block      | 0   | 1   | -        |
+    | `token_mask`          | (J,)   | 1 where there is a token, 0 at padding                 | 0   | 1   | -        |
+    | `block`               | (1,)   | blocks done over I                                     | 0   | 1   | -        |
+    | `hidden_states`       | (J, H) | only with `observe_hidden_states=True`                 |     |     | -        |
+
+    ## Rewards
+    | `reward`            | Each step                                                                     |
+    |---------------------|-------------------------------------------------------------------------------|
+    | `"wlr"` (default)   | W / t in 1/ms: gate weight served per millisecond that attention waits        |
+    | `"wlr_device"`      | sum over loaded devices of W[u] / t[u] in 1/ms                                |
+    | `"latency_quality"` | -t / t_vanilla, and at the last step -`quality_weight` x added NLL            |
+    | a function          | of the named terms, see `wdmoe_env.rewards`                                   |
+
+    All terms stand in `info["reward_terms"]` at every step. t_vanilla is the latency of the model's own routing
+    at equal shares on the same block; the added NLL is the difference to the model's own routing on the window.
+
+    ## Starting State
+    A window of text drawn uniformly from the split, or `options={"window": index}`; devices, shadowing and
+    fading drawn anew. `info["window"]` is the index.
+
+    ## Episode End
+    Terminated after the last of the I blocks. Never truncated.
+
+    ## Information
+    | Key                   | Shape     | When | Meaning                                             | Unit |
+    |-----------------------|-----------|------|-----------------------------------------------------|------|
+    | `window`              | ()        | reset | index of the window                                | -    |
+    | `block_latency_ms`    | ()        | step | t                                                   | ms   |
+    | `device_latency_ms`   | (U,)      | step | t[u]                                                | ms   |
+    | `load`                | (U,)      | step | tokens served                                       | -    |
+    | `shares`              | (U,)      | step | bandwidth shares used                               | -    |
+    | `selection`           | (J, E)    | step | experts used                                        | -    |
+    | `wlr`, `wlr_device`   | ()        | step | equation (8) in its block and device form           | 1/ms |
+    | `gate_weight_kept`    | ()        | step | gate weight served over that of the own routing     | -    |
+    | `repaired_tokens`     | ()        | step | tokens that the action left without an expert       | -    |
+    | `reward_terms`        | dict      | step | the terms of the reward                             | -    |
+    | `latency_ms`          | ()        | last | sum of t over the blocks                            | ms   |
+    | `nll`, `reference_nll`| ()        | last | NLL per token: of this episode, of the own routing  | nats |
+    | `token_nll`           | (J,)      | last | NLL of each token                                   | nats |
+    | `next_token_accuracy` | ()        | last | share of tokens whose best guess was right          | -    |
+
+    ## Arguments
+    Every field of `wdmoe_env.config.EnvConfig` is a keyword, plain or nested:
+
+    ```python
+    import gymnasium as gym
+    env = gym.make("wdmoe_env:WDMoE-v0", num_tokens=16, channel={"fading": "rician"}, reward="latency_quality")
+    ```
+
+    ## Vectorized environment
+    `gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=64)` runs 64 windows through one forward pass.
+
+    ## Version History
+    * v0: initial version
+
+    ## References
+    Xue et al., "WDMoE: Wireless Distributed Mixture of Experts for Large Language Models", arXiv 2411.06681.
+    """
+
+    metadata = {"render_modes": [], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own form)
+
+    def __init__(
+        self,
+        config: EnvConfig | Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+        **keywords: Any,
+    ) -> None:
+        self.config = EnvConfig.make(config, **keywords)
+        self.render_mode = render_mode
+        self._process = DecisionProcess(self.config)
+        self.simulator = self._process.simulator
+        self.codec = self._process.codec
+        self.observation_space = self._process.observation_space
+        self.action_space = self.codec.space
+        self._rollout: Rollout | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
+        """Begin an episode.
+
+        Args:
+            seed: seeds the environment's generator; ``None`` goes on with it.
+            options: ``{"window": index}`` takes that window of the split.
+
+        Raises:
+            ValueError: no such window.
+        """
+        super().reset(seed=seed)
+        self.close()
+        window = (options or {}).get("window")
+        windows = None if window is None else np.array([window])
+        self._rollout = self.simulator.start([self.np_random], windows)
+        info = {"window": int(self._rollout.windows[0])}
+        return _single(encode_observation(self._rollout.block)), info
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
+        """Run the block under an action and go on to the next block.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode is under way.
+            ValueError, TypeError: not an action of this environment; the episode can go on.
+        """
+        if self._rollout is None or self._rollout.done:
+            raise gym.error.ResetNeeded("expected reset() before step(): no episode is under way")
+        decision = self.codec.decode(_batched(action), (1,))
+        transition = self._process.step(self._rollout, decision)
+        observation, info = _single(transition.observation), _single(transition.info)
+        return observation, float(transition.reward[0]), transition.terminated, False, info
+
+    @property
+    def num_blocks(self) -> int:
+        """I, steps of an episode."""
+        return self.simulator.sizes.num_blocks
+
+    def encode_action(self, selection: Bool | None = None, shares: Float | None = None) -> Any:
+        """Action of a selection (..., J, E) and shares (..., U); see ``ActionCodec.encode``."""
+        return self.codec.encode(selection, shares)
+
+    def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
+        """Selection and shares of an action, with any leading batch axis; see ``ActionCodec.decode``."""
+        decision = self.codec.decode(action, self.codec.batch_of(action))
+        return decision.selection, decision.shares
+
+    def close(self) -> None:
+        """End the episode under way."""
+        if self._rollout is not None:
+            self._rollout.close()
+            self._rollout = None
+
+
+def _batched(action: Any) -> Any:
+    """An action with a leading axis of 1."""
+    if isinstance(action, Mapping):
+        return {name: np.asarray(value)[None] for name, value in action.items()}
+    return np.asarray(action)[None]
+
+
+def _single(batched: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of the only episode; arrays of one number become Python numbers."""
+    return {
+        name: _single(value) if isinstance(value, Mapping) else _unpacked(value[0]) for name, value in batched.items()
+    }
+
+
+def _unpacked(value: Any) -> Any:
+    return value.item() if np.ndim(value) == 0 else value

@@ -1,0 +1,1 @@
+"""Adapters to libraries that do not take Gymnasium's own batched interface."""

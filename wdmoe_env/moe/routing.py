@@ -1,0 +1,106 @@
+"""Gate scores and combination weights of any architecture.
+
+Architectures differ in the score of an expert (softmax, sigmoid, ...), in whether the chosen scores are
+renormalised, and in a final scale. One rule covers them: with the score s and the sum W of the model's own
+weights of a token, a selection q is weighted by
+
+    w' = s q / sum(s q) x W
+
+(design section 6), and where q is the model's own choice its own weights are used verbatim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GateScore = Callable[[Tensor], Tensor]
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=-1)
+
+
+def _sqrt_softplus(logits: Tensor) -> Tensor:
+    return functional.softplus(logits).sqrt()
+
+
+def _identity(probs: Tensor) -> Tensor:
+    return probs  # some routers hand out probabilities in place of logits
+
+
+GATE_SCORES: dict[str, GateScore] = {
+    "softmax": _softmax,
+    "sigmoid": torch.sigmoid,
+    "sqrtsoftplus": _sqrt_softplus,
+    "probabilities": _identity,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRouting:
+    """The model's own routing in one block.
+
+    Attributes:
+        top_k_index: (T, k) chosen experts.
+        top_k_weights: (T, k) their weights.
+        num_experts: E.
+    """
+
+    top_k_index: Tensor
+    top_k_weights: Tensor
+    num_experts: int
+
+    def routed(self) -> Tensor:
+        """The own choice as a (T, E) bool matrix."""
+        mask = self.top_k_index.new_zeros(self._shape(), dtype=torch.bool)
+        return mask.scatter_(1, self.top_k_index, True)
+
+    def weights(self) -> Tensor:
+        """The own weights as a (T, E) matrix, zero where not chosen."""
+        dense = self.top_k_weights.new_zeros(self._shape())
+        # Adding, because a router that reads its choice from a table may name an expert twice.
+        return dense.scatter_add_(1, self.top_k_index, self.top_k_weights)
+
+    def _shape(self) -> tuple[int, int]:
+        return len(self.top_k_index), self.num_experts
+
+
+def combination_weights(own: OwnRouting, gate_probs: Tensor, selection: Tensor) -> Tensor:
+    """Weights (T, E) of the outputs of a selection; see the module's docstring.
+
+    Args:
+        own: the model's own routing.
+        gate_probs: (T, E) scores s of all experts.
+        selection: (T, E) bool q.
+    """
+    own_weights = own.weights()
+    scores = gate_probs * selection
+    total = scores.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    rescaled = scores / total * own_weights.sum(dim=-1, keepdim=True)
+    unchanged = (selection == own.routed()).all(dim=-1, keepdim=True)
+    return torch.where(unchanged, own_weights, rescaled.to(own_weights.dtype))
+
+
+def fit_gate_score(samples: Sequence[tuple[Tensor, OwnRouting]]) -> GateScore:
+    """The score to which the model's own weights are proportional, found by looking at some tokens.
+
+    The first of ``GATE_SCORES`` wins a tie, so that a model which sends each token to one expert with
+    weight 1, and so shows nothing of its score, counts as softmax.
+
+    Args:
+        samples: per block the router's logits (T, E) float32 and the own routing of the same tokens.
+    """
+    return min(GATE_SCORES.values(), key=lambda score: sum(_misfit(score, *sample) for sample in samples))
+
+
+def _misfit(score: GateScore, logits: Tensor, own: OwnRouting) -> float:
+    """Mean distance between the own weights and the chosen scores, both normalised per token."""
+    weights = own.top_k_weights.float()
+    chosen = score(logits).gather(1, own.top_k_index)
+    distance = weights / weights.sum(dim=-1, keepdim=True) - chosen / chosen.sum(dim=-1, keepdim=True)
+    return float(distance.abs().nan_to_num(nan=1.0).mean())

@@ -1,0 +1,248 @@
+"""A mixture-of-experts model whose forward pass stops at every MoE block and waits for a decision.
+
+The model's own code runs unmodified in a greenlet. At each block the hook switches to the caller, which
+sees a ``BlockInput`` and answers with a selection; the experts run and the forward pass goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import error as greenlet_error
+from torch import Tensor
+
+from wdmoe_env.moe.experts import ExpertRunner, expert_widths, run_experts
+from wdmoe_env.moe.hook import BlockInput, install_hook, policy_of_context
+from wdmoe_env.moe.modes import neutral_modes
+
+__all__ = ["BlockInput", "SplitForward", "SplitModel"]
+
+T = TypeVar("T")
+_PROBE_TOKENS = 16
+_PENDING = object()
+
+
+class SplitModel:
+    """A transformers MoE model, split at its MoE blocks.
+
+    The model given is hooked in place, set to ``eval`` and frozen. Used directly it routes as before.
+
+    Args:
+        model: a causal language model whose experts transformers' experts registry serves.
+        tokenizer: anything with ``encode(text) -> list[int]``.
+        runner: who runs the experts; the local ones by default.
+        rebuild: function and arguments that load the same model again, for pickling.
+
+    Attributes:
+        model: the transformers model.
+        tokenizer: as given.
+        num_blocks: number of MoE blocks, not of layers.
+        num_experts: experts per block.
+        top_k: experts per token by the model's own routing.
+        hidden_size: width of what crosses the link, the input of a block.
+        intermediate_size: width inside an expert.
+        context_length: the most tokens of a sequence.
+        vocabulary_size: token ids are below it.
+        device: where the model is.
+        dtype: type of its weights.
+
+    Raises:
+        ValueError: a model without MoE blocks that can be split.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        runner: ExpertRunner = run_experts,
+        rebuild: tuple[Callable[..., SplitModel], tuple[Any, ...]] | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._rebuild = rebuild
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        text_config = model.config.get_text_config()
+        self.vocabulary_size = int(text_config.vocab_size)
+        self.context_length = int(getattr(text_config, "max_position_embeddings", sys.maxsize))
+        length = min(_PROBE_TOKENS, self.context_length, self.vocabulary_size)
+        probe = torch.linspace(0, self.vocabulary_size - 1, length, device=self.device).long()[None]
+        with neutral_modes(self.device.type):
+            blocks, top_k = install_hook(model, runner, probe)
+        self.num_blocks = len(blocks)
+        self.top_k = top_k
+        self.num_experts = int(blocks[0].num_experts)
+        self.hidden_size, self.intermediate_size = expert_widths(blocks[0])
+
+    def forward(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> SplitForward:
+        """Start a forward pass and stop at its first block.
+
+        Args:
+            token_ids: (N, J) int64.
+            attention_mask: (N, J), 0 at padding; ``None`` means no padding.
+
+        Raises:
+            ValueError: wrong shapes, types or token ids, or more tokens than the model's context.
+        """
+        inputs = self._inputs(token_ids, attention_mask)
+        return self.run(lambda model: model(**inputs))
+
+    def run(self, function: Callable[[Any], Any]) -> SplitForward:
+        """Start any use of the model, such as ``lambda model: model.generate(...)``, and stop at its first block.
+
+        Args:
+            function: gets the transformers model; what it returns is the ``result``. It runs without gradients.
+        """
+        return SplitForward(self.model, function)
+
+    def own_logits(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits (N, J, V) with the model's own routing, without stopping; arguments as of ``forward``."""
+        inputs = self._inputs(token_ids, attention_mask)
+        token = policy_of_context.set(None)
+        try:
+            with neutral_modes(self.device.type):
+                logits: Tensor = self.model(**inputs).logits
+        finally:
+            policy_of_context.reset(token)
+        return logits
+
+    def _inputs(self, token_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        if token_ids.dim() != 2 or token_ids.dtype != torch.int64 or not token_ids.numel():
+            raise ValueError(f"token_ids must be int64 of shape (N, J), got {_describe(token_ids)}")
+        if token_ids.shape[1] > self.context_length:
+            raise ValueError(f"the model's context is {self.context_length} tokens, got {token_ids.shape[1]}")
+        if token_ids.min() < 0 or token_ids.max() >= self.vocabulary_size:
+            low, high = int(token_ids.min()), int(token_ids.max())
+            raise ValueError(f"token ids must lie in [0, {self.vocabulary_size}), got {low} to {high}")
+        if attention_mask is not None and attention_mask.shape != token_ids.shape:
+            shapes = f"{tuple(token_ids.shape)}, got {tuple(attention_mask.shape)}"
+            raise ValueError(f"attention_mask must have the shape of token_ids, {shapes}")
+        mask = None if attention_mask is None else attention_mask.long().to(self.device)
+        return {"input_ids": token_ids.to(self.device), "attention_mask": mask, "use_cache": False}
+
+    def __reduce__(self) -> tuple[Callable[..., SplitModel], tuple[Any, ...]]:
+        """Pickle and copy by name: the copy is the process's one model of that name."""
+        if self._rebuild is None:
+            raise TypeError("a SplitModel built from a model object cannot be pickled or copied; load it by name")
+        return self._rebuild
+
+
+class SplitForward:
+    """A use of a model under way, paused at an MoE block.
+
+    It belongs to the thread that started it. Dropping the last reference ends it, like ``close``.
+
+    Args:
+        model: a transformers model with the hook installed.
+        function: what to run; it holds no reference to this object.
+
+    Attributes:
+        block: where it is paused; ``None`` when it has finished, failed or was closed.
+    """
+
+    def __init__(self, model: Any, function: Callable[[Any], Any]) -> None:
+        self.block: BlockInput | None = None
+        self._result: Any = _PENDING
+        self._device_type = model.device.type
+        self._thread = threading.get_ident()
+        self._greenlet = greenlet(partial(_run, model, function, self._device_type))
+        # A finalizer rather than __del__, which may come too late at the end of the process.
+        self._finalize = weakref.finalize(self, _end, self._greenlet, self._device_type)
+        self._advance()
+
+    @property
+    def result(self) -> Any:
+        """What the function returned.
+
+        Raises:
+            RuntimeError: it has not returned.
+        """
+        if self._result is _PENDING:
+            raise RuntimeError("a forward pass has a result only after its last block")
+        return self._result
+
+    def resume(self, selection: Tensor | None) -> BlockInput | None:
+        """Run the selected experts and go on to the next block.
+
+        Args:
+            selection: (T, E) bool; ``None`` means the model's own routing.
+
+        Returns:
+            The next block, or ``None`` when the function has returned.
+
+        Raises:
+            ValueError: a selection of another shape or type; the forward pass stays where it was.
+            RuntimeError: the forward pass is not paused, or was started by another thread.
+            Exception: whatever the model's code raises; the forward pass is over then.
+        """
+        if self.block is None:
+            raise RuntimeError("a forward pass that has ended cannot be resumed")
+        if self._thread != threading.get_ident():
+            raise RuntimeError("a paused forward pass can be resumed only by the thread that started it")
+        expected = self.block.routed
+        if selection is not None:
+            if not isinstance(selection, Tensor) or selection.dtype != torch.bool or selection.shape != expected.shape:
+                wanted = f"a bool tensor of shape {tuple(expected.shape)}"
+                raise ValueError(f"the selection must be {wanted} or None, got {_describe(selection)}")
+            selection = selection.to(expected.device)
+        return self._advance(selection)
+
+    def close(self) -> None:
+        """End the forward pass where it is; more than once does no harm."""
+        self.block = None
+        self._finalize()
+
+    def _advance(self, *selection: Tensor | None) -> BlockInput | None:
+        self.block = None
+        self._greenlet.parent = getcurrent()
+        with neutral_modes(self._device_type):
+            value = self._greenlet.switch(*selection)
+        if self._greenlet.dead:
+            self._result = value
+        else:
+            self.block = value
+        return self.block
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a paused forward pass cannot be pickled or copied; start it again and replay the selections")
+
+
+def _run(model: Any, function: Callable[[Any], Any], device_type: str) -> Any:
+    """Body of the greenlet. It must not refer to the ``SplitForward``, or neither would ever be freed."""
+    policy_of_context.set(partial(_pause, device_type))
+    return function(model)
+
+
+def _pause(device_type: str, block: BlockInput) -> Tensor | None:
+    """The policy of a paused forward pass: hand the block to the caller and wait for the selection."""
+    with neutral_modes(device_type):
+        outside = BlockInput(
+            block.index, _usable(block.hidden_states), _usable(block.gate_probs), _usable(block.routed)
+        )
+        selection: Tensor | None = getcurrent().parent.switch(outside)
+    return selection
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it was made in inference mode and a learner could not use it."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _end(paused: greenlet, device_type: str) -> None:
+    """Unwind a paused forward pass, as often as its code catches the exit and goes on."""
+    with neutral_modes(device_type), suppress(greenlet_error):  # another thread's: greenlet ends it there
+        while not paused.dead:
+            paused.parent = getcurrent()
+            paused.throw(GreenletExit)
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

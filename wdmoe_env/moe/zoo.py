@@ -1,0 +1,155 @@
+"""Names of models, and one process-wide cache of the models loaded.
+
+Only safetensors and JSON are read; nothing in a model folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer as TokenizerFile
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+from wdmoe_env.moe.split import SplitModel
+
+KNOWN_MODELS: tuple[str, ...] = ("tiny", "micro")
+"""``tiny``: trained on real text, ships with the package. ``micro``: random, for tests."""
+
+_TINY = Path(__file__).parents[1] / "assets" / "tiny"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> SplitModel:
+    """Load a split model, once per process for each name, device and type.
+
+    Args:
+        name: one of ``KNOWN_MODELS``, the folder of a transformers MoE model, or a hub id ``organisation/name``.
+        device: as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: an unknown name, a model that cannot be read, or one that cannot be split.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"expected a device that torch can use here, got {device!r}") from error
+    return _load(name if name in KNOWN_MODELS else _source(name), str(torch.device(device)), dtype)
+
+
+def _source(name: str) -> str:
+    """Absolute path of a folder, or a hub id.
+
+    Raises:
+        FileNotFoundError: what looks like a path is no folder.
+        ValueError: neither a known name, nor a path, nor a hub id.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    if _HUB_ID.fullmatch(name) and not folder.parent.is_dir():
+        return name
+    if os.sep in name or name.startswith((".", "~")) or folder.exists():
+        raise FileNotFoundError(f"expected the folder of a model, found no folder {name!r}")
+    nearest = get_close_matches(name, KNOWN_MODELS, n=len(KNOWN_MODELS), cutoff=0.0)
+    raise ValueError(
+        f"unknown model {name!r}; the nearest known are {', '.join(nearest)}; a folder of your own works too"
+    )
+
+
+@lru_cache(maxsize=None)
+def _load(source: str, device: str, dtype: str) -> SplitModel:
+    rebuild = (load_model, (source, device, dtype))
+    if source == "micro":
+        return SplitModel(_micro().to(device, _DTYPES[dtype]), Tokenizer(str(_TINY)), rebuild=rebuild)
+    path = str(_TINY) if source == "tiny" else source
+    model = _pretrained(path, _DTYPES[dtype]).to(device)
+    try:
+        return SplitModel(model, Tokenizer(path), rebuild=rebuild)
+    except ValueError as error:
+        raise ValueError(f"cannot split the model {source}: {error}") from error
+
+
+def _pretrained(path: str, dtype: torch.dtype) -> Any:
+    """A causal language model from a folder or the hub, whole or not at all."""
+    try:
+        with torch.random.fork_rng(devices=[]):  # loading draws initial weights from the global generator
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of the model {path} are truncated or damaged: {error}") from error
+    except Exception as error:  # whatever a folder of unknown content leads transformers to raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"expected a transformers model in {path}, which cannot be loaded: {reason}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"the model {path} lacks {len(missing)} of its weights, such as {missing[0]}")
+    return model
+
+
+def _micro() -> Any:
+    """A random Mixtral with the vocabulary of "tiny": 3 blocks, 8 experts, top-2.
+
+    Each matrix keeps the scale of its input, and the gates are sharper, so that experts and gates matter.
+    """
+    tiny = json.loads((_TINY / "config.json").read_text(encoding="utf-8"))
+    config = MixtralConfig(
+        vocab_size=tiny["vocab_size"],
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        model = MixtralForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                gain = 2.0 if name.endswith("gate.weight") else 1.0
+                parameter.normal_(0.0, gain * parameter.shape[-1] ** -0.5, generator=generator)
+    return model
+
+
+class Tokenizer:
+    """Text to token ids, without special tokens; read when first used.
+
+    Args:
+        path: folder with ``tokenizer.json``, or whatever ``AutoTokenizer`` takes.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    @cached_property
+    def _encode(self) -> Callable[[str], list[int]]:
+        file = Path(self._path) / "tokenizer.json"
+        if file.is_file():
+            from_file = TokenizerFile.from_file(str(file))
+            return lambda text: from_file.encode(text, add_special_tokens=False).ids
+        tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
+        return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        return self._encode(text)

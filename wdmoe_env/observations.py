@@ -1,0 +1,158 @@
+"""From a block to an observation and back.
+
+What a policy sees is enough to recover the block's physics exactly, so every rule works from the
+observation alone: the same interface serves the optimizer and a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from wdmoe_env.physics.latency import (
+    DOWNLINK,
+    UPLINK,
+    BlockLinks,
+    Bool,
+    Float,
+    equal_shares,
+    radio_latency_s,
+    spectral_efficiency,
+)
+from wdmoe_env.physics.metric import gate_weights
+
+Observation = dict[str, NDArray[np.float32]]
+
+# Finite bounds, which libraries ask for, far beyond what physics gives; latencies are clipped to them.
+MOST_SPECTRAL_EFFICIENCY = 128.0
+MOST_LATENCY_MS = 1e9
+MOST_HIDDEN = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Sizes that spaces are made of.
+
+    Attributes:
+        num_tokens: J.
+        num_experts: E.
+        num_devices: U.
+        num_blocks: I.
+        hidden_size: H of the running model.
+    """
+
+    num_tokens: int
+    num_experts: int
+    num_devices: int
+    num_blocks: int
+    hidden_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One MoE block of N episodes, as a policy may know it.
+
+    Attributes:
+        gate_probs: (N, J, E) scores of all experts; 0 at padding.
+        routed: (N, J, E) the model's own choice; False at padding.
+        token_mask: (N, J) True where there is a token.
+        links: radio, compute and placement.
+        index: (N,) block number i - 1 over I; 1 after the last block.
+        hidden_states: (N, J, H) float32, or ``None`` where they are not observed.
+    """
+
+    gate_probs: Float
+    routed: Bool
+    token_mask: Bool
+    links: BlockLinks
+    index: Float
+    hidden_states: NDArray[np.float32] | None = None
+
+    @property
+    def weights(self) -> Float:
+        """(N, J, E) gate weights w."""
+        return gate_weights(self.gate_probs, self.routed)
+
+
+def observation_space(sizes: Sizes, hidden_states: bool = False) -> spaces.Dict:
+    """The one-level Dict space of a single environment."""
+    J, E, U = sizes.num_tokens, sizes.num_experts, sizes.num_devices
+    boxes = {
+        "gate_probs": _box(0, 1, J, E),
+        "routed": _box(0, 1, J, E),
+        "spectral_efficiency": _box(0, MOST_SPECTRAL_EFFICIENCY, 2, U),
+        "compute_latency": _box(0, MOST_LATENCY_MS, U),
+        "unit_latency": _box(0, MOST_LATENCY_MS, U),
+        "placement": _box(0, 1, E, U),
+        "token_mask": _box(0, 1, J),
+        "block": _box(0, 1, 1),
+    }
+    if hidden_states:
+        boxes["hidden_states"] = _box(-MOST_HIDDEN, MOST_HIDDEN, J, sizes.hidden_size)
+    return spaces.Dict(boxes)
+
+
+def encode_observation(block: Block) -> Observation:
+    """Observation of a block, every entry float32 with a leading axis N and its own memory."""
+    links = block.links
+    batch, num_devices = links.compute_s.shape
+    shares = equal_shares(batch, num_devices)
+    observation = {
+        "gate_probs": block.gate_probs,
+        "routed": block.routed,
+        "spectral_efficiency": spectral_efficiency(links.full_band_snr, shares),
+        "compute_latency": np.minimum(1e3 * links.compute_s, MOST_LATENCY_MS),
+        "unit_latency": np.minimum(1e3 * radio_latency_s(links, shares), MOST_LATENCY_MS),
+        "placement": np.broadcast_to(links.placement, (batch, *links.placement.shape[-2:])),
+        "token_mask": block.token_mask,
+        "block": block.index[:, None],
+    }
+    if block.hidden_states is not None:
+        observation["hidden_states"] = block.hidden_states
+    return {name: np.array(value, dtype=np.float32) for name, value in observation.items()}
+
+
+def decode_observation(observation: Mapping[str, Any]) -> Block:
+    """Recover a block from a batched observation.
+
+    The inverse of ``encode_observation`` up to float32: gamma follows from the spectral efficiency at equal
+    shares, and L / B from the latency of one token there.
+
+    Args:
+        observation: entries with a leading axis N.
+
+    Raises:
+        ValueError: an entry is missing, or the batch axis is.
+    """
+    missing = sorted({"gate_probs", "spectral_efficiency", "placement", "block"} - set(observation))
+    if missing:
+        raise ValueError(f"expected a WDMoE observation, got one without {', '.join(missing)}")
+    values = {name: np.asarray(value, dtype=np.float64) for name, value in observation.items()}
+    if values["gate_probs"].ndim != 3:
+        raise ValueError(f"expected gate_probs of shape (N, J, E), got {values['gate_probs'].shape}")
+    efficiency = values["spectral_efficiency"]
+    num_devices = efficiency.shape[-1]
+    inverse = 1.0 / efficiency[:, DOWNLINK] + 1.0 / efficiency[:, UPLINK]
+    links = BlockLinks(
+        full_band_snr=np.expm1(efficiency * np.log(2.0)) / num_devices,
+        payload_s=(1e-3 * values["unit_latency"] / (num_devices * inverse)).mean(axis=-1),
+        compute_s=1e-3 * values["compute_latency"],
+        placement=values["placement"],
+    )
+    return Block(
+        gate_probs=values["gate_probs"],
+        routed=values["routed"] > 0.5,
+        token_mask=values["token_mask"] > 0.5,
+        links=links,
+        index=values["block"][:, 0],
+        hidden_states=observation.get("hidden_states"),
+    )
+
+
+def _box(low: float, high: float, *shape: int) -> spaces.Box:
+    return spaces.Box(low, high, shape, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Analytical decisions in numpy, batched over a leading axis; usable without torch."""

@@ -1,0 +1,206 @@
+"""Min-max bandwidth: the shares that end a block soonest, equation (7), and what a token then costs.
+
+Writing T for the block latency, each loaded device needs a share b[u](T), the root of a convex decreasing
+function, and the optimum is the T at which these sum to 1. Both are found together by a Newton iteration
+on the logarithms of ``LatencyCurves``. Convexity of latency in the share gives a lower bound of T at every
+iterate, so that the iteration stops on a certificate: slowest device against bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wdmoe_env.optimize.curves import LatencyCurves, shares_with_sum_one
+from wdmoe_env.optimize.validate import check_links, check_load, check_min_share
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    Bool,
+    Float,
+    Load,
+    block_latency_s,
+    device_latency_s,
+    radio_latency_s,
+)
+
+RELATIVE_GAP = 1e-13
+MAX_ITERATIONS = 200  # 3 are usual; the worst of 160,000 adversarial instances took 15
+STEEPEST = 1.25  # above 1 / 0.81, the largest -d ln share / d ln excess
+FIRST_TOKEN_ITERATIONS = 4  # leaves about 1 % of the share
+TINY = 1e-60
+AT_OPTIMUM = 1e-9  # relative slack up to which a device counts as one that ends the block
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthSolution:
+    """Shares and the block latency that they give.
+
+    Attributes:
+        shares: (N, U), summing to 1; 0 for a device without load, uniform where nothing is loaded.
+        latency_s: (N,) block latency, 0 where nothing is loaded.
+    """
+
+    shares: Float
+    latency_s: Float
+
+    def where(self, rows: Bool, other: BandwidthSolution) -> BandwidthSolution:
+        """This solution in the marked rows (N,), ``other`` elsewhere."""
+        shares = np.where(rows[:, None], self.shares, other.shares)
+        return BandwidthSolution(shares, np.where(rows, self.latency_s, other.latency_s))
+
+
+def min_max_bandwidth(links: BlockLinks, load: Load, min_share: float = 0.0) -> BandwidthSolution:
+    """Minimise the block latency max over u of t[u] over the bandwidth shares, exactly.
+
+    The lower level of the bilevel problem (9).
+
+    Args:
+        links: the block's links, a batch of N.
+        load: (N, U) tokens and token-expert pairs of each device.
+        min_share: least share of a loaded device.
+
+    Returns:
+        The optimum, within 1e-13 of its certified lower bound.
+
+    Raises:
+        ValueError: a shape or a value is wrong, or ``min_share`` is too large for the loaded devices.
+    """
+    check_links(links)
+    check_load(links, load)
+    loaded = load.tokens > 0
+    check_min_share(min_share, loaded)
+    idle = ~loaded.any(axis=-1, keepdims=True)
+    # A device without load gets the curve of one token, which keeps its numbers finite; ``active`` rules it
+    # out, except in a row without any load, which is solved all the same and then overwritten.
+    curves = LatencyCurves.of(links, Load(np.where(loaded, load.tokens, 1.0), load.experts))
+    shares = _equalise(curves, loaded | idle, np.where(loaded, min_share, 0.0))
+    shares = np.where(idle, 1.0 / links.num_devices, shares)
+    return BandwidthSolution(shares, block_latency_s(device_latency_s(links, load, shares)))
+
+
+def marginal_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolution) -> tuple[Float, Float]:
+    """How much the optimal block latency grows per unit of load.
+
+    Where the devices that end the block share its bandwidth, t[u](b[u], n[u]) = T and sum of b[u] = const
+    give dT = sum of a[u] dt[u] at fixed shares, with a[u] proportional to 1 / |dt[u] / db[u]| and summing to 1.
+    A device that is faster than T, because it holds the least share, has price 0. So has a device without
+    load: its first token needs next to no share at the margin (see ``first_token_latency_s``).
+
+    Args:
+        links: the block's links.
+        load: the load that ``solution`` was solved for.
+        solution: the optimum of ``min_max_bandwidth``.
+
+    Returns:
+        token price dT/dn[u] in seconds per token, and expert price dT/dc[u] in seconds per token-expert pair,
+        both (N, U).
+    """
+    sensitivity = _bandwidth_sensitivity(links, load, solution)
+    total = sensitivity.sum(axis=-1, keepdims=True)
+    blame = np.divide(sensitivity, total, out=np.zeros_like(sensitivity), where=total > 0)
+    radio = radio_latency_s(links, np.where(blame > 0, solution.shares, 1.0))
+    return blame * radio, blame * links.compute_s
+
+
+def first_token_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolution, min_share: float = 0.0) -> Float:
+    """About how much the optimal block latency grows when a device without load gets one token of one expert.
+
+    The share that the device needs to end with the others, at the price of bandwidth -dT/d(total share), and
+    whatever even the whole band could not bring it under T. First order in the share.
+
+    Args:
+        links: the block's links.
+        load: the load that ``solution`` was solved for.
+        solution: the optimum of ``min_max_bandwidth``.
+        min_share: least share of a loaded device.
+
+    Returns:
+        (N, U) seconds, 0 for a device that has load.
+    """
+    one = np.ones_like(load.tokens)
+    curves = LatencyCurves.of(links, Load(one, one))
+    target = solution.latency_s[:, None]
+    shares = one
+    for _ in range(FIRST_TOKEN_ITERATIONS):
+        excess, fall = curves.excess(shares)
+        room = np.clip(target - curves.floor_s, TINY, None)
+        shares = np.clip(shares * (excess / room) ** (excess / fall), TINY, 1.0)
+    late = np.maximum(device_latency_s(links, Load(one, one), one) - target, 0.0)
+    sensitivity = _bandwidth_sensitivity(links, load, solution).sum(axis=-1, keepdims=True)
+    price = np.divide(1.0, sensitivity, out=np.zeros_like(sensitivity), where=sensitivity > 0)
+    return np.where(load.tokens > 0, 0.0, late + price * np.maximum(shares, min_share))
+
+
+def _bandwidth_sensitivity(links: BlockLinks, load: Load, solution: BandwidthSolution) -> Float:
+    """-db[u]/dT of the devices that end the block, 0 for the others; (N, U) in 1/s."""
+    latency = device_latency_s(links, load, solution.shares)
+    ends_block = (load.tokens > 0) & (latency >= (1.0 - AT_OPTIMUM) * solution.latency_s[:, None])
+    shares = np.where(ends_block, solution.shares, 1.0)
+    _, fall = LatencyCurves.of(links, load).excess(shares)
+    return np.divide(shares, fall, out=np.zeros_like(shares), where=ends_block)
+
+
+def _equalise(curves: LatencyCurves, active: Bool, minimum: Float) -> Float:
+    """Shares (N, U) at which every active device above its least share ends at the same time.
+
+    With ``above`` = latency - the highest floor, a small difference of large numbers never arises.
+    """
+    gap = np.where(active, curves.floor_s, -np.inf)
+    highest_floor = gap.max(axis=-1, keepdims=True)
+    gap = highest_floor - gap
+    # The whole band for each device alone gives the first lower bound and the first tangent.
+    shares = np.where(active, 1.0, 0.0)
+    tangent = _Tangent(shares, *curves.excess(np.ones_like(shares)), gap)
+    bound = tangent.above(active).max(axis=-1, keepdims=True)
+    for _ in range(MAX_ITERATIONS):
+        shares = tangent.shares_that_sum_to_one(bound, minimum, active)
+        tangent = _Tangent(shares, *curves.excess(np.where(active, shares, 1.0)), gap)
+        above = tangent.above(active)
+        slowest = above.max(axis=-1, keepdims=True)
+        bound = np.maximum(bound, tangent.lower_bound(above, active & ((shares > minimum) | (above > bound))))
+        if (slowest - bound <= RELATIVE_GAP * (highest_floor + slowest)).all():
+            return shares
+    raise RuntimeError(f"min_max_bandwidth did not reach its optimum in {MAX_ITERATIONS} iterations")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tangent:
+    """ln excess as a linear function of ln share at an iterate; all fields (N, U).
+
+    Attributes:
+        shares: the iterate.
+        excess: latency above each device's floor, s.
+        fall: -d excess / d ln share, s.
+        gap: highest floor of the row less the device's own, s; infinite for a device that is not active.
+    """
+
+    shares: Float
+    excess: Float
+    fall: Float
+    gap: Float
+
+    def above(self, active: Bool) -> Float:
+        """Latency of each device less the row's highest floor."""
+        return np.where(active, self.excess - self.gap, -np.inf)
+
+    def lower_bound(self, above: Float, free: Bool) -> Float:
+        """No shares end the block sooner, (N, 1): duality with the weights that equal slopes give."""
+        weight = np.where(free, self.shares / self.fall, 0.0)
+        mean: Float = (weight * np.where(free, above, 0.0)).sum(axis=-1, keepdims=True)
+        return mean / weight.sum(axis=-1, keepdims=True)
+
+    def shares_that_sum_to_one(self, bound: Float, minimum: Float, active: Bool) -> Float:
+        """The next iterate: one Newton step in T from its bound, then each device's share at that T.
+
+        The sum of shares to the power -1 / STEEPEST is concave in T, almost linear, so that the step from a
+        lower bound stays one.
+        """
+        power = self.excess / self.fall
+        wanted = np.maximum(self.shares * (self.excess / (bound + self.gap)) ** power, minimum)
+        total = wanted.sum(axis=-1, keepdims=True)
+        slope = np.where(wanted > minimum, wanted * power / (bound + self.gap), 0.0).sum(axis=-1, keepdims=True)
+        step = STEEPEST * total * (total ** (1.0 / STEEPEST) - 1.0)
+        step = np.divide(step, slope, out=np.zeros_like(step), where=slope > 0)
+        above = bound + np.maximum(step, 0.0) + self.gap
+        return shares_with_sum_one(self.shares * (self.excess / above) ** power, minimum, active)

@@ -1,0 +1,95 @@
+"""Device latency as a function of its bandwidth share, split into a floor and an excess.
+
+The latency of equation (6) falls in the share b towards a floor that no bandwidth can pass: compute, and a
+radio whose rate saturates at full_band_snr / ln 2 when noise fills a wide band. The part above it,
+
+    excess(b) = sum over both links of n payload_s ln2 / snr * (y / ln(1 + y) - 1),    y = snr / b,
+
+is nearly 1 / b at every SNR: its logarithm falls in ln b with a slope between -1 and -0.81. Solvers work
+on ln excess against ln b, where a tangent is a good model everywhere, and never on differences of latencies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, spectral_efficiency
+
+LN2 = float(np.log(2.0))
+SMALL = 1e-4  # below, y / ln(1 + y) - 1 cancels and three terms of its series are exact to 1e-13
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyCurves:
+    """Latency of each device against its share: ``floor_s + excess(share)``.
+
+    Attributes:
+        full_band_snr: (N, 2, U) gamma / B.
+        scale_s: (N, 2, U) radio latency of the load at infinite bandwidth, per link.
+        floor_s: (N, U) the latency that no share can pass.
+    """
+
+    full_band_snr: Float
+    scale_s: Float
+    floor_s: Float
+
+    @classmethod
+    def of(cls, links: BlockLinks, load: Load) -> LatencyCurves:
+        """Curves of equation (6) for a load; flat zero for a device without load."""
+        radio_s = load.tokens * links.payload_s[:, None]
+        scale_s = radio_s[:, None, :] * (LN2 / links.full_band_snr)
+        return cls(links.full_band_snr, scale_s, load.experts * links.compute_s + scale_s.sum(axis=1))
+
+    def excess(self, shares: Float) -> tuple[Float, Float]:
+        """Latency above the floor and its fall.
+
+        Args:
+            shares: (N, U), positive.
+
+        Returns:
+            excess and -d excess / d ln share, both (N, U) seconds.
+        """
+        y, ratio = self._ratio(shares)
+        above_one = np.where(y < SMALL, y * (1 / 2 - y / 12 + y * y / 24), ratio - 1.0)
+        return (self.scale_s * above_one).sum(axis=1), (self.scale_s * _fall(y, ratio)).sum(axis=1)
+
+    def fall_slope(self, shares: Float) -> Float:
+        """Derivative of the fall of ``excess`` in ln share, (N, U) seconds; negative."""
+        y, ratio = self._ratio(shares)
+        direct = _fall(y, ratio) * (1.0 - 2.0 * ratio / (1.0 + y)) + (ratio / (1.0 + y)) ** 2 * y
+        slope = np.where(y < SMALL, y * (1 / 2 - y / 3 + 3 * y * y / 8), direct)
+        return -(self.scale_s * slope).sum(axis=1)
+
+    def _ratio(self, shares: Float) -> tuple[Float, Float]:
+        """SNR per share y = snr / b, and y / ln(1 + y); both (N, 2, U)."""
+        y = self.full_band_snr / shares[:, None, :]
+        return y, y / (LN2 * spectral_efficiency(self.full_band_snr, shares))
+
+
+def _fall(y: Float, ratio: Float) -> Float:
+    """Derivative of y / ln(1 + y) in ln y."""
+    return np.where(y < SMALL, y * (1 / 2 - y / 6 + y * y / 8), ratio - ratio * ratio / (1.0 + y))
+
+
+def shares_with_sum_one(wanted: Float, minimum: Float, active: Bool) -> Float:
+    """Scale what is wanted above the least shares so that each row sums to 1.
+
+    Args:
+        wanted: (N, U).
+        minimum: (N, U) least shares.
+        active: (N, U) devices among which a row that wants nothing more is spread evenly.
+
+    Returns:
+        (N, U), at or above ``minimum``, 0 for a device that is not active. The rounding of the sum, some 1e-16,
+        is put on the largest share, where it changes latency least.
+    """
+    spare = np.maximum(wanted - minimum, 0.0) * active
+    total = spare.sum(axis=-1, keepdims=True)
+    spare = np.where(total > 0, spare, active)
+    total = np.where(total > 0, total, active.sum(axis=-1, keepdims=True))
+    shares = minimum + (1.0 - minimum.sum(axis=-1, keepdims=True)) * spare / total
+    rows, largest = np.arange(len(shares)), shares.argmax(axis=-1)
+    shares[rows, largest] += 1.0 - shares.sum(axis=-1)
+    return shares

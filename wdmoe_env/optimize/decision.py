@@ -1,0 +1,86 @@
+"""A joint decision with its objective, and the record of how an optimizer came to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdmoe_env.optimize.bandwidth import BandwidthSolution
+from wdmoe_env.physics.latency import Bool, Float
+
+
+@dataclass(frozen=True, slots=True)
+class JointSolution:
+    """A joint decision and how it was reached.
+
+    Attributes:
+        selection: (N, J, E).
+        shares: (N, U).
+        latency_s: (N,) block latency.
+        wlr_per_ms: (N,) objective (8), 0 where nothing is loaded.
+        threshold: (N,) of the paper's rule; NaN where the rule has none.
+        iterations: (N,) alternations tried, the last and refused one included.
+        history: (K, N) objective at the start and after each iteration; it never falls.
+    """
+
+    selection: Bool
+    shares: Float
+    latency_s: Float
+    wlr_per_ms: Float
+    threshold: Float
+    iterations: NDArray[np.int64]
+    history: Float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A joint decision with its objective."""
+
+    selection: Bool
+    bandwidth: BandwidthSolution
+    wlr: Float
+
+    def where(self, rows: Bool, other: Point) -> Point:
+        """This point in the marked rows (N,), ``other`` elsewhere."""
+        selection = np.where(rows[:, None, None], self.selection, other.selection)
+        bandwidth = self.bandwidth.where(rows, other.bandwidth)
+        return Point(selection, bandwidth, np.where(rows, self.wlr, other.wlr))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Where an optimizer stands: its point, iterations per row, the objective at the start and after each."""
+
+    point: Point
+    iterations: NDArray[np.int64]
+    history: list[Float]
+
+    @classmethod
+    def at(cls, point: Point) -> Run:
+        """A run that has just begun; its history holds the start."""
+        return cls(point, np.zeros(len(point.wlr), dtype=np.int64), [point.wlr])
+
+    def after(self, rows: Bool, point: Point) -> Run:
+        """One more iteration in the marked rows."""
+        return Run(point, self.iterations + rows, [*self.history, point.wlr])
+
+    def then(self, trial: Run, accepted: Bool) -> Run:
+        """This run followed by a trial that began at its point and counts only in the accepted rows."""
+        history = [np.where(accepted, wlr, self.point.wlr) for wlr in trial.history[1:]]
+        point = trial.point.where(accepted, self.point)
+        return Run(point, self.iterations + trial.iterations, self.history + history)
+
+    def solution(self, threshold: Float) -> JointSolution:
+        """The public form."""
+        point = self.point
+        return JointSolution(
+            selection=point.selection,
+            shares=point.bandwidth.shares,
+            latency_s=point.bandwidth.latency_s,
+            wlr_per_ms=point.wlr,
+            threshold=threshold,
+            iterations=self.iterations,
+            history=np.stack(self.history),
+        )

@@ -1,0 +1,197 @@
+"""Selection and bandwidth together, problem (9): the WDMoE paper's alternation, and a fractional program.
+
+Both raise the weight-to-latency ratio (8) from the model's own routing with uniform shares, and neither ever
+lets it fall. The paper's alternation is a reconstruction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wdmoe_env.optimize.bandwidth import BandwidthSolution, min_max_bandwidth
+from wdmoe_env.optimize.decision import JointSolution, Point, Run
+from wdmoe_env.optimize.selection import (
+    expert_token_latency_s,
+    gate_latency_similarity,
+    marginal_price_selection,
+    paper_selection,
+)
+from wdmoe_env.optimize.validate import check_links, check_selection
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    Bool,
+    Float,
+    block_latency_s,
+    device_latency_s,
+    device_load,
+    equal_shares,
+)
+from wdmoe_env.physics.metric import weight_served, wlr_per_ms
+
+LEAST_GAIN = 1e-12
+DEFAULT_STOPPING_GAIN = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What the alternation needs to score a selection."""
+
+    links: BlockLinks
+    weights: Float
+    routed: Bool
+    min_share: float
+    solve_bandwidth: bool
+    max_iterations: int
+
+    def point(self, selection: Bool, uniform: bool = False) -> Point:
+        """The selection with optimal shares, or with uniform ones."""
+        load = device_load(selection, self.links.placement)
+        if self.solve_bandwidth and not uniform:
+            bandwidth = min_max_bandwidth(self.links, load, self.min_share)
+        else:
+            shares = equal_shares(*self.links.compute_s.shape)
+            bandwidth = BandwidthSolution(shares, block_latency_s(device_latency_s(self.links, load, shares)))
+        # A row of padding has neither weight nor latency; its ratio is 0.
+        latency = np.where(bandwidth.latency_s > 0, bandwidth.latency_s, np.inf)
+        return Point(selection, bandwidth, wlr_per_ms(weight_served(self.weights, selection), latency))
+
+    def alternate(self, point: Point, threshold: Float, rows: Bool) -> Run:
+        """Alternate the paper's selection and the shares to a fixed point in the marked rows.
+
+        A step that does not raise (8) is refused and ends its row.
+        """
+        run = Run.at(point)
+        for _ in range(self.max_iterations):
+            if not rows.any():
+                break
+            latency = expert_token_latency_s(self.links, run.point.bandwidth.shares)
+            trial = self.point(paper_selection(self.weights, self.routed, latency, threshold))
+            better = rows & (trial.wlr > run.point.wlr * (1.0 + LEAST_GAIN))
+            run = run.after(rows, trial.where(better, run.point))
+            rows = better
+        return run
+
+
+def joint_optimize(
+    links: BlockLinks,
+    weights: Float,
+    routed: Bool,
+    threshold: float | None = None,
+    stopping_gain: float = DEFAULT_STOPPING_GAIN,
+    threshold_step: float = 0.05,
+    min_share: float = 0.0,
+    max_iterations: int = 20,
+    solve_bandwidth: bool = True,
+    select: bool = True,
+) -> JointSolution:
+    """The WDMoE paper's optimizer as reconstructed: alternate its selection rule and the min-max shares.
+
+    Each iteration selects by ``paper_selection`` at the present shares, then solves the shares for that
+    selection. With a threshold, to a fixed point. Without, the threshold grows in steps from the largest at
+    which nothing is dropped, each step run to a fixed point, while (8) improves by ``stopping_gain``; a step
+    that changes no selection tells nothing and is passed over.
+
+    Args:
+        links: the block's links.
+        weights: (N, J, E) gate weights.
+        routed: (N, J, E) the model's own choice; a row without any is padding and stays empty.
+        threshold: fixes the threshold of the selection rule.
+        stopping_gain: relative gain of (8) below which a step is undone and the threshold stops.
+        threshold_step: step of the growing threshold.
+        min_share: least share of a loaded device.
+        max_iterations: most alternations at one threshold.
+        solve_bandwidth: whether shares are solved; uniform otherwise (ablation).
+        select: whether experts are dropped; the model's own choice otherwise (ablation).
+
+    Returns:
+        The decision; ``threshold`` is 0 where none was applied.
+
+    Raises:
+        TypeError: a mask is not boolean.
+        ValueError: a shape or a value is wrong.
+    """
+    check_links(links)
+    check_selection(links, weights, ("routed", routed))
+    if not threshold_step > 0:
+        raise ValueError(f"threshold_step must be positive, got {threshold_step}")
+    if not stopping_gain >= 0:
+        raise ValueError(f"stopping_gain must not be negative, got {stopping_gain}")
+    problem = _Problem(links, weights, routed, min_share, solve_bandwidth, max_iterations)
+    start = problem.point(routed, uniform=True)
+    everywhere = np.ones(len(weights), dtype=np.bool_)
+    run = Run.at(start)
+    if select and threshold is not None:
+        fixed = np.full(len(weights), float(threshold))
+        return run.then(problem.alternate(start, fixed, everywhere), everywhere).solution(fixed)
+    run = run.after(everywhere, problem.point(routed))
+    if not select:
+        return run.solution(np.zeros(len(weights)))
+    return _grow_threshold(problem, run, stopping_gain, threshold_step)
+
+
+def _grow_threshold(problem: _Problem, run: Run, stopping_gain: float, step: float) -> JointSolution:
+    """Raise the threshold of each row step by step while its objective improves enough."""
+    latency = expert_token_latency_s(problem.links, run.point.bandwidth.shares)
+    least = gate_latency_similarity(problem.weights, problem.routed, latency).min(axis=-1)
+    last = np.ceil(1.0 / step)
+    steps = np.where(np.isfinite(least), np.maximum(np.ceil(least / step) - 1.0, 0.0), last)
+    rows = steps < last
+    while rows.any():
+        trial = problem.alternate(run.point, np.minimum((steps + 1.0) * step, 1.0), rows)
+        same = (trial.point.selection == run.point.selection).all(axis=(1, 2))
+        accepted = rows & (same | (trial.point.wlr >= run.point.wlr * (1.0 + stopping_gain)))
+        run = run.then(trial, accepted)
+        steps = steps + accepted
+        rows = accepted & (steps < last)
+    return run.solution(np.minimum(steps * step, 1.0))
+
+
+def fractional_program(
+    links: BlockLinks,
+    weights: Float,
+    routed: Bool,
+    candidates: Bool | None = None,
+    min_share: float = 0.0,
+    max_iterations: int = 50,
+    keep_best: bool = False,
+) -> JointSolution:
+    """Raise (8) itself: Dinkelbach's iteration on W - lambda t with the marginal-price rule inside.
+
+    lambda is the ratio W / t of the present decision, at which W - lambda t is 0; a decision that raises the
+    difference above 0 has a greater ratio, and becomes the next. Ends where the rule finds none.
+
+    Args:
+        links: the block's links.
+        weights: (N, J, E) gate weights.
+        routed: (N, J, E) the model's own choice; a row without any is padding and stays empty.
+        candidates: (N, J, E) experts that a token may use besides its routed ones.
+        min_share: least share of a loaded device.
+        max_iterations: most values of lambda.
+        keep_best: whether a token always keeps its routed expert of most weight.
+
+    Returns:
+        The decision; ``threshold`` is NaN.
+
+    Raises:
+        TypeError: a mask is not boolean.
+        ValueError: a shape or a value is wrong.
+    """
+    check_links(links)
+    check_selection(links, weights, ("routed", routed))
+    problem = _Problem(links, weights, routed, min_share, solve_bandwidth=True, max_iterations=max_iterations)
+    rows = np.ones(len(weights), dtype=np.bool_)
+    run = Run.at(problem.point(routed, uniform=True)).after(rows, problem.point(routed))
+    for _ in range(max_iterations):
+        point = run.point
+        selection, _ = marginal_price_selection(
+            links, weights, routed, point.wlr, candidates, min_share, point.selection, keep_best
+        )
+        trial = problem.point(selection)
+        better = rows & (trial.wlr > point.wlr * (1.0 + LEAST_GAIN))
+        run = run.after(rows, trial.where(better, point))
+        rows = better
+        if not rows.any():
+            break
+    return run.solution(np.full(len(weights), np.nan))

@@ -1,0 +1,96 @@
+"""What each token should use when every device has its price: the linear problem inside the marginal-price rule.
+
+With prices fixed, the objective splits into one small problem per token, solved exactly here: take a device
+if the experts on it that are worth their computing together pay for sending the token there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdmoe_env.optimize.bandwidth import BandwidthSolution, first_token_latency_s, marginal_latency_s
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, experts_per_device
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePrices:
+    """Gate weight that a unit of load costs, (N, U) each: per token sent, and per token-expert pair computed."""
+
+    token: Float
+    expert: Float
+
+
+def device_prices(
+    links: BlockLinks, selection: Bool, bandwidth: BandwidthSolution, price_per_ms: Float, min_share: float
+) -> DevicePrices:
+    """Marginal block latency of each device at the bandwidth optimum of a selection, times the price.
+
+    Args:
+        links: the block's links.
+        selection: (N, J, E).
+        bandwidth: the optimum of ``min_max_bandwidth`` for it.
+        price_per_ms: (N,) gate weight per millisecond.
+        min_share: least share of a loaded device.
+    """
+    load = device_load(selection, links.placement)
+    token_s, expert_s = marginal_latency_s(links, load, bandwidth)
+    if (load.tokens == 0).any():
+        token_s = token_s + first_token_latency_s(links, load, bandwidth, min_share)
+    scale = 1e3 * price_per_ms[:, None]
+    return DevicePrices(scale * token_s, scale * expert_s)
+
+
+def at_device_of_expert(values: Float, placement: Float) -> Float:
+    """(N, ..., U) values of devices, seen from the experts, each of which one device holds: (N, ..., E)."""
+    device = np.broadcast_to(placement.argmax(axis=-1), (len(values), placement.shape[-2]))
+    device = device.reshape(len(values), *(1,) * (values.ndim - 2), -1)
+    return np.take_along_axis(values, device, axis=-1)
+
+
+def best_response(
+    prices: DevicePrices, weights: Float, candidates: Bool, kept: Bool, selection: Bool, placement: Float
+) -> tuple[Bool, Float]:
+    """The selection of greatest net value at fixed prices, and what each token gains by changing to it.
+
+    Args:
+        prices: of the devices.
+        weights: (N, J, E) gate weights.
+        candidates: (N, J, E) experts to choose from; a token without any stays empty.
+        kept: (N, J, E) candidates that stay whatever they cost.
+        selection: (N, J, E) the present choice.
+        placement: (N, E, U) or (E, U).
+
+    Returns:
+        selection (N, J, E), one or more experts for each token that has candidates, and gain (N, J) >= 0.
+    """
+    net = np.where(candidates, weights - at_device_of_expert(prices.expert, placement)[:, None, :], -np.inf)
+    worth = (net > 0) | kept
+    device_value = np.where(worth, net, 0.0) @ placement - prices.token[:, None, :]
+    value_here = at_device_of_expert(device_value, placement)
+    best = worth & ((value_here > 0) | _beside(kept, placement))
+    # A token that no device is worth takes the least bad one: an expert, and those beside it that pay.
+    forced = one_hot((np.minimum(net, 0.0) + value_here).argmax(axis=-1), net.shape[-1])
+    least_bad = (forced | (worth & _beside(forced, placement))) & candidates
+    best = np.where(best.any(axis=-1, keepdims=True), best, least_bad)
+    gain = _net_value(best, net, prices, placement) - _net_value(selection, net, prices, placement)
+    return best, np.maximum(gain, 0.0)
+
+
+def one_hot(index: NDArray[np.intp], size: int) -> Bool:
+    """(...,) indices as (..., size) marks."""
+    return np.arange(size) == index[..., None]
+
+
+def _beside(selection: Bool, placement: Float) -> Bool:
+    """Marks (N, J, E) the experts on a device that the selection reaches for the same token."""
+    return at_device_of_expert(experts_per_device(selection, placement), placement) > 0
+
+
+def _net_value(selection: Bool, net: Float, prices: DevicePrices, placement: Float) -> Float:
+    """Value (N, J) of each token's experts less the price of the devices that it reaches."""
+    reached = experts_per_device(selection, placement) > 0
+    paid: Float = np.where(reached, prices.token[:, None, :], 0.0).sum(axis=-1)
+    return np.where(selection, net, 0.0).sum(axis=-1) - paid

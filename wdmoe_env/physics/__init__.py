@@ -1,0 +1,1 @@
+"""Channel, latency and metric in numpy, batched over a leading axis; usable without torch."""

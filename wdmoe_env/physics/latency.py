@@ -1,0 +1,160 @@
+"""Rates and latencies of one MoE block; design equations (3) to (7).
+
+Everything that bandwidth shares can change is written in two normalised quantities, so that the same
+functions serve the simulator, the optimizers and a policy that sees only an observation:
+
+    full_band_snr = gamma / B    SNR were the whole band the device's
+    payload_s     = L / B        time of one hidden state at 1 bit/s/Hz over the whole band
+
+which turns L / R[u] with R[u] = b[u] B log2(1 + gamma[u] / (b[u] B)) into
+payload_s / (b[u] log2(1 + full_band_snr[u] / b[u])).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+DOWNLINK, UPLINK = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLinks:
+    """Radio and compute of U devices that hold E experts during one block, for a batch of N episodes.
+
+    Attributes:
+        full_band_snr: (N, 2, U) gamma / B, downlink then uplink.
+        payload_s: (N,) L / B, seconds.
+        compute_s: (N, U) F / C, seconds per token and expert.
+        placement: (N, E, U) or (E, U), 1 where device u holds expert e.
+    """
+
+    full_band_snr: Float
+    payload_s: Float
+    compute_s: Float
+    placement: Float
+
+    @property
+    def num_devices(self) -> int:
+        """U."""
+        return self.compute_s.shape[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a selection asks of each device, all (N, U).
+
+    Attributes:
+        tokens: n[u], tokens that the device serves.
+        experts: token-expert pairs that it computes; above ``tokens`` where a token uses two of its experts.
+    """
+
+    tokens: Float
+    experts: Float
+
+
+def carrier_to_noise_hz(gain: Float, power_w: float, noise_dbm_per_hz: float) -> Float:
+    """gamma[u] = P g[u] / N0, equation (3).
+
+    Args:
+        gain: linear power gain, any shape.
+        power_w: transmit power in W.
+        noise_dbm_per_hz: noise power spectral density in dBm/Hz.
+
+    Returns:
+        C/N0 in Hz, shape of ``gain``.
+    """
+    return power_w * gain / 10.0 ** ((noise_dbm_per_hz - 30.0) / 10.0)
+
+
+def spectral_efficiency(full_band_snr: Float, shares: Float) -> Float:
+    """log2(1 + gamma / (b B)), the bit/s/Hz within a device's share.
+
+    Args:
+        full_band_snr: (..., 2, U).
+        shares: (..., U), positive.
+
+    Returns:
+        (..., 2, U) bit/s/Hz.
+    """
+    return np.log1p(full_band_snr / shares[..., None, :]) / np.log(2.0)
+
+
+def radio_latency_s(links: BlockLinks, shares: Float) -> Float:
+    """L / R_dl + L / R_ul, the radio part of equation (5) under the rate of equation (4).
+
+    Args:
+        links: the block's links.
+        shares: (N, U) bandwidth shares; a share of zero gives an infinite latency.
+
+    Returns:
+        (N, U) seconds per token.
+    """
+    positive = np.where(shares > 0, shares, 1.0)
+    efficiency = spectral_efficiency(links.full_band_snr, positive)
+    with np.errstate(divide="ignore"):
+        per_bit = 1.0 / efficiency[..., DOWNLINK, :] + 1.0 / efficiency[..., UPLINK, :]
+    return np.where(shares > 0, links.payload_s[..., None] * per_bit / positive, np.inf)
+
+
+def experts_per_device(selection: Bool, placement: Float) -> Float:
+    """x[j, u]: how many of token j's selected experts device u holds.
+
+    Args:
+        selection: (N, J, E).
+        placement: (N, E, U) or (E, U).
+
+    Returns:
+        (N, J, U).
+    """
+    return selection.astype(np.float64) @ placement
+
+
+def device_load(selection: Bool, placement: Float) -> Load:
+    """Tokens and token-expert pairs of each device under a selection (N, J, E)."""
+    per_token = experts_per_device(selection, placement)
+    return Load(tokens=(per_token > 0).sum(axis=-2).astype(np.float64), experts=per_token.sum(axis=-2))
+
+
+def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:
+    """t[u], equation (6): the sum of equation (5) over the tokens that each device serves.
+
+    The state crosses the link once per token, however many of its experts the device holds.
+
+    Returns:
+        (N, U) seconds; 0 for a device without load, infinite for a loaded one without bandwidth.
+    """
+    loaded = load.tokens > 0
+    radio = np.where(loaded, radio_latency_s(links, np.where(loaded, shares, 1.0)), 0.0)
+    return load.tokens * radio + load.experts * links.compute_s
+
+
+def token_latency_s(links: BlockLinks, selection: Bool, shares: Float) -> Float:
+    """t[j, u], equation (5), zero where device u does not serve token j.
+
+    Args:
+        links: the block's links.
+        selection: (N, J, E).
+        shares: (N, U).
+
+    Returns:
+        (N, J, U) seconds.
+    """
+    per_token = experts_per_device(selection, links.placement)
+    radio = radio_latency_s(links, shares)[..., None, :]
+    return np.where(per_token > 0, radio + per_token * links.compute_s[..., None, :], 0.0)
+
+
+def block_latency_s(device_latency: Float) -> Float:
+    """t, equation (7): attention of the next layer waits for the slowest device; (N, U) -> (N,)."""
+    return device_latency.max(axis=-1)
+
+
+def equal_shares(batch: int, num_devices: int) -> Float:
+    """(N, U) of 1 / U: the bandwidth of the reference policy."""
+    return np.full((batch, num_devices), 1.0 / num_devices)

@@ -1,0 +1,60 @@
+"""The weight-to-latency ratio (WLR), design equation (8), in its block and its device form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wdmoe_env.physics.latency import Bool, Float
+
+
+def gate_weights(gate_probs: Float, routed: Bool) -> Float:
+    """w[j, e] = p[j, e] / sum over the routed p: the routed ones of a token sum to 1.
+
+    An expert that was not routed has a weight too, on the same scale.
+
+    Args:
+        gate_probs: (N, J, E) scores of all experts.
+        routed: (N, J, E) the model's own choice.
+
+    Returns:
+        (N, J, E); rows without a routed expert (padding) are zero.
+    """
+    total = np.where(routed, gate_probs, 0.0).sum(axis=-1, keepdims=True)
+    return np.divide(gate_probs, total, out=np.zeros_like(gate_probs, dtype=np.float64), where=total > 0)
+
+
+def weight_served(weights: Float, selection: Bool) -> Float:
+    """W: the gate weight that the selected experts serve, summed over tokens; (N, J, E) twice -> (N,)."""
+    return np.where(selection, weights, 0.0).sum(axis=(-2, -1))
+
+
+def wlr_per_ms(served: Float, block_latency: Float) -> Float:
+    """W / t, equation (8).
+
+    Args:
+        served: (N,) gate weight served.
+        block_latency: (N,) seconds.
+
+    Returns:
+        (N,) in 1/ms.
+    """
+    return served / (1e3 * block_latency)
+
+
+def wlr_device_per_ms(weights: Float, selection: Bool, placement: Float, device_latency: Float) -> Float:
+    """Sum over loaded devices of W[u] / t[u], the device form beside equation (8).
+
+    Shares can game it: starving slow devices raises it while attention waits longer.
+
+    Args:
+        weights: (N, J, E) gate weights.
+        selection: (N, J, E).
+        placement: (N, E, U) or (E, U).
+        device_latency: (N, U) seconds, 0 where a device has no load.
+
+    Returns:
+        (N,) in 1/ms.
+    """
+    served = (np.where(selection, weights, 0.0) @ placement).sum(axis=-2)
+    ratio = np.divide(served, 1e3 * device_latency, out=np.zeros_like(served), where=device_latency > 0)
+    return np.asarray(ratio.sum(axis=-1))

@@ -1,0 +1,126 @@
+"""The decision process of N episodes in lock-step: actions in; observations, rewards and info out.
+
+Both faces, the single and the batched environment, are thin wrappers of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wdmoe_env.actions import ActionCodec, Decision, enforce_min_share, repair_selection
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.observations import Observation, encode_observation, observation_space
+from wdmoe_env.optimize.bandwidth import min_max_bandwidth
+from wdmoe_env.physics.latency import Bool, Float, device_load
+from wdmoe_env.rewards import evaluate_reward, reward_function
+from wdmoe_env.simulator import BlockResult, EpisodeResult, Rollout, Simulator
+
+Info = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One step of N episodes.
+
+    Attributes:
+        observation: entries (N, ...).
+        reward: (N,).
+        terminated: whether the episodes ended; all of a rollout end together.
+        info: entries (N, ...), and ``reward_terms`` with entries (N,).
+    """
+
+    observation: Observation
+    reward: Float
+    terminated: bool
+    info: Info
+
+
+class DecisionProcess:
+    """Spaces, codec and step of a configuration.
+
+    Args:
+        config: the configuration.
+
+    Attributes:
+        simulator: model, text, radio and devices.
+        codec: actions to decisions and back.
+        observation_space: of a single environment.
+    """
+
+    def __init__(self, config: EnvConfig) -> None:
+        self.config = config
+        self._reward = reward_function(config.reward, config.quality_weight)
+        self.simulator = Simulator(config)
+        sizes = self.simulator.sizes
+        self.codec = ActionCodec(sizes, config.decision, config.action_type)
+        self.observation_space = observation_space(sizes, config.observe_hidden_states)
+
+    def step(self, rollout: Rollout, decision: Decision) -> Transition:
+        """Carry out a decision for every episode of a rollout.
+
+        Args:
+            rollout: N episodes that have not ended.
+            decision: selection (N, J, E) and shares (N, U), each ``None`` where the action held none.
+        """
+        selection, shares, repaired = self._complete(rollout, decision)
+        block = rollout.step(selection, shares)
+        episode = rollout.finish() if rollout.done else None
+        terms = _terms(block, episode)
+        info = _block_info(block, repaired, terms) | (_episode_info(episode) if episode else {})
+        reward = evaluate_reward(self._reward, terms)
+        return Transition(encode_observation(rollout.block), reward, rollout.done, info)
+
+    def _complete(self, rollout: Rollout, decision: Decision) -> tuple[Bool, Float, NDArray[np.int64]]:
+        """Selection and shares as they will be used, and the number of mended tokens (N,)."""
+        block = rollout.block
+        selection = block.routed if decision.selection is None else decision.selection
+        selection, repaired = repair_selection(selection, block.gate_probs, block.token_mask)
+        load = device_load(selection, block.links.placement)
+        if decision.shares is None:
+            shares = min_max_bandwidth(block.links, load, self.config.min_share).shares
+        else:
+            shares = enforce_min_share(decision.shares, load.tokens > 0, self.config.min_share)
+        return selection, shares, repaired
+
+
+def _terms(block: BlockResult, episode: EpisodeResult | None) -> Mapping[str, Float]:
+    added = np.zeros_like(block.wlr) if episode is None else episode.nll - episode.reference_nll
+    return {
+        "gate_weight_served": block.gate_weight_served,
+        "block_latency_ms": 1e3 * block.block_latency_s,
+        "vanilla_latency_ms": 1e3 * block.vanilla_latency_s,
+        "wlr": block.wlr,
+        "wlr_device": block.wlr_device,
+        "latency_ratio": block.block_latency_s / block.vanilla_latency_s,
+        "added_nll": added,
+    }
+
+
+def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: Mapping[str, Float]) -> Info:
+    return {
+        "block_latency_ms": 1e3 * block.block_latency_s,
+        "device_latency_ms": 1e3 * block.device_latency_s,
+        "load": block.tokens,
+        "shares": block.shares,
+        "selection": block.selection,
+        "wlr": block.wlr,
+        "wlr_device": block.wlr_device,
+        "gate_weight_kept": block.gate_weight_kept,
+        "repaired_tokens": repaired,
+        "reward_terms": dict(terms),
+    }
+
+
+def _episode_info(episode: EpisodeResult) -> Info:
+    return {
+        "latency_ms": 1e3 * episode.latency_s,
+        "nll": episode.nll,
+        "token_nll": episode.token_nll,
+        "next_token_accuracy": episode.next_token_accuracy,
+        "reference_nll": episode.reference_nll,
+    }

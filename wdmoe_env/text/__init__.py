@@ -1,0 +1,1 @@
+"""Text of the episodes: token windows over disjoint documents."""

@@ -1,0 +1,260 @@
+"""``WDMoE-v0`` natively batched: N windows through one forward pass, one pause per block for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, create_empty_array
+from numpy.typing import NDArray
+
+from wdmoe_env.actions import Decision
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.env import WDMoEEnv
+from wdmoe_env.observations import Observation, encode_observation
+from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.process import DecisionProcess, Info
+from wdmoe_env.simulator import Rollout
+from wdmoe_env.vector_info import merge, rows_of, split_rows, spread
+
+
+@dataclass(slots=True)
+class Cohort:
+    """Environments whose episodes began together and therefore pause at the same block.
+
+    Attributes:
+        rollout: their episodes.
+        rows: (n,) the environment of each episode.
+        live: (n,) False where the environment has been reset since and left the cohort.
+    """
+
+    rollout: Rollout
+    rows: NDArray[np.int64]
+    live: NDArray[np.bool_]
+
+
+class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
+    """N environments of one configuration; see ``WDMoEEnv`` for spaces, rewards and info.
+
+    Environment n behaves as a single one with the n-th seed would, up to the rounding of a batched forward pass.
+
+    Args:
+        num_envs: N.
+        autoreset_mode: ``NEXT_STEP`` (the step after the last one resets and ignores the action),
+            ``SAME_STEP`` (the last step resets; ``info["final_obs"]`` and ``info["final_info"]`` hold the end), or
+            ``DISABLED`` (call ``reset(options={"reset_mask": mask})``).
+        config: the configuration or its dict.
+        render_mode: accepted for the protocol's sake.
+        **keywords: fields of ``EnvConfig``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = dict(WDMoEEnv.metadata)
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        config: EnvConfig | Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+        **keywords: Any,
+    ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
+            raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
+        self.num_envs = int(num_envs)
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**WDMoEEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self.config = EnvConfig.make(config, **keywords)
+        self._process = DecisionProcess(self.config)
+        self.simulator = self._process.simulator
+        self.codec = self._process.codec
+        self.single_observation_space = self._process.observation_space
+        self.single_action_space = self.codec.space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._generators: list[np.random.Generator] = []
+        self._seeds: list[int] = []
+        self._cohorts: list[Cohort] = []
+        self._observation: Observation = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)  # type: ignore[assignment]
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """The generator of each environment."""
+        self._seed(None)
+        return tuple(self._generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each environment's generator."""
+        self._seed(None)
+        return tuple(self._seeds)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observation, Info]:
+        """Begin an episode in every environment, or in those of a mask.
+
+        Args:
+            seed: s gives environment n the seed s + n; a sequence gives each its own; ``None`` goes on.
+            options: ``{"reset_mask": (N,) bool}`` resets some; ``{"window": (N,) indices}`` names windows.
+
+        Raises:
+            ValueError, TypeError: a mask, seeds or windows of another shape or type.
+        """
+        options = options or {}
+        mask = _reset_mask(options.get("reset_mask"), self.num_envs)
+        self._seed(seed, mask)
+        rows = np.nonzero(mask)[0]
+        windows = options.get("window")
+        if windows is not None:
+            windows = np.broadcast_to(np.asarray(windows), (self.num_envs,))[rows]
+        info = self._begin(rows, windows)
+        return self._copied(), info
+
+    def step(self, actions: Any) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
+        """Run one block in every environment, and reset according to the autoreset mode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: an environment's episode has ended and nothing resets it.
+            ValueError, TypeError: not a batch of actions; the episodes can go on.
+        """
+        waiting = np.setdiff1d(np.arange(self.num_envs), self._rows_under_way())
+        fresh = waiting.size == self.num_envs and not self._generators
+        if waiting.size and (fresh or self.autoreset_mode != AutoresetMode.NEXT_STEP):
+            raise gym.error.ResetNeeded(f"expected reset() before step(): no episode in environments {waiting[:8]}")
+        decision = self.codec.decode(actions, (self.num_envs,))
+        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        info: Info = {}
+        for cohort in list(self._cohorts):
+            self._step_cohort(cohort, decision, rewards, terminated, info)
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
+            info = self._reset_ended(np.nonzero(terminated)[0], info)
+        if waiting.size:
+            merge(info, self._begin(waiting, None))
+        return self._copied(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), info
+
+    @property
+    def num_blocks(self) -> int:
+        """I, steps of an episode."""
+        return self.simulator.sizes.num_blocks
+
+    def encode_action(self, selection: Bool | None = None, shares: Float | None = None) -> Any:
+        """Actions of selections (..., J, E) and shares (..., U); see ``ActionCodec.encode``."""
+        return self.codec.encode(selection, shares)
+
+    def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
+        """Selections and shares of actions; see ``ActionCodec.decode``."""
+        decision = self.codec.decode(action, self.codec.batch_of(action))
+        return decision.selection, decision.shares
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End all episodes."""
+        for cohort in self._cohorts:
+            cohort.rollout.close()
+        self._cohorts = []
+
+    def _seed(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_] | None = None) -> None:
+        """Give the masked environments new generators where seeds came, and all of them one at the start."""
+        seeds = [seed + n if isinstance(seed, (int, np.integer)) else None for n in range(self.num_envs)]
+        if seed is not None and not isinstance(seed, (int, np.integer)):
+            seeds = list(seed)
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}")
+        if not self._generators:
+            drawn = [seeding.np_random(one) for one in seeds]
+            self._generators, self._seeds = [pair[0] for pair in drawn], [pair[1] for pair in drawn]
+            return
+        for n, one in enumerate(seeds):
+            if one is not None and (mask is None or mask[n]):
+                self._generators[n], self._seeds[n] = seeding.np_random(one)
+
+    def _rows_under_way(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, dtype=np.int64), *(c.rows[c.live] for c in self._cohorts)])
+
+    def _begin(self, rows: NDArray[np.int64], windows: NDArray[np.int64] | None) -> Info:
+        """Start episodes in the environments ``rows`` and write their first observations."""
+        for cohort in self._cohorts:
+            cohort.live &= ~np.isin(cohort.rows, rows)
+        self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
+        rollout = self.simulator.start([self._generators[n] for n in rows], windows)
+        self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
+        self._write(rows, encode_observation(rollout.block))
+        return spread({"window": rollout.windows}, rows, self.num_envs)
+
+    def _step_cohort(
+        self,
+        cohort: Cohort,
+        decision: Decision,
+        rewards: NDArray[np.float64],
+        terminated: NDArray[np.bool_],
+        info: Info,
+    ) -> None:
+        """Step one cohort and write what came out for its live rows."""
+        rows, live = cohort.rows, cohort.live
+        taken = Decision(*(None if part is None else part[rows] for part in (decision.selection, decision.shares)))
+        transition = self._process.step(cohort.rollout, taken)
+        rows = rows[live]
+        rewards[rows] = transition.reward[live]
+        terminated[rows] = transition.terminated
+        self._write(rows, {name: value[live] for name, value in transition.observation.items()})
+        merge(info, spread(rows_of(transition.info, live), rows, self.num_envs))
+        if transition.terminated:
+            self._drop([cohort])
+
+    def _reset_ended(self, rows: NDArray[np.int64], info: Info) -> Info:
+        """Reset the environments ``rows`` within this step; what ended moves to ``final_*``."""
+        ended = np.zeros(self.num_envs, dtype=bool)
+        ended[rows] = True
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for n in rows:
+            final_obs[n] = {name: value[n].copy() for name, value in self._observation.items()}
+        final_info, going = split_rows(info, ended)
+        going.update(
+            {
+                "final_obs": final_obs,
+                "_final_obs": ended,
+                "final_info": final_info,
+                "_final_info": ended.copy(),
+            }
+        )
+        merge(going, self._begin(rows, None))
+        return going
+
+    def _drop(self, cohorts: list[Cohort]) -> None:
+        for cohort in cohorts:
+            cohort.rollout.close()
+        self._cohorts = [cohort for cohort in self._cohorts if all(cohort is not other for other in cohorts)]
+
+    def _write(self, rows: NDArray[np.int64], observation: Observation) -> None:
+        for name, value in observation.items():
+            self._observation[name][rows] = value
+
+    def _copied(self) -> Observation:
+        return {name: value.copy() for name, value in self._observation.items()}
+
+
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode of a member, its name or its value."""
+    if isinstance(mode, AutoresetMode):
+        return mode
+    for member in AutoresetMode:
+        if mode in (member.name, member.value):
+            return member
+    names = ", ".join(member.name for member in AutoresetMode)
+    raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}")
+
+
+def _reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
+    if mask is None:
+        return np.ones(num_envs, dtype=bool)
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (num_envs,) or not mask.any():
+        raise ValueError(f"reset_mask must be a bool array ({num_envs},) with at least one True, got {mask!r}")
+    return mask

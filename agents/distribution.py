@@ -1,17 +1,20 @@
 """The actor's distribution: a masked Bernoulli per token and expert, then a Gaussian per share logit.
 
 Actions are those of the flat ``box`` codec: scores of +-1 and logits in [-1, 1]. Shares are drawn given the
-selection that they will serve.
+selection that they will serve; a device that serves nothing gets none, and no noise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Normal
 
 from agents.network import Observation, TokenSharedNetwork, features
+from wdmoe_env.actions import LEAST_LOGIT
 from wdmoe_env.config import DecisionKind
 
 
@@ -48,9 +51,9 @@ class ActionDistribution:
             selection = (keep & self.seen.optional) | self.seen.best
             parts.append((2.0 * selection.float() - 1.0).flatten(1))
         if self.decision != "selection":
-            mean = self.network.share_logits(self.observation, self.seen, selection)
+            mean, loaded = self.network.share_logits(self.observation, self.seen, selection)
             noise = 0.0 if deterministic else self.network.log_std.exp() * torch.randn_like(mean)
-            parts.append((mean + noise).clamp(-1.0, 1.0))
+            parts.append(torch.where(loaded, (mean + noise).clamp(LEAST_LOGIT, 1.0), -1.0))
         return torch.cat(parts, dim=1)
 
     def evaluate(self, actions: Tensor) -> Evaluated:
@@ -61,13 +64,13 @@ class ActionDistribution:
         selection = self.observation["routed"] > 0.5
         if self.decision != "bandwidth":
             selection = actions[:, :num_scores].view_as(self.logits) > 0
-            bits = torch.distributions.Bernoulli(logits=self.logits, validate_args=False)
+            bits: Any = Bernoulli(logits=self.logits, validate_args=False)  # type: ignore[no-untyped-call]
             optional = self.seen.optional.float()
             log_prob = log_prob + (bits.log_prob(selection.float()) * optional).sum((1, 2))
             entropy = entropy + (bits.entropy() * optional).sum((1, 2))
         if self.decision != "selection":
-            mean = self.network.share_logits(self.observation, self.seen, selection)
-            shares = torch.distributions.Normal(mean, self.network.log_std.exp(), validate_args=False)
-            log_prob = log_prob + shares.log_prob(actions[:, num_scores:]).sum(1)
-            entropy = entropy + shares.entropy().sum(1)
+            mean, loaded = self.network.share_logits(self.observation, self.seen, selection)
+            shares: Any = Normal(mean, self.network.log_std.exp(), validate_args=False)  # type: ignore[no-untyped-call]
+            log_prob = log_prob + (shares.log_prob(actions[:, num_scores:]) * loaded).sum(1)
+            entropy = entropy + (shares.entropy() * loaded).sum(1)
         return Evaluated(log_prob, entropy)

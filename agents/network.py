@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wdmoe_env.actions import LEAST_LOGIT, LOGIT_SCALE
+from wdmoe_env.actions import LOGIT_SCALE
 
 Observation = dict[str, Tensor]
 
@@ -21,6 +21,8 @@ DEVICE_FEATURES = 5
 KEEP_LOG_ODDS = 2.0
 # Standard deviation of share logits before any training: shares jitter by about 20 %.
 INITIAL_LOG_STD = -3.0
+# Logit of the busiest device's share: shares are relative, and noise has room below the bound of 1.
+BUSIEST_LOGIT = 0.8
 _TINY = 1e-6
 
 
@@ -106,8 +108,8 @@ class TokenSharedNetwork(nn.Module):
         logits: Tensor = KEEP_LOG_ODDS + self.pair_head(self.pair_body(seen.pairs))[..., 0]
         return logits
 
-    def share_logits(self, observation: Observation, seen: Features, selection: Tensor) -> Tensor:
-        """Mean logits (N, U) of the shares, given the selection (N, J, E) that they will serve.
+    def share_logits(self, observation: Observation, seen: Features, selection: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean logits (N, U) of the shares for the selection (N, J, E) that they will serve, and who is loaded (N, U).
 
         The base is a share in proportion to the work of each device at equal shares.
         """
@@ -116,7 +118,7 @@ class TokenSharedNetwork(nn.Module):
         compute_ms = per_token.sum(1) * observation["compute_latency"]
         work = load * observation["unit_latency"] + compute_ms
         relative = (work / work.max(-1, keepdim=True).values.clamp_min(_TINY)).clamp_min(_TINY)
-        base = (1.0 + relative.log() / LOGIT_SCALE).clamp_min(LEAST_LOGIT)
+        base = (BUSIEST_LOGIT + relative.log() / LOGIT_SCALE).clamp_min(-BUSIEST_LOGIT)
         efficiency = observation["spectral_efficiency"] / 10.0
         columns = [
             base,
@@ -125,7 +127,7 @@ class TokenSharedNetwork(nn.Module):
             compute_ms / work.clamp_min(_TINY),
             load / load.sum(-1, keepdim=True).clamp_min(1.0),
         ]
-        return base + self.device_net(torch.stack(columns, dim=-1))[..., 0]
+        return base + self.device_net(torch.stack(columns, dim=-1))[..., 0], load > 0
 
     def value(self, seen: Features) -> Tensor:
         """State values (N,) from the mean over pairs."""

@@ -30,7 +30,9 @@ def check_folder(out: Path, overwrite: bool) -> None:
     if foreign:
         raise ValueError(f"expected a new folder or an empty one for the results, but {out} holds {foreign[0]}")
     if held and not overwrite:
-        raise ValueError(f"expected a new folder for the results, but {out} holds earlier ones (--overwrite replaces them)")
+        raise ValueError(
+            f"expected a new folder for the results, but {out} holds earlier ones (--overwrite replaces them)"
+        )
     parent = next(path for path in out.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"expected a place for the results that can be written to, got {out}")

@@ -32,17 +32,26 @@ FONT_POINTS = 9
 
 
 def short_names(policies: Sequence[str]) -> dict[str, str]:
-    """A name for each policy: rules keep theirs, files go by the last parts of their path that tell them apart."""
-    names = {policy: policy for policy in policies}
-    files = [policy for policy in policies if PurePath(policy).suffix in (".safetensors", ".json") or "/" in policy]
-    for file in files:
-        parts = PurePath(file).with_suffix("").parts
-        for length in range(1, len(parts) + 1):
-            names[file] = "/".join(parts[-length:])
-            others = [PurePath(other).with_suffix("").parts[-length:] for other in policies if other != file]
-            if parts[-length:] not in others:
-                break
+    """A name for each policy: rules keep theirs, files go by the last parts of their path that tell them apart.
+
+    A file named ``policy``, as training names all of them, goes by its folder.
+    """
+    parts = {policy: _parts(policy) for policy in policies}
+    names = {}
+    for policy, own in parts.items():
+        others = [theirs for other, theirs in parts.items() if other != policy]
+        lengths = range(1, len(own) + 1)
+        length = next((n for n in lengths if all(own[-n:] != theirs[-n:] for theirs in others)), len(own))
+        names[policy] = "/".join(own[-length:])
     return names
+
+
+def _parts(policy: str) -> tuple[str, ...]:
+    path = PurePath(policy)
+    if path.suffix not in (".safetensors", ".json") and len(path.parts) == 1:
+        return (policy,)
+    parts = path.with_suffix("").parts if path.suffix in (".safetensors", ".json") else path.parts
+    return parts[:-1] if parts[-1] == "policy" and len(parts) > 1 else parts
 
 
 def place_labels(axes: Axes, labels: Sequence[str], points: Float, drawn: Float, colors: Sequence[str]) -> None:
@@ -75,7 +84,9 @@ def place_labels(axes: Axes, labels: Sequence[str], points: Float, drawn: Float,
             va=vertical,
             fontsize=FONT_POINTS,
             color=color,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkB": 3} if distance >= LEADER_POINTS else None,
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkB": 3}
+            if distance >= LEADER_POINTS
+            else None,
         )
 
 
@@ -88,11 +99,12 @@ def _text_size(axes: Axes, label: str) -> tuple[float, float]:
 
 
 def _box(at: Float, distance: float, side: tuple[float, float, str, str], width: float, height: float) -> Float:
-    """Left, bottom, right and top of a label in pixels."""
+    """Left, bottom, right and top of a label in pixels, with a margin."""
     x, y, horizontal, vertical = side
     left = at[0] + distance * x + CORNER[horizontal] * width
     bottom = at[1] + distance * y + CORNER[vertical] * height
-    return np.array([left, bottom, left + width, bottom + height])
+    margin = 0.2 * height
+    return np.array([left - margin, bottom - margin, left + width + margin, bottom + height + margin])
 
 
 def _cost(boxes: Float, taken: Float, drawn: Float, inside: Float) -> NDArray[np.int64]:

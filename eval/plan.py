@@ -91,7 +91,7 @@ class Episodes:
     seeds: NDArray[np.int64]
 
     def __len__(self) -> int:
-        """n."""
+        """Number of episodes n."""
         return len(self.windows)
 
     def batches(self, size: int) -> Iterator[Episodes]:
@@ -119,6 +119,4 @@ def plan_episodes(count: int, num_windows: int, seed: int) -> Episodes:
 def policy_hashes(policies: tuple[str, ...]) -> dict[str, str]:
     """SHA-256 of the weights of each policy that is a file."""
     files = {policy: Path(policy).with_suffix(".safetensors") for policy in policies}
-    return {
-        policy: hashlib.sha256(path.read_bytes()).hexdigest() for policy, path in files.items() if path.is_file()
-    }
+    return {policy: hashlib.sha256(path.read_bytes()).hexdigest() for policy, path in files.items() if path.is_file()}

@@ -85,7 +85,9 @@ def _sweeps(policies: list[str]) -> dict[str, list[int]]:
     for at, policy in enumerate(policies):
         if ":" in policy:
             swept.setdefault(_family(policy), []).append(at)
-    by_parameter = {family: sorted(members, key=lambda at: _parameter(policies[at])) for family, members in swept.items()}
+    by_parameter = {
+        family: sorted(members, key=lambda at: _parameter(policies[at])) for family, members in swept.items()
+    }
     return {family: members for family, members in by_parameter.items() if len(members) > 1}
 
 

@@ -60,7 +60,9 @@ def aligned(table: Table) -> str:
     """A table for the terminal: names to the left, figures to the right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in table
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -84,21 +86,24 @@ def markdown_report(summary: Summary) -> str:
         f"{config['episodes']} episodes of {environment['num_tokens']} tokens on the model {environment['model']!r}, "
         f"split {environment['split']!r}, seed {config['seed']}"
     )
-    return "\n\n".join(
-        [
-            "# Evaluation",
-            f"{title}. Made by\n\n    {made_by['command']}",
-            markdown(results_table(summary["policies"])),
-            "![Latency against added NLL](pareto.png)",
-            NOTES.format(batch_size=config["batch_size"], machine=made_by["machine"]).strip(),
-            "## Added NLL by kind of text",
-            markdown(domain_table(summary["policies"])),
-            "## Configuration",
-            f"```json\n{json.dumps(config, indent=2)}\n```",
-            "## Versions",
-            markdown([["package", "version"], *([name, number] for name, number in made_by["versions"].items())]),
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Evaluation",
+                f"{title}. Made by\n\n    {made_by['command']}",
+                markdown(results_table(summary["policies"])),
+                "![Latency against added NLL](pareto.png)",
+                NOTES.format(batch_size=config["batch_size"], machine=made_by["machine"]).strip(),
+                "## Added NLL by kind of text",
+                markdown(domain_table(summary["policies"])),
+                "## Configuration",
+                f"```json\n{json.dumps(config, indent=2)}\n```",
+                "## Versions",
+                markdown([["package", "version"], *([name, number] for name, number in made_by["versions"].items())]),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _cell(statistic: dict[str, Any], form: str, scale: float, interval: bool) -> str:

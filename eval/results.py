@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import dataclass
 
-from eval.plan import EvaluationConfig, Episodes
+from eval.plan import Episodes, EvaluationConfig
 from eval.statistics import Float
 
 # What is measured per episode and policy; equal again when an evaluation is replayed, apart from WALL_CLOCK.

@@ -17,7 +17,8 @@ from wdmoe_env.config import EnvConfig
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
 # How a block's value becomes an episode's; the rest is in the info of the last block.
-OVER_BLOCKS = {"wlr": np.mean, "gate_weight_kept": np.mean, "repaired_tokens": np.sum}
+MEAN_OVER_BLOCKS = ("wlr", "gate_weight_kept")
+SUM_OVER_BLOCKS = ("repaired_tokens",)
 OF_EPISODE = ("latency_ms", "nll", "next_token_accuracy")
 
 
@@ -62,7 +63,7 @@ class Evaluation:
         self.config = config
         self._environments: dict[int, WDMoEVectorEnv] = {}
         env = self._environment(min(config.batch_size, config.episodes))
-        self._text = env.unwrapped._process.simulator.source.windows  # type: ignore[attr-defined]
+        self._text = env.simulator.source.windows
         self.policies = {spec: make_policy(spec, env, config.seed) for spec in config.policies}
 
     def run(self, progress: bool = True) -> Results:
@@ -118,7 +119,8 @@ def run_batch(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measureme
         blocks.append(info)
         episode_start = np.zeros(size, dtype=bool)
         ended = bool(terminated.all())
-    measured = {name: reduce([info[name] for info in blocks], axis=0) for name, reduce in OVER_BLOCKS.items()}
+    measured = {name: np.mean([info[name] for info in blocks], axis=0) for name in MEAN_OVER_BLOCKS}
+    measured |= {name: np.sum([info[name] for info in blocks], axis=0) for name in SUM_OVER_BLOCKS}
     measured |= {name: blocks[-1][name] for name in OF_EPISODE}
     measured["decision_ms"] = np.full(size, 1e3 * np.mean(decision_s) / size)
     return {name: np.asarray(value, dtype=np.float64) for name, value in measured.items()}

@@ -14,7 +14,7 @@ import torch
 import wdmoe_env
 from eval.plan import REFERENCE
 from eval.results import METRICS, WALL_CLOCK, Measurements, Results
-from eval.statistics import Interval, PairedBootstrap
+from eval.statistics import Float, Interval, PairedBootstrap
 
 PACKAGES = ("gymnasium", "numpy", "torch", "transformers")
 
@@ -58,10 +58,11 @@ def _statistics(values: Measurements, reference: Measurements, bootstrap: Paired
     }
 
 
-def _batch_mean(values: Any, size: int, over_batches: PairedBootstrap) -> Interval:
+def _batch_mean(values: Float, size: int, over_batches: PairedBootstrap) -> Interval:
     """Mean over episodes, resampled by whole batches: a sum over batches over their sizes."""
     batch = np.arange(len(values)) // size
-    return over_batches.ratio_of_means(np.bincount(batch, weights=values), np.bincount(batch).astype(np.float64))
+    sums, sizes = np.bincount(batch, weights=values), np.bincount(batch)
+    return over_batches.ratio_of_means(np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64))
 
 
 def results_json(results: Results, command: str) -> Summary:
@@ -86,4 +87,5 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """What decision times were measured on."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} torch threads"
+    system, threads = f"{platform.system()} {platform.machine()}", torch.get_num_threads()
+    return f"{system}, {os.cpu_count()} processors, torch on {threads} of them"

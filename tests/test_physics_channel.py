@@ -49,6 +49,18 @@ def test_shadowing_is_log_normal_and_holds_for_the_episode(std_db, expected):
     np.testing.assert_allclose(gain_db, np.broadcast_to(gain_db[0], gain_db.shape))
 
 
+def test_shadowing_and_fading_are_drawn_apart():
+    # Same seeds with and without shadowing: the quotient is the shadowing alone.
+    devices = DeviceConfig(count=100, distances_m=(100.0,) * 100)
+    plain_fading, both = (
+        Channel(plain(fading="rayleigh", shadowing_std_db=std), devices, 2).sample(generators(1000)).gain
+        for std in (0.0, 5.0)
+    )
+    shadowing = np.abs(np.log(both / plain_fading))[0].ravel()
+    for block in np.log(plain_fading):
+        assert np.corrcoef(shadowing, block.ravel())[0, 1] == pytest.approx(0.0, abs=0.015)
+
+
 def test_exponent_reaches_the_path_loss():
     devices = DeviceConfig(count=1, distances_m=(100.0,))
     gains = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 
@@ -32,6 +33,11 @@ def flags(out, *more):
 
 def weights(out):
     return load_file(out / "policy.safetensors")
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def assert_weights(one, other, same):
@@ -90,9 +96,10 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
     assert main(flags(run, "--timesteps", "160", "--resume")) == 0
     card = json.loads((run / "policy.json").read_text())
     assert card["timesteps"] == 160
-    steps = [row.split(",") for row in (run / "progress.csv").read_text().splitlines()]
-    column = steps[0].index("time/total_timesteps")
-    assert int(steps[-1][column]) == 160
+    curves = {path.name: rows(path) for path in run.glob("progress*.csv")}
+    assert curves["progress.csv"][0]["time/total_timesteps"] == "32"
+    resumed = curves[next(name for name in curves if name != "progress.csv")]
+    assert resumed[-1]["time/total_timesteps"] == "160"
 
 
 def test_a_checkpoint_restores_weights_and_moments(tmp_path):

@@ -17,7 +17,7 @@ examples:
   python -m train --out runs/joint --env-id WDMoE-v0 --resume # goes on after a kill
   tensorboard --logdir runs                                   # curves
 
-The run folder holds the policy (policy.safetensors and policy.json), progress.csv (curves), arguments.json and
+The run folder holds the policy (policy.safetensors and policy.json), progress*.csv (curves), arguments.json and
 checkpoint.safetensors. Compare it with the optimizer: python -m eval --policies vanilla wdmoe RUN/policy.safetensors
 The language model has recipes of its own: python -m train.text --help, python -m train.language_model --help.
 """

@@ -18,12 +18,11 @@ import torch
 import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, make_output_format
 
 from agents.learned import save_policy
 from agents.sb3_policy import TokenSharedPolicy
 from train.checkpoint import load_checkpoint, save_checkpoint
-from wdmoe_env import ENV_IDS
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 
 HYPERPARAMETERS = Path(__file__).parent / "hyperparameters.yml"
@@ -76,24 +75,30 @@ def train(arguments: Arguments) -> Path:
     settings = hyperparameters(arguments.env_id, arguments.reward)
     run = Path(arguments.out)
     checkpoint = run / "checkpoint.safetensors"
-    _claim(run, checkpoint, arguments)
+    _check_folder(run, checkpoint, arguments.resume)
 
     num_envs = settings.pop("num_envs")
     torch.manual_seed(arguments.seed)
     env = SB3VecEnv(make_env(arguments, num_envs))
-    decision = ENV_IDS[arguments.env_id]
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "arguments.json").write_text(json.dumps(dataclasses.asdict(arguments), indent=2) + "\n")
+    decision = env.env.config.decision
     algorithm = PPO(TokenSharedPolicy, env, seed=arguments.seed, policy_kwargs={"decision": decision}, **settings)
-    algorithm.set_logger(configure(str(run), ["csv", "tensorboard"]))
     if arguments.resume:
         algorithm.num_timesteps = load_checkpoint(checkpoint, algorithm.policy)
         env.seed(arguments.seed + algorithm.num_timesteps)
 
-    algorithm.learn(
-        max(arguments.timesteps - algorithm.num_timesteps, 0),
-        callback=Checkpoints(checkpoint, arguments.checkpoint_every),
-        reset_num_timesteps=not arguments.resume,
-        progress_bar=arguments.progress,
-    )
+    curves = logger(run, algorithm.num_timesteps)
+    algorithm.set_logger(curves)
+    try:
+        algorithm.learn(
+            max(arguments.timesteps - algorithm.num_timesteps, 0),
+            callback=Checkpoints(checkpoint, arguments.checkpoint_every),
+            reset_num_timesteps=not arguments.resume,
+            progress_bar=arguments.progress,
+        )
+    finally:
+        curves.close()
     save_checkpoint(checkpoint, algorithm.policy, algorithm.num_timesteps)
     card = {
         "num_experts": env.env.codec.scores_shape[1],
@@ -103,9 +108,16 @@ def train(arguments: Arguments) -> Path:
         "arguments": dataclasses.asdict(arguments),
         "hyperparameters": hyperparameters(arguments.env_id, arguments.reward),
     }
-    save_policy(run / "policy.safetensors", algorithm.policy.network, decision, card)
+    network: Any = algorithm.policy.network
+    save_policy(run / "policy.safetensors", network, decision, card)
     env.close()
     return run / "policy.safetensors"
+
+
+def logger(run: Path, timesteps: int) -> Logger:
+    """Curves as CSV and for TensorBoard; those of a resumed run lie beside the earlier ones."""
+    suffix = f"-{timesteps}" if timesteps else ""
+    return Logger(str(run), [make_output_format(name, str(run), suffix) for name in ("csv", "tensorboard")])
 
 
 def make_env(arguments: Arguments, num_envs: int) -> Any:
@@ -136,11 +148,9 @@ def hyperparameters(env_id: str, reward: str) -> dict[str, Any]:
     return dict(table[env_id][reward])
 
 
-def _claim(run: Path, checkpoint: Path, arguments: Arguments) -> None:
-    """Take the run folder, and write the arguments into it."""
-    if arguments.resume and not checkpoint.is_file():
+def _check_folder(run: Path, checkpoint: Path, resume: bool) -> None:
+    """Refuse a run folder in use, or one without a checkpoint to resume."""
+    if resume and not checkpoint.is_file():
         raise ValueError(f"expected a checkpoint to resume in {checkpoint}, but there is none")
-    if not arguments.resume and checkpoint.exists():
+    if not resume and checkpoint.exists():
         raise ValueError(f"{run} holds a run already: pass --resume to go on with it, or another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "arguments.json").write_text(json.dumps(dataclasses.asdict(arguments), indent=2) + "\n")

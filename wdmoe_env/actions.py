@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from wdmoe_env.config import ActionType, DecisionKind
 from wdmoe_env.observations import Sizes
@@ -38,6 +39,10 @@ class Decision:
 
     selection: Bool | None
     shares: Float | None
+
+    def rows(self, index: NDArray[np.int64]) -> Decision:
+        """The decisions of some rows of a batch."""
+        return Decision(*(None if part is None else part[index] for part in (self.selection, self.shares)))  # type: ignore[arg-type]
 
 
 class ActionCodec:
@@ -128,7 +133,7 @@ class ActionCodec:
     def batch_of(self, action: Any) -> tuple[int, ...]:
         """Leading axes of an action, whose own axes are known."""
         if isinstance(action, Mapping):
-            return np.shape(action["experts"])[:-2] if "experts" in action else np.shape(action.get("bandwidth"))[:-1]
+            return np.shape(action["experts"])[:-2] if "experts" in action else np.shape(action["bandwidth"])[:-1]
         return np.shape(action)[:-1]
 
     def _decode_experts(self, experts: Any, batch: tuple[int, ...]) -> Bool:

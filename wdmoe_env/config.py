@@ -117,19 +117,17 @@ class DeviceConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         _check_integer("count", self.count, at_least=1)
-        if not self.profiles:
-            raise ValueError("profiles must name at least one device profile, got an empty tuple")
+        if not _is_tuple_of(self.profiles, str) or not self.profiles:
+            raise ValueError(f"profiles must be a tuple of device profile names, got {self.profiles!r}")
         _check_number("utilization", self.utilization, above=0.0, at_most=1.0)
         _check_choice("mobility", self.mobility, get_args(Mobility))
         _check_number("speed_mps", self.speed_mps, at_least=0.0)
         _check_number("mobility_memory", self.mobility_memory, at_least=0.0, at_most=1.0)
-        if len(self.distance_range_m) != 2 or not 0 < self.distance_range_m[0] <= self.distance_range_m[1]:
-            raise ValueError(f"distance_range_m must be (low, high) with 0 < low <= high, got {self.distance_range_m}")
+        _check_numbers("distance_range_m", self.distance_range_m, count=2)
+        if self.distance_range_m[0] > self.distance_range_m[1]:
+            raise ValueError(f"distance_range_m must be (low, high) with low <= high, got {self.distance_range_m}")
         if self.distances_m is not None:
-            if len(self.distances_m) != self.count:
-                raise ValueError(f"distances_m must hold {self.count} distances, got {len(self.distances_m)}")
-            for distance in self.distances_m:
-                _check_number("distances_m", distance, above=0.0)
+            _check_numbers("distances_m", self.distances_m, count=self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +214,12 @@ class EnvConfig:
                 object.__setattr__(self, name, from_mapping(kind, value, prefix=f"{name}."))
             elif not isinstance(value, kind) and not (name == "deployment" and value == "model"):
                 raise TypeError(f"{name} must be a {kind.__name__} or a mapping of its fields, got {value!r}")
-        object.__setattr__(self, "placement", _tuples(self.placement))
-        if not isinstance(self.model, str):
-            raise TypeError(f"model must be a name or a path, got {type(self.model).__name__}")
+        rows: Any = self.placement if _is_tuple_of(self.placement, tuple) else (self.placement,)
+        if self.placement is not None and not all(_is_tuple_of(row, int) for row in rows):
+            raise ValueError(f"placement must be a tuple of device numbers or of such tuples, got {self.placement!r}")
+        for name, plain in (("model", str), ("device", str), ("observe_hidden_states", bool)):
+            if not isinstance(getattr(self, name), plain):
+                raise TypeError(f"{name} must be a {plain.__name__}, got {getattr(self, name)!r}")
         _check_integer("num_tokens", self.num_tokens, at_least=1)
         _check_choice("split", self.split, get_args(Split))
         _check_choice("decision", self.decision, get_args(DecisionKind))
@@ -284,6 +285,17 @@ def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def _is_tuple_of(value: object, kind: type) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, kind) for item in value)
+
+
+def _check_numbers(name: str, values: object, count: int) -> None:
+    if not isinstance(values, tuple) or len(values) != count:
+        raise ValueError(f"{name} must be a tuple of {count} numbers, got {values!r}")
+    for value in values:
+        _check_number(name, value, above=0.0)
 
 
 def _check_integer(name: str, value: object, at_least: int) -> None:

@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.observations import Observation, encode_observation
+from wdmoe_env.observations import Block, Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
+from wdmoe_env.rendering import Picture, draw_block
 from wdmoe_env.simulator import Rollout
 
 
@@ -104,6 +105,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     env = gym.make("wdmoe_env:WDMoE-v0", num_tokens=16, channel={"fading": "rician"}, reward="latency_quality")
     ```
 
+    `render_mode="rgb_array"` draws selection, latencies and shares of the last block.
+
     ## Vectorized environment
     `gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=64)` runs 64 windows through one forward pass.
 
@@ -114,7 +117,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     Xue et al., "WDMoE: Wireless Distributed Mixture of Experts for Large Language Models", arXiv 2411.06681.
     """
 
-    metadata = {"render_modes": [], "render_fps": 4}  # noqa: RUF012 (Gymnasium's own form)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 (Gymnasium's own form)
 
     def __init__(
         self,
@@ -123,11 +126,14 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         **keywords: Any,
     ) -> None:
         self.config = EnvConfig.make(config, **keywords)
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
+        self._picture: Picture | None = None
         self._process = DecisionProcess(self.config)
         self.simulator = self._process.simulator
         self.codec = self._process.codec
-        self.observation_space = self._process.observation_space
+        self.observation_space: gym.Space[Any] = self._process.observation_space
         self.action_space = self.codec.space
         self._rollout: Rollout | None = None
 
@@ -147,6 +153,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         windows = None if window is None else np.array([window])
         self._rollout = self.simulator.start([self.np_random], windows)
         info = {"window": int(self._rollout.windows[0])}
+        self._draw(self._rollout.block, None)
         return _single(encode_observation(self._rollout.block)), info
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
@@ -159,9 +166,23 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         if self._rollout is None or self._rollout.done:
             raise gym.error.ResetNeeded("expected reset() before step(): no episode is under way")
         decision = self.codec.decode(_batched(action), (1,))
+        block = self._rollout.block
         transition = self._process.step(self._rollout, decision)
         observation, info = _single(transition.observation), _single(transition.info)
+        self._draw(block, info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
+
+    def render(self) -> Picture | None:
+        """Picture (H, W, 3) of the last step under ``render_mode="rgb_array"``, of the first block before it."""
+        if self.render_mode is None:
+            return None
+        if self._picture is None:
+            raise gym.error.ResetNeeded("expected reset() before render(): there is nothing to draw")
+        return self._picture.copy()
+
+    def _draw(self, block: Block, info: Info | None) -> None:
+        if self.render_mode == "rgb_array":
+            self._picture = draw_block(block, info)
 
     @property
     def num_blocks(self) -> int:

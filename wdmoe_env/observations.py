@@ -82,7 +82,7 @@ class Block:
 def observation_space(sizes: Sizes, hidden_states: bool = False) -> spaces.Dict:
     """The one-level Dict space of a single environment."""
     J, E, U = sizes.num_tokens, sizes.num_experts, sizes.num_devices
-    boxes = {
+    boxes: dict[str, spaces.Space[Any]] = {
         "gate_probs": _box(0, 1, J, E),
         "routed": _box(0, 1, J, E),
         "spectral_efficiency": _box(0, MOST_SPECTRAL_EFFICIENCY, 2, U),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -53,8 +53,6 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         **keywords: fields of ``EnvConfig``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = dict(WDMoEEnv.metadata)
-
     def __init__(
         self,
         num_envs: int = 1,
@@ -67,7 +65,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
         self.num_envs = int(num_envs)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata = {**WDMoEEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata: dict[str, Any] = {**WDMoEEnv.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         self.config = EnvConfig.make(config, **keywords)
         self._process = DecisionProcess(self.config)
@@ -199,7 +197,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     ) -> None:
         """Step one cohort and write what came out for its live rows."""
         rows, live = cohort.rows, cohort.live
-        taken = Decision(*(None if part is None else part[rows] for part in (decision.selection, decision.shares)))
+        taken = decision.rows(rows)
         transition = self._process.step(cohort.rollout, taken)
         rows = rows[live]
         rewards[rows] = transition.reward[live]

@@ -38,7 +38,7 @@ def merge(info: Info, other: Info) -> None:
         if name not in info:
             info[name], info[f"_{name}"] = value, mask
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             merge(info[name], value)
         else:
             info[name][mask] = value[mask]
@@ -51,7 +51,7 @@ def split_rows(info: Info, ended: NDArray[np.bool_]) -> tuple[Info, Info]:
     going: Info = {}
     for name in [key for key in info if f"_{key}" in info]:
         value, mask = info[name], info[f"_{name}"]
-        parts = split_rows(value, ended) if isinstance(value, Mapping) else (value, value)
+        parts = split_rows(value, ended) if isinstance(value, dict) else (value, value)
         for target, part, chosen in zip((final, going), parts, (mask & ended, mask & ~ended), strict=True):
             if chosen.any():
                 target[name], target[f"_{name}"] = part, chosen

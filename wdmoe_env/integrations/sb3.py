@@ -100,6 +100,6 @@ class SB3VecEnv(VecEnv):
         result = getattr(self.env, method_name)(*args, **kwargs)
         return [result for _ in self._get_indices(indices)]
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:  # type: ignore[type-arg]
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """No environment is wrapped."""
         return [False for _ in self._get_indices(indices)]

@@ -23,7 +23,7 @@ _IMPLEMENTATION = "wdmoe"
 _ROUTER_NAMES = ("gate", "router")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockInput:
     """What is known at an MoE block before its experts run.
 
@@ -84,11 +84,14 @@ def install_hook(model: Any, runner: ExpertRunner, probe_tokens: Tensor) -> tupl
         raise ValueError(
             f"expected a model with MoE blocks served by transformers' experts registry, got {type(model).__name__}"
         )
+    modules = [experts for experts, _ in pairs]
+    sizes = sorted({experts.num_experts for experts in modules})
+    if len(sizes) > 1:
+        raise ValueError(f"expected as many experts in every block, got blocks of {sizes} experts")
     for _, router in pairs:
         if _keep_logits not in router._forward_hooks.values():
             router.register_forward_hook(_keep_logits)
     model.set_experts_implementation(_IMPLEMENTATION)
-    modules = [experts for experts, _ in pairs]
     samples = _observe(model, modules, probe_tokens)
     gate_score = fit_gate_score(samples)
     for index, experts in enumerate(modules):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as TokenizerFile
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers.utils import logging
 
 from wdmoe_env.moe.split import SplitModel
 
@@ -70,7 +72,7 @@ def _source(name: str) -> str:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(source: str, device: str, dtype: str) -> SplitModel:
     rebuild = (load_model, (source, device, dtype))
     if source == "micro":
@@ -86,7 +88,7 @@ def _load(source: str, device: str, dtype: str) -> SplitModel:
 def _pretrained(path: str, dtype: torch.dtype) -> Any:
     """A causal language model from a folder or the hub, whole or not at all."""
     try:
-        with torch.random.fork_rng(devices=[]):  # loading draws initial weights from the global generator
+        with _no_progress_bar(), torch.random.fork_rng(devices=[]):  # loading draws from the global generator
             model, report = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -99,6 +101,17 @@ def _pretrained(path: str, dtype: torch.dtype) -> Any:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the model {path} lacks {len(missing)} of its weights, such as {missing[0]}")
     return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _micro() -> Any:

@@ -130,7 +130,7 @@ def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:
         (N, U) seconds; 0 for a device without load, infinite for a loaded one without bandwidth.
     """
     loaded = load.tokens > 0
-    radio = np.where(loaded, radio_latency_s(links, np.where(loaded, shares, 1.0)), 0.0)
+    radio = np.where(loaded, radio_latency_s(links, shares), 0.0)
     return load.tokens * radio + load.experts * links.compute_s
 
 

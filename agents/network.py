@@ -17,6 +17,7 @@ Observation = dict[str, Tensor]
 
 PAIR_FEATURES = 10
 DEVICE_FEATURES = 5
+WORK_FEATURES = 2
 # Log-odds of keeping a routed expert before any training: 0.88.
 KEEP_LOG_ODDS = 2.0
 # Standard deviation of share logits before any training: shares jitter by about 20 %.
@@ -35,12 +36,14 @@ class Features:
         optional: (N, J, E) bool, pairs that the actor may drop: routed, but not the token's best.
         best: (N, J, E) bool, each token's most probable expert, which is always kept.
         token_ms: (N, U) latency of one token at equal shares.
+        work_ms: (N, U) latency of each device under the model's own routing at equal shares.
     """
 
     pairs: Tensor
     optional: Tensor
     best: Tensor
     token_ms: Tensor
+    work_ms: Tensor
 
 
 def features(observation: Observation) -> Features:
@@ -73,7 +76,7 @@ def features(observation: Observation) -> Features:
         ((share_of_weight.clamp_min(_TINY) / cost[:, None].clamp_min(_TINY)).log() / 4.0).clamp(-3.0, 3.0),
     ]
     pairs = torch.stack([column.expand_as(probs) for column in columns], dim=-1)
-    return Features(pairs, (routed > 0.5) & (best < 0.5), best > 0.5, token_ms)
+    return Features(pairs, (routed > 0.5) & (best < 0.5), best > 0.5, token_ms, work)
 
 
 def _at_experts(placement: Tensor, per_device: Tensor) -> Tensor:
@@ -100,13 +103,12 @@ class TokenSharedNetwork(nn.Module):
         self.pair_head = _small(nn.Linear(width, 1))
         self.device_net = nn.Sequential(_mlp(DEVICE_FEATURES, width, width), _small(nn.Linear(width, 1)))
         self.log_std = nn.Parameter(torch.full((1,), INITIAL_LOG_STD))
-        self.value_body = _mlp(PAIR_FEATURES, width, width)
-        self.value_head = nn.Sequential(_mlp(width, width, width), nn.Linear(width, 1))
+        self.value_net = nn.Sequential(_mlp(PAIR_FEATURES + WORK_FEATURES, width, width), nn.Linear(width, 1))
 
     def expert_logits(self, seen: Features) -> Tensor:
-        """Log-odds (N, J, E) of keeping each pair; only those of optional pairs count."""
-        logits: Tensor = KEEP_LOG_ODDS + self.pair_head(self.pair_body(seen.pairs))[..., 0]
-        return logits
+        """Log-odds (N, J, E) of keeping each pair; those of pairs that are not optional are 0 and do not count."""
+        chosen = KEEP_LOG_ODDS + self.pair_head(self.pair_body(seen.pairs[seen.optional]))[..., 0]
+        return torch.zeros_like(seen.pairs[..., 0]).masked_scatter(seen.optional, chosen)
 
     def share_logits(self, observation: Observation, seen: Features, selection: Tensor) -> tuple[Tensor, Tensor]:
         """Mean logits (N, U) of the shares for the selection (N, J, E) that they will serve, and who is loaded (N, U).
@@ -130,9 +132,11 @@ class TokenSharedNetwork(nn.Module):
         return base + self.device_net(torch.stack(columns, dim=-1))[..., 0], load > 0
 
     def value(self, seen: Features) -> Tensor:
-        """State values (N,) from the mean over pairs."""
-        pooled = self.value_body(seen.pairs).mean(dim=(1, 2))
-        values: Tensor = self.value_head(pooled)[..., 0]
+        """State values (N,) from the mean features of optional pairs and the devices' work."""
+        optional = seen.optional[..., None].to(seen.pairs.dtype)
+        pooled = (seen.pairs * optional).sum((1, 2)) / optional.sum((1, 2)).clamp_min(1.0)
+        work = torch.stack([seen.work_ms.sum(-1), seen.work_ms.max(-1).values], dim=-1)
+        values: Tensor = self.value_net(torch.cat([pooled, work.clamp_min(_TINY).log()], dim=-1))[..., 0]
         return values
 
 

@@ -41,15 +41,17 @@ def check_folder(out: Path, overwrite: bool) -> None:
 @contextmanager
 def replaced_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place at the end, or vanishes if the body fails."""
-    part = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.part")
+    place = out.absolute()
+    part, old = (place.with_name(f".{place.name}.{os.getpid()}.{state}") for state in ("part", "old"))
     part.mkdir(parents=True)
     try:
         yield part
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_results(results: Results, summary: Summary, out: Path) -> None:

@@ -22,13 +22,15 @@ SIDES = (
     (0, 1, "center", "bottom"),
     (0, -1, "center", "top"),
 )
-DISTANCES_POINTS = (7, 14, 22, 32, 44, 58)
+DISTANCES_POINTS = (7, 14, 22, 32, 44, 58, 74, 92, 112)
+PLACES = [(distance, side) for distance in DISTANCES_POINTS for side in SIDES]
 # From this distance on, a line leads from the label to its point.
 LEADER_POINTS = 22
 # Where the label's left lower corner lies, as a part of its width or height, for each alignment.
 CORNER = {"left": 0.0, "bottom": 0.0, "center": -0.5, "right": -1.0, "top": -1.0}
 
 FONT_POINTS = 9
+FILE_SUFFIXES = (".safetensors", ".json")
 
 
 def short_names(policies: Sequence[str]) -> dict[str, str]:
@@ -46,11 +48,17 @@ def short_names(policies: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _parts(policy: str) -> tuple[str, ...]:
+def is_file(policy: str) -> bool:
+    """Whether a policy is a file and not a rule, by its name alone."""
     path = PurePath(policy)
-    if path.suffix not in (".safetensors", ".json") and len(path.parts) == 1:
+    return path.suffix in FILE_SUFFIXES or len(path.parts) > 1
+
+
+def _parts(policy: str) -> tuple[str, ...]:
+    if not is_file(policy):
         return (policy,)
-    parts = path.with_suffix("").parts if path.suffix in (".safetensors", ".json") else path.parts
+    path = PurePath(policy)
+    parts = path.with_suffix("").parts if path.suffix in FILE_SUFFIXES else path.parts
     return parts[:-1] if parts[-1] == "policy" and len(parts) > 1 else parts
 
 
@@ -64,30 +72,48 @@ def place_labels(axes: Axes, labels: Sequence[str], points: Float, drawn: Float,
         drawn: (m, 2) pixels of what should stay visible: points, bars, lines.
         colors: n.
     """
-    scale = axes.figure.dpi / 72.0
     inside = np.array(axes.get_window_extent().extents)
+    pixels = axes.transData.transform(points)
+    visible = np.concatenate([drawn, pixels])
     taken = np.zeros((0, 4))
-    for label, point, color in zip(labels, points, colors, strict=True):
-        at = axes.transData.transform(point)
-        width, height = _text_size(axes, label)
-        places = [(distance, side) for distance in DISTANCES_POINTS for side in SIDES]
-        boxes = np.array([_box(at, scale * distance, side, width, height) for distance, side in places])
-        best = int(np.argmin(_cost(boxes, taken, drawn, inside)))
+    for label, point, at, color in zip(labels, points, pixels, colors, strict=True):
+        boxes, leaders = _candidates(axes, label, at)
+        best = int(np.argmin(_cost(boxes, leaders, taken, visible, inside)))
+        distance, _ = PLACES[best]
+        _write(axes, label, point, color, best)
         taken = np.concatenate([taken, boxes[best : best + 1]])
-        distance, (x, y, horizontal, vertical) = places[best]
-        axes.annotate(
-            label,
-            tuple(point),
-            xytext=(distance * x, distance * y),
-            textcoords="offset points",
-            ha=horizontal,
-            va=vertical,
-            fontsize=FONT_POINTS,
-            color=color,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkB": 3}
-            if distance >= LEADER_POINTS
-            else None,
-        )
+        if distance >= LEADER_POINTS:
+            visible = np.concatenate([visible, leaders[best]])
+
+
+def _write(axes: Axes, label: str, point: Float, color: str, place: int) -> None:
+    distance, (x, y, horizontal, vertical) = PLACES[place]
+    nearest = (-CORNER[horizontal], -CORNER[vertical])
+    leader = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": nearest}
+    axes.annotate(
+        label,
+        (point[0], point[1]),
+        xytext=(distance * x, distance * y),
+        textcoords="offset points",
+        ha=horizontal,
+        va=vertical,
+        fontsize=FONT_POINTS,
+        color=color,
+        arrowprops=leader if distance >= LEADER_POINTS else None,
+    )
+
+
+def _candidates(axes: Axes, label: str, at: Float) -> tuple[Float, Float]:
+    """For each of ``PLACES`` the label's box (k, 4), with a margin, and points (k, 24, 2) on the way to it; pixels."""
+    width, height = _text_size(axes, label)
+    margin = 0.2 * height
+    boxes, leaders = [], []
+    for distance, (x, y, horizontal, vertical) in PLACES:
+        anchor = at + distance * axes.figure.dpi / 72.0 * np.array([x, y])
+        left, bottom = anchor + np.array([CORNER[horizontal] * width, CORNER[vertical] * height])
+        boxes.append([left - margin, bottom - margin, left + width + margin, bottom + height + margin])
+        leaders.append(np.linspace(at, anchor, 25)[1:])
+    return np.array(boxes), np.array(leaders)
 
 
 def _text_size(axes: Axes, label: str) -> tuple[float, float]:
@@ -98,21 +124,19 @@ def _text_size(axes: Axes, label: str) -> tuple[float, float]:
     return extent.width, extent.height
 
 
-def _box(at: Float, distance: float, side: tuple[float, float, str, str], width: float, height: float) -> Float:
-    """Left, bottom, right and top of a label in pixels, with a margin."""
-    x, y, horizontal, vertical = side
-    left = at[0] + distance * x + CORNER[horizontal] * width
-    bottom = at[1] + distance * y + CORNER[vertical] * height
-    margin = 0.2 * height
-    return np.array([left - margin, bottom - margin, left + width + margin, bottom + height + margin])
-
-
-def _cost(boxes: Float, taken: Float, drawn: Float, inside: Float) -> NDArray[np.int64]:
-    """What each of (k, 4) boxes covers: labels weigh most, then drawn points; leaving the axes is worst."""
+def _cost(boxes: Float, leaders: Float, taken: Float, visible: Float, inside: Float) -> NDArray[np.int64]:
+    """What each candidate covers: labels weigh most, then drawn points; leaving the axes is worst."""
+    covered = _within(visible, boxes).sum(axis=1)
+    crossed = _within(leaders.reshape(-1, 2), taken).sum(axis=0).reshape(leaders.shape[:2]).sum(axis=1) > 0
     left, bottom, right, top = (boxes[:, side, None] for side in range(4))
-    x, y = drawn.T
-    points = ((x > left) & (x < right) & (y > bottom) & (y < top)).sum(axis=1)
     x0, y0, x1, y1 = taken.T
     labels = ((x1 > left) & (x0 < right) & (y1 > bottom) & (y0 < top)).sum(axis=1)
     outside = (boxes[:, :2] < inside[:2]).any(axis=1) | (boxes[:, 2:] > inside[2:]).any(axis=1)
-    return points + 50 * labels + 1000 * outside
+    return covered + 20 * crossed + 50 * labels + 1000 * outside
+
+
+def _within(points: Float, boxes: Float) -> NDArray[np.bool_]:
+    """(k, m): whether each of (m, 2) points lies in each of (k, 4) boxes."""
+    x, y = points.T
+    left, bottom, right, top = (boxes[:, side, None] for side in range(4))
+    return (x > left) & (x < right) & (y > bottom) & (y < top)

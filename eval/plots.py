@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from eval.labels import place_labels, short_names
+from eval.labels import is_file, place_labels, short_names
 from eval.plan import REFERENCE
 from eval.statistics import Float
 from eval.summary import Summary
@@ -26,7 +26,8 @@ X, Y = "latency_ms", "added_nll"
 def plot_pareto(summaries: list[Summary], path: Path) -> None:
     """Draw mean latency against mean added NLL with 95 % intervals.
 
-    Policies that differ in a parameter alone (``wdmoe:0.5``, ``wdmoe:0.7``) share a colour and a line.
+    Policies that differ in a parameter alone (``wdmoe:0.5``, ``wdmoe:0.7``) share a colour and a line; the reference
+    is a star, learned policies are diamonds.
 
     Args:
         summaries: the policies of ``results.json``.
@@ -43,7 +44,7 @@ def plot_pareto(summaries: list[Summary], path: Path) -> None:
     sweeps = _sweeps(policies)
     for family, members in sweeps.items():
         axes.plot(*points[members].T, color=colors[members[0]], lw=1, alpha=0.6, label=f"{family}:parameter")
-    _dress(axes, points, bool(sweeps))
+    _dress(axes, bool(sweeps))
     figure.canvas.draw()  # fixes the layout, on which the labels' places depend
     lines = [points[members] for members in sweeps.values()] + [bar for s in summaries for bar in _bars(s)]
     drawn = np.concatenate([_sampled(axes, line) for line in lines])
@@ -52,10 +53,9 @@ def plot_pareto(summaries: list[Summary], path: Path) -> None:
 
 
 def _draw_point(axes: Axes, summary: Summary, color: str) -> None:
-    reference = summary["policy"] == REFERENCE
     for bar in _bars(summary):
         axes.plot(*bar.T, color=color, lw=1.2, solid_capstyle="butt")
-    marker, size = ("*", 14) if reference else ("o", 6)
+    marker, size = ("*", 14) if summary["policy"] == REFERENCE else ("D", 7) if is_file(summary["policy"]) else ("o", 6)
     axes.plot(summary[X]["mean"], summary[Y]["mean"], marker, ms=size, color=color, zorder=3)
 
 
@@ -76,14 +76,14 @@ def _colors(policies: list[str]) -> list[str]:
 
 
 def _family(policy: str) -> str:
-    return policy.partition(":")[0]
+    return policy if is_file(policy) else policy.partition(":")[0]
 
 
 def _sweeps(policies: list[str]) -> dict[str, list[int]]:
     """Families with two parameters or more: positions of their members, by rising parameter."""
     swept: dict[str, list[int]] = {}
     for at, policy in enumerate(policies):
-        if ":" in policy:
+        if ":" in policy and not is_file(policy):
             swept.setdefault(_family(policy), []).append(at)
     by_parameter = {
         family: sorted(members, key=lambda at: _parameter(policies[at])) for family, members in swept.items()
@@ -102,7 +102,7 @@ def _labels(policies: list[str], sweeps: dict[str, list[int]]) -> list[str]:
     return [policy.partition(":")[2] if at in swept else names[policy] for at, policy in enumerate(policies)]
 
 
-def _dress(axes: Axes, points: Float, legend: bool) -> None:
+def _dress(axes: Axes, legend: bool) -> None:
     """Scales, names and limits."""
     axes.set_yscale("symlog", linthresh=LINEAR_UP_TO, linscale=1.0)
     axes.yaxis.set_major_locator(FixedLocator(TICKS))

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from eval.labels import short_names
+from eval.plan import REFERENCE
 from eval.summary import Summary
 
 Table = list[list[str]]
@@ -15,8 +16,8 @@ Every policy ran the same episodes: the same windows of text, devices, shadowing
 percentile bootstrap intervals over episodes (10,000 resamples, the same for every policy; decision time is
 resampled by batches). Latency is the sum over the blocks of an episode; WLR is the mean over blocks of gate weight
 served per millisecond of block latency; added NLL is against `vanilla` on the same episode, in nats per token;
-`vs vanilla` is the ratio of mean latencies. Decision time is the wall time of one decision for one block of one
-episode, decided in batches of {batch_size}, on {machine}.
+`vs vanilla` is the ratio of mean latencies; `points` is the difference in accuracy in percentage points. Decision
+time is the wall time of one decision for one block of one episode, decided in batches of {batch_size}, on {machine}.
 """
 
 
@@ -25,16 +26,16 @@ def results_table(summaries: list[Summary], intervals: bool = True) -> Table:
 
     Args:
         summaries: the policies of ``results.json``.
-        intervals: whether every figure has its interval; otherwise only those that compare with ``vanilla``.
+        intervals: whether every figure has its interval; otherwise only latency against ``vanilla`` and added NLL.
     """
     names = short_names([summary["policy"] for summary in summaries])
     columns = {
         "latency ms": ("latency_ms", ".1f", 1.0, intervals),
         "vs vanilla": ("latency_ratio_to_vanilla", ".3f", 1.0, True),
         "WLR 1/ms": ("wlr", ".3f", 1.0, intervals),
-        "added NLL": ("added_nll", "+.4f", 1.0, True),
+        "added NLL": ("added_nll", "+z.4f", 1.0, True),
         "accuracy %": ("next_token_accuracy", ".2f", 100.0, intervals),
-        "points to vanilla": ("accuracy_points_to_vanilla", "+.2f", 1.0, True),
+        "points": ("accuracy_points_to_vanilla", "+z.2f", 1.0, intervals),
         "decision ms": ("decision_ms", ".3f", 1.0, intervals),
     }
     rows = [
@@ -48,11 +49,13 @@ def results_table(summaries: list[Summary], intervals: bool = True) -> Table:
 def domain_table(summaries: list[Summary]) -> Table:
     """Header and a row per policy of mean added NLL by kind of text, without the reference, which adds nothing."""
     names = short_names([summary["policy"] for summary in summaries])
-    domains = list(summaries[0]["added_nll_by_domain"])
-    rows = [
-        [names[summary["policy"]], *(f"{summary['added_nll_by_domain'][domain]['mean']:+.4f}" for domain in domains)]
+    by_domain = {
+        names[summary["policy"]]: summary["added_nll_by_domain"]
         for summary in summaries
-    ]
+        if summary["policy"] != REFERENCE
+    }
+    domains = list(summaries[0]["added_nll_by_domain"])
+    rows = [[name, *(f"{added[domain]['mean']:+z.4f}" for domain in domains)] for name, added in by_domain.items()]
     return [["policy", *domains], *rows]
 
 

@@ -50,7 +50,7 @@ def evaluate(
 
 
 class Evaluation:
-    """An evaluation whose model and policies are loaded and checked, and that has not run yet.
+    """An evaluation whose model and policies are loaded and checked, and that can run, once.
 
     Args:
         config: what to evaluate.

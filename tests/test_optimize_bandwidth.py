@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
@@ -144,7 +145,7 @@ def test_agrees_with_slsqp() -> None:
             bounds=[(0.02, 1)] * 5 + [(0, None)],
             constraints=[
                 {"type": "eq", "fun": lambda x: x[:-1].sum() - 1},
-                {"type": "ineq", "fun": lambda x: x[-1] - device_latency(x)},  # noqa: B023
+                {"type": "ineq", "fun": lambda x: x[-1] - device_latency(x)},
             ],
             options={"ftol": 1e-12, "maxiter": 500},
         )
@@ -166,11 +167,10 @@ def test_order_scale_and_monotony(seed: int) -> None:
 
     factor = 10 ** rng.uniform(-3, 3)
     slower = BlockLinks(links.full_band_snr, factor * links.payload_s, factor * links.compute_s, links.placement)
-    np.testing.assert_allclose(
-        min_max_bandwidth(slower, load).latency_s, factor * solution.latency_s, rtol=1e-11
-    )
+    np.testing.assert_allclose(min_max_bandwidth(slower, load).latency_s, factor * solution.latency_s, rtol=1e-11)
 
-    more = Load(load.tokens + rng.integers(0, 3, (4, 5)), load.experts + rng.integers(2, 4, (4, 5)))
+    extra = rng.integers(0, 3, (4, 5))
+    more = Load(load.tokens + extra, load.experts + 2 * extra)
     assert (min_max_bandwidth(links, more).latency_s >= solution.latency_s * (1 - 1e-12)).all()
     assert (min_max_bandwidth(links, load, 0.1).latency_s >= solution.latency_s * (1 - 1e-12)).all()
 
@@ -221,11 +221,91 @@ def test_device_form_agrees_with_a_conic_solver() -> None:
     shares = wlr_device_bandwidth(links, load, weight, min_share=0.01)
     ours = (weight / device_latency_s(links, load, shares)).sum(axis=-1)
 
-    x, log_ratio = cp.Variable(4), cp.Parameter((2, 4), nonneg=True)
-    inverse_rate = cp.Variable(4), cp.Variable(4)
-    del x, log_ratio, inverse_rate
+    for n in range(40):
+        share = cp.Variable(4)
+        value = 0
+        for u in range(4):
+            snr, radio_s = links.full_band_snr[n, :, u], tokens[n, u] * PAYLOAD_S * np.log(2)
+            rates = [-cp.rel_entr(share[u], share[u] + snr[link]) / radio_s for link in range(2)]
+            compute = 1 / (tokens[n, u] * links.compute_s[n, u])
+            value += weight[n, u] / 3 * cp.harmonic_mean(cp.hstack([*rates, compute]))
+        problem = cp.Problem(cp.Maximize(value / ours[n]), [cp.sum(share) == 1, share >= 0.01])
+        problem.solve(cp.CLARABEL)
+        assert problem.status == cp.OPTIMAL
+        np.testing.assert_allclose(problem.value, 1.0, rtol=1e-6)
 
 
-def test_device_form_waters_to_one_level() -> None:
-    """Every device above its least share earns the same from more, the others less: optimal, as W / t is concave."""
-    links, load = edge_cases(np.random.default_rng(7), 500, 6)
+@pytest.mark.parametrize("min_share", [0.0, 0.02])
+def test_device_form_waters_to_one_level(min_share: float) -> None:
+    """W / t is concave: shares are best where all above the least earn the same from more, and the others less."""
+    rng = np.random.default_rng(7)
+    links, load = edge_cases(rng, 500, 6)
+    weight = load.tokens * rng.random((500, 6)) * (rng.random((500, 6)) < 0.9)
+    shares = wlr_device_bandwidth(links, load, weight, min_share)
+    np.testing.assert_allclose(shares.sum(axis=-1), 1.0, atol=1e-12)
+    assert (shares[load.tokens > 0] >= min_share).all()
+    assert (shares[load.tokens == 0] == 0).all()
+
+    earning = (weight > 0) & (shares > 0)
+
+    def earned(factor: float) -> Float:
+        moved = np.where(earning, factor * shares, 1.0)
+        return np.divide(weight, device_latency_s(links, load, moved), out=np.zeros_like(weight), where=earning)
+
+    slope = np.divide(earned(1 + 1e-5) - earned(1 - 1e-5), 2e-5 * shares, out=np.zeros_like(weight), where=earning)
+    slope[slope * shares < 1e-9 * earned(1.0)] = 0.0  # lost in the rounding of the difference
+    level = slope.max(axis=-1, keepdims=True)
+    free = earning & (slope > 0) & (shares > max(1.001 * min_share, 1e-20))
+    np.testing.assert_allclose(slope[free], np.broadcast_to(level, free.shape)[free], rtol=1e-4)
+
+
+def test_device_form_without_earnings() -> None:
+    links = links_of(np.full((2, 2, 3), 3.0), np.full((2, 3), 1e-3))
+    tokens = np.array([[0, 0, 0], [0, 2, 1]], dtype=float)
+    shares = wlr_device_bandwidth(links, Load(tokens, tokens), np.zeros((2, 3)))
+    np.testing.assert_allclose(shares, [[1 / 3] * 3, [0, 0.5, 0.5]])
+
+
+def test_device_form_starves_a_slow_device() -> None:
+    """The caveat of the documentation: a higher device-form ratio, and a slower block."""
+    links = links_of(np.array([[[1e4, 1e-1]] * 2]), np.full((1, 2), 1e-4))
+    load, weight = Load(np.full((1, 2), 10.0), np.full((1, 2), 10.0)), np.full((1, 2), 5.0)
+    greedy = device_latency_s(links, load, wlr_device_bandwidth(links, load, weight))
+    uniform = device_latency_s(links, load, equal_shares(1, 2))
+    assert (weight / greedy).sum() > (weight / uniform).sum()
+    assert greedy.max() > uniform.max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"payload_s": np.ones(3)}, "payload_s must have shape (2,), got (3,)"),
+        ({"compute_s": np.ones(3)}, "compute_s must have shape (N, U), got (3,)"),
+        ({"full_band_snr": np.zeros((2, 2, 3))}, "full_band_snr must hold finite positive numbers"),
+        ({"compute_s": np.full((2, 3), np.nan)}, "compute_s must hold finite non-negative numbers"),
+        ({"placement": np.eye(4)}, "placement must have shape (N, E, 3) or (E, 3), got (4, 4)"),
+        ({"placement": np.ones((5, 3, 3))}, "placement must hold a batch of 2, got shape (5, 3, 3)"),
+    ],
+)
+def test_bad_links_are_one_sentence(change: dict[str, Float], message: str) -> None:
+    links = links_of(np.ones((2, 2, 3)), np.ones((2, 3)))
+    load = Load(np.ones((2, 3)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        min_max_bandwidth(replace(links, **change), load)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "min_share", "message"),
+    [
+        (np.ones((2, 4)), np.ones((2, 3)), 0.0, "load.tokens must have shape (2, 3), got (2, 4)"),
+        (np.full((2, 3), np.inf), np.ones((2, 3)), 0.0, "load.tokens must hold finite non-negative numbers"),
+        (np.ones((2, 3)), -np.ones((2, 3)), 0.0, "load.experts must hold finite non-negative numbers"),
+        (np.zeros((2, 3)), np.ones((2, 3)), 0.0, "a device that computes without a token"),
+        (np.ones((2, 3)), np.ones((2, 3)), 0.4, "min_share must be between 0 and 1 / 3 loaded devices, got 0.4"),
+        (np.ones((2, 3)), np.ones((2, 3)), np.nan, "min_share must be between 0 and 1 / 3 loaded devices, got nan"),
+    ],
+)
+def test_bad_load_is_one_sentence(tokens: Float, experts: Float, min_share: float, message: str) -> None:
+    links = links_of(np.ones((2, 2, 3)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        min_max_bandwidth(links, Load(tokens, experts), min_share)

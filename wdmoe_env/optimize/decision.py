@@ -22,7 +22,8 @@ class JointSolution:
         wlr_per_ms: (N,) objective (8), 0 where nothing is loaded.
         threshold: (N,) of the paper's rule; NaN where the rule has none.
         iterations: (N,) alternations tried, the last and refused one included.
-        history: (K, N) objective at the start and after each iteration; it never falls.
+        history: (K, N) objective at the start and after each iteration, or after each threshold where that
+            grows; it never falls.
     """
 
     selection: Bool
@@ -67,10 +68,9 @@ class Run:
         return Run(point, self.iterations + rows, [*self.history, point.wlr])
 
     def then(self, trial: Run, accepted: Bool) -> Run:
-        """This run followed by a trial that began at its point and counts only in the accepted rows."""
-        history = [np.where(accepted, wlr, self.point.wlr) for wlr in trial.history[1:]]
+        """This run with the iterations of a trial, and its outcome in the accepted rows."""
         point = trial.point.where(accepted, self.point)
-        return Run(point, self.iterations + trial.iterations, self.history + history)
+        return Run(point, self.iterations + trial.iterations, [*self.history, point.wlr])
 
     def solution(self, threshold: Float) -> JointSolution:
         """The public form."""

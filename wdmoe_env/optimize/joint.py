@@ -88,10 +88,11 @@ def joint_optimize(
 ) -> JointSolution:
     """The WDMoE paper's optimizer as reconstructed: alternate its selection rule and the min-max shares.
 
-    Each iteration selects by ``paper_selection`` at the present shares, then solves the shares for that
-    selection. With a threshold, to a fixed point. Without, the threshold grows in steps from the largest at
-    which nothing is dropped, each step run to a fixed point, while (8) improves by ``stopping_gain``; a step
-    that changes no selection tells nothing and is passed over.
+    From the model's own routing and uniform shares, each iteration selects by ``paper_selection`` at the present
+    shares, then solves the shares for that selection; it ends at a fixed point, or before a step that would not
+    raise (8). Without a given threshold this is done for one threshold after another, in steps from the largest
+    at which nothing is dropped, while (8) improves by ``stopping_gain``; a step that changes no selection tells
+    nothing and is passed over.
 
     Args:
         links: the block's links.
@@ -121,30 +122,30 @@ def joint_optimize(
     problem = _Problem(links, weights, routed, min_share, solve_bandwidth, max_iterations)
     start = problem.point(routed, uniform=True)
     everywhere = np.ones(len(weights), dtype=np.bool_)
-    run = Run.at(start)
     if select and threshold is not None:
         fixed = np.full(len(weights), float(threshold))
-        return run.then(problem.alternate(start, fixed, everywhere), everywhere).solution(fixed)
-    run = run.after(everywhere, problem.point(routed))
+        return problem.alternate(start, fixed, everywhere).solution(fixed)
+    run = Run.at(start).after(everywhere, problem.point(routed))
     if not select:
         return run.solution(np.zeros(len(weights)))
-    return _grow_threshold(problem, run, stopping_gain, threshold_step)
+    return _grow_threshold(problem, start, run, stopping_gain, threshold_step)
 
 
-def _grow_threshold(problem: _Problem, run: Run, stopping_gain: float, step: float) -> JointSolution:
+def _grow_threshold(problem: _Problem, start: Point, run: Run, stopping_gain: float, step: float) -> JointSolution:
     """Raise the threshold of each row step by step while its objective improves enough."""
-    latency = expert_token_latency_s(problem.links, run.point.bandwidth.shares)
+    latency = expert_token_latency_s(problem.links, start.bandwidth.shares)
     least = gate_latency_similarity(problem.weights, problem.routed, latency).min(axis=-1)
     last = np.ceil(1.0 / step)
     steps = np.where(np.isfinite(least), np.maximum(np.ceil(least / step) - 1.0, 0.0), last)
     rows = steps < last
     while rows.any():
-        trial = problem.alternate(run.point, np.minimum((steps + 1.0) * step, 1.0), rows)
+        trial = problem.alternate(start, np.minimum((steps + 1.0) * step, 1.0), rows)
         same = (trial.point.selection == run.point.selection).all(axis=(1, 2))
-        accepted = rows & (same | (trial.point.wlr >= run.point.wlr * (1.0 + stopping_gain)))
-        run = run.then(trial, accepted)
-        steps = steps + accepted
-        rows = accepted & (steps < last)
+        needed = np.where(same, 1.0 - LEAST_GAIN, 1.0 + stopping_gain)
+        rows = rows & (trial.point.wlr >= run.point.wlr * needed)
+        run = run.then(trial, rows & (trial.point.wlr > run.point.wlr))
+        steps = steps + rows
+        rows = rows & (steps < last)
     return run.solution(np.minimum(steps * step, 1.0))
 
 

@@ -1,0 +1,325 @@
+"""The evaluation's command line, its files, and replay."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents import policy_names
+from agents.learned import save_policy
+from agents.network import TokenSharedNetwork
+from eval.__main__ import main
+from eval.plan import EvaluationConfig
+from eval.results import COLUMNS, METRICS, WALL_CLOCK
+from eval.runner import Evaluation, evaluate
+from wdmoe_env.episodes import load_episodes
+
+SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]
+CONTRACT = (
+    "latency_ms",
+    "wlr",
+    "nll",
+    "added_nll",
+    "next_token_accuracy",
+    "decision_ms",
+    "latency_ratio_to_vanilla",
+)
+FILES = ["pareto.png", "report.md", "results.csv", "results.json"]
+
+
+def run(out, *flags):
+    """Evaluate into a folder."""
+    assert main([*SMALL, "--out", str(out), *flags]) == 0
+    return out
+
+
+def rows(folder, without=()):
+    """Rows of a results folder as dicts."""
+    with open(folder / "results.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+def refused(capsys, *arguments):
+    """The sentence with which a command is refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("python -m eval: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """Path of a policy file made for the experts of "micro"."""
+    path = tmp_path_factory.mktemp("ppo") / "policy.safetensors"
+    torch.manual_seed(0)
+    num_experts = load_episodes("micro", 8, "test", "cpu").model.num_experts
+    save_policy(path, TokenSharedNetwork(8), "joint", {"num_experts": num_experts})
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, learned):
+    """A results folder with rules, a sweep and a learned policy."""
+    out = tmp_path_factory.mktemp("eval") / "deep" / "mine"
+    return run(out, "--policies", "wdmoe-bandwidth", "wdmoe:0.5", "wdmoe:0.9", "random", str(learned))
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the results folder to tamper with."""
+    return Path(shutil.copytree(folder, tmp_path / "copied"))
+
+
+def test_the_list_has_a_name_a_line(capsys):
+    assert main(["--list"]) == 0
+    assert capsys.readouterr().out.splitlines() == list(policy_names())
+
+
+def test_the_folder_holds_what_scripts_rely_on(folder, learned):
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    summary = json.loads((folder / "results.json").read_text())
+    policies = summary["policies"]
+    assert [p["policy"] for p in policies] == [
+        "vanilla",
+        "wdmoe-bandwidth",
+        "wdmoe:0.5",
+        "wdmoe:0.9",
+        "random",
+        str(learned),
+    ]
+    for policy in policies:
+        for key in CONTRACT:
+            assert policy[key]["low"] <= policy[key]["high"]
+            assert np.isfinite(policy[key]["mean"])
+    assert summary["config"]["environment"]["split"] == "test"
+    assert summary["config"]["seed"] == 7
+
+
+def test_nothing_but_results_is_left_behind(folder):
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+
+
+def test_a_row_per_episode_and_policy_all_on_the_same_episodes(folder):
+    table = rows(folder)
+    assert tuple(table[0]) == COLUMNS
+    assert len(table) == 6 * 6
+    episodes = [[(r["window"], r["domain"], r["seed"]) for r in table[6 * p : 6 * p + 6]] for p in range(6)]
+    assert all(one == episodes[0] for one in episodes)
+    assert len(set(episodes[0])) == 6
+
+
+def test_means_are_those_of_the_rows(folder):
+    table = rows(folder)
+    policies = json.loads((folder / "results.json").read_text())["policies"]
+    for n, policy in enumerate(policies):
+        for metric in METRICS:
+            values = [float(row[metric]) for row in table[6 * n : 6 * n + 6]]
+            assert policy[metric]["mean"] == pytest.approx(np.mean(values), rel=1e-12, abs=1e-15)
+
+
+def test_own_routing_adds_exactly_nothing(folder):
+    vanilla, bandwidth = json.loads((folder / "results.json").read_text())["policies"][:2]
+    assert set(vanilla["latency_ratio_to_vanilla"].values()) == {1.0}
+    for own_routing in (vanilla, bandwidth):
+        assert set(own_routing["added_nll"].values()) == {0.0}
+        assert set(own_routing["accuracy_points_to_vanilla"].values()) == {0.0}
+    assert bandwidth["latency_ratio_to_vanilla"]["high"] < 1.0
+
+
+def test_vanilla_is_the_untouched_model(folder):
+    table = rows(folder)[:6]
+    windows = np.array([int(row["window"]) for row in table])
+    untouched = load_episodes("micro", 8, "test", "cpu").reference_nll(windows)
+    assert [float(row["nll"]) for row in table] == pytest.approx(untouched, abs=1e-5)
+
+
+def test_the_report_names_command_versions_and_kinds_of_text(folder):
+    report = (folder / "report.md").read_text()
+    for part in ("python -m eval --model micro", "| torch |", "## Added NLL by kind of text", '"batch_size": 4'):
+        assert part in report
+    assert all(f"| {name} |" in report for name in ("vanilla", "wdmoe:0.9", "random"))
+
+
+def test_the_terminal_shows_an_aligned_table_and_the_picture(tmp_path, capsys):
+    out = run(tmp_path / "out", "--policies", "top1")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert lines[0].startswith("policy")
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert lines[-1].endswith(str(out / "pareto.png"))
+    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seed_same_rows_other_seed_other_episodes(tmp_path, folder):
+    again = run(tmp_path / "again", "--policies", "wdmoe:0.5", "random")
+    other = run(tmp_path / "other", "--policies", "wdmoe:0.5", "random", "--seed", "8")
+    first = [r for r in rows(folder, WALL_CLOCK) if r["policy"] in ("vanilla", "wdmoe:0.5", "random")]
+    assert rows(again, WALL_CLOCK) == first
+    assert all(a["seed"] != b["seed"] for a, b in zip(first, rows(other), strict=True))
+
+
+def test_the_programmatic_entry_measures_the_same(folder):
+    results = evaluate(["random"], {"model": "micro", "num_tokens": 8, "split": "test"}, 6, 7, 4, progress=False)
+    mine = [{k: v for k, v in row.items() if k not in WALL_CLOCK} for row in results.rows()]
+    assert mine == [r for r in rows(folder, WALL_CLOCK) if r["policy"] in ("vanilla", "random")]
+
+
+def test_a_file_of_settings_stands_below_flags(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"num_tokens": 16, "split": "train", "channel": {"fading": "none"}}))
+    out = run(tmp_path / "out", "--policies", "vanilla", "--config", str(path))
+    environment = json.loads((out / "results.json").read_text())["config"]["environment"]
+    assert environment["num_tokens"] == 8
+    assert environment["split"] == "train"
+    assert environment["channel"]["fading"] == "none"
+
+
+def test_replay_of_an_untouched_folder_matches(folder, capsys):
+    assert main(["--replay", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("match: 36 rows")
+
+
+@pytest.mark.parametrize("column", [*(m for m in METRICS if m not in WALL_CLOCK), "window"])
+def test_replay_sees_a_tampered_row(copied, capsys, column):
+    table = rows(copied)
+    table[9][column] = str(float(table[9][column]) * 1.001 + 0.001) if column in METRICS else "3"
+    with open(copied / "results.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+    assert main(["--replay", str(copied)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("mismatch: 1 differences")
+    assert f"line 11, {column}: {table[9][column]} saved" in out
+
+
+def test_replay_leaves_wall_clock_times_out(copied):
+    text = (copied / "results.csv").read_text().splitlines()
+    (copied / "results.csv").write_text("\n".join([text[0], *(line.rsplit(",", 1)[0] + ",99.0" for line in text[1:])]))
+    assert main(["--replay", str(copied)]) == 0
+
+
+def test_replay_sees_missing_rows_and_a_tampered_mean(copied, capsys):
+    lines = (copied / "results.csv").read_text().splitlines()
+    (copied / "results.csv").write_text("\n".join(lines[:-1]))
+    summary = json.loads((copied / "results.json").read_text())
+    summary["policies"][2]["latency_ms"]["mean"] *= 0.9
+    (copied / "results.json").write_text(json.dumps(summary))
+    assert main(["--replay", str(copied)]) == 1
+    out = capsys.readouterr().out
+    assert "35 rows saved, 36 recomputed" in out
+    assert "policies[2], latency_ms, mean" in out
+
+
+def test_replay_sees_another_policy_file(tmp_path, learned, capsys):
+    path = tmp_path / "policy.safetensors"
+    for part in (path, path.with_suffix(".json")):
+        shutil.copy(learned.with_suffix(part.suffix), part)
+    out = run(tmp_path / "out", "--policies", str(path))
+    torch.manual_seed(1)
+    save_policy(path, TokenSharedNetwork(8), "joint", json.loads(path.with_suffix(".json").read_text()))
+    assert main(["--replay", str(out)]) == 1
+    assert f"the file of policy {path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--policies", "wdmo"], "unknown policy 'wdmo'; the nearest known are wdmoe"),
+        (["--policies", "missing.safetensors"], "missing.safetensors"),
+        (["--policies", "vanilla:3"], "takes no parameter"),
+        (["--model", "micra"], "unknown model 'micra'; the nearest known are micro"),
+        (["--num-tokens", "100000"], "num_tokens must be at most"),
+        (["--episodes", "0"], "episodes must be a whole number of at least 1, got 0"),
+        (["--episodes", "many"], "invalid int value: 'many'"),
+        (["--batch-size", "-1"], "batch_size must be a whole number of at least 1, got -1"),
+        (["--split", "all"], "invalid choice: 'all'"),
+        (["--config", "missing.json"], "there is no missing.json"),
+        (["--episode-length", "3"], "unrecognized arguments"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, flags, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refused(capsys, *SMALL, "--out", "out", *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "expected JSON in"),
+        ("[1]", "expected a JSON object in"),
+        ('{"fadin": 1}', "unknown keyword 'fadin'"),
+        ('{"decision": "bandwidth"}', "decision must be 'joint' in an evaluation"),
+    ],
+)
+def test_settings_that_are_none_are_refused(tmp_path, capsys, text, sentence):
+    path = tmp_path / "settings.json"
+    path.write_text(text)
+    assert sentence in refused(capsys, *SMALL, "--out", str(tmp_path / "out"), "--config", str(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_earlier_results_and_other_files_are_kept(tmp_path, copied, capsys):
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    assert "--overwrite replaces them" in refused(capsys, *SMALL, "--out", str(copied))
+    (copied / "notes.txt").write_text("mine")
+    assert "holds notes.txt" in refused(capsys, *SMALL, "--out", str(copied), "--overwrite")
+    (tmp_path / "file").write_text("mine")
+    assert "got the file" in refused(capsys, *SMALL, "--out", str(tmp_path / "file"))
+    assert {name: (copied / name).read_bytes() for name in before} == before
+
+
+def test_overwrite_replaces_earlier_results(copied):
+    run(copied, "--policies", "top1", "--overwrite")
+    assert {row["policy"] for row in rows(copied)} == {"vanilla", "top1"}
+    assert [path.name for path in copied.parent.iterdir()] == [copied.name]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_fails_leaves_earlier_results_and_no_parts(copied, monkeypatch, failure):
+    before = (copied / "results.csv").read_bytes()
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr("eval.folder.plot_pareto", fail)
+    arguments = [*SMALL, "--out", str(copied), "--policies", "vanilla", "--overwrite"]
+    if failure is KeyboardInterrupt:
+        assert main(arguments) == 130
+    else:
+        with pytest.raises(failure):
+            main(arguments)
+    assert (copied / "results.csv").read_bytes() == before
+    assert [path.name for path in copied.parent.iterdir()] == [copied.name]
+
+
+@pytest.mark.parametrize("broken", ["results.json", "results.csv"])
+def test_replay_of_what_is_no_results_folder_is_refused(copied, capsys, broken):
+    (copied / broken).write_text("nothing")
+    assert broken in refused(capsys, "--replay", str(copied))
+    (copied / broken).unlink()
+    assert f"holds no {broken}" in refused(capsys, "--replay", str(copied))
+
+
+def test_the_configuration_survives_its_dict():
+    config = EvaluationConfig(("wdmoe", "wdmoe"), episodes=3)
+    assert config.policies == ("vanilla", "wdmoe")
+    assert EvaluationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_policies_are_checked_before_the_first_episode(monkeypatch):
+    monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("ran"))
+    with pytest.raises(ValueError, match="unknown policy"):
+        evaluate(["vanilla", "nobody"], {"model": "micro", "num_tokens": 8})

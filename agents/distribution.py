@@ -64,13 +64,13 @@ class ActionDistribution:
         selection = self.observation["routed"] > 0.5
         if self.decision != "bandwidth":
             selection = actions[:, :num_scores].view_as(self.logits) > 0
-            bits: Any = Bernoulli(logits=self.logits, validate_args=False)  # type: ignore[no-untyped-call]
+            bits: Any = Bernoulli(logits=self.logits, validate_args=False)
             optional = self.seen.optional.float()
             log_prob = log_prob + (bits.log_prob(selection.float()) * optional).sum((1, 2))
             entropy = entropy + (bits.entropy() * optional).sum((1, 2))
         if self.decision != "selection":
             mean, loaded = self.network.share_logits(self.observation, self.seen, selection)
-            shares: Any = Normal(mean, self.network.log_std.exp(), validate_args=False)  # type: ignore[no-untyped-call]
+            shares: Any = Normal(mean, self.network.log_std.exp(), validate_args=False)
             log_prob = log_prob + (shares.log_prob(actions[:, num_scores:]) * loaded).sum(1)
             entropy = entropy + (shares.entropy() * loaded).sum(1)
         return Evaluated(log_prob, entropy)

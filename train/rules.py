@@ -20,8 +20,8 @@ from agents.policy import Rule, RulePolicy
 from eval.plan import Episodes, plan_episodes
 from eval.runner import run_batch
 
-STOPPING_GAINS = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0)
-PRICES_PER_MS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0)
+STOPPING_GAINS = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.007, 0.005, 0.003, 0.002, 0.0)
+PRICES_PER_MS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5)
 BATCH = 64
 
 

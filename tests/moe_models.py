@@ -10,6 +10,7 @@ from transformers import (
     GraniteMoeConfig,
     MixtralConfig,
     OlmoeConfig,
+    PhimoeConfig,
     Qwen3MoeConfig,
 )
 
@@ -48,7 +49,11 @@ CONFIGS = {
     ),
     "gpt_oss": lambda: GptOssConfig(**COMMON, num_hidden_layers=2, num_local_experts=4, head_dim=8, sliding_window=8),
     "granitemoe": lambda: GraniteMoeConfig(**COMMON, num_hidden_layers=2, num_local_experts=4),
+    "phimoe": lambda: PhimoeConfig(**COMMON, num_hidden_layers=2, num_local_experts=4),
 }
+
+ARCHITECTURES = [name for name in CONFIGS if name != "phimoe"]
+"""Those whose weights follow a score, which PhiMoE's do not."""
 
 
 def random_model(architecture="mixtral", seed=0, dtype=torch.float32):

@@ -12,7 +12,7 @@ import weakref
 import greenlet
 import pytest
 import torch
-from moe_models import CONFIGS, random_model, random_tokens
+from moe_models import ARCHITECTURES, random_model, random_tokens
 from torch.nn import functional
 
 from wdmoe_env.moe.split import SplitModel
@@ -26,7 +26,7 @@ def split():
     return SplitModel(random_model())
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def pair(request):
     """The same weights twice: untouched, and split."""
     return random_model(request.param), SplitModel(random_model(request.param))
@@ -174,6 +174,17 @@ def test_scale_and_sum_of_the_models_own_weights_are_kept():
             assert ((own_weights.sum(dim=1) - 1).abs() > 0.1).any()
 
 
+def test_a_model_whose_weights_follow_no_score_keeps_its_own_and_says_so():
+    untouched = random_model("phimoe")
+    with pytest.warns(UserWarning, match="follow no known score"):
+        split = SplitModel(random_model("phimoe"))
+    ids = random_tokens(untouched, 2, 7)
+    forward = split.forward(ids)
+    blocks = finish(forward)
+    torch.testing.assert_close(blocks[0].gate_probs.sum(dim=1), torch.ones(14))
+    torch.testing.assert_close(forward.result.logits, untouched_logits(untouched, ids), **TOLERANCE)
+
+
 def test_a_token_without_expert_gets_nothing_from_the_block(split):
     ids = random_tokens(split.model, 1, 6)
     forward = split.forward(ids)
@@ -243,6 +254,13 @@ def test_forwards_on_one_model_interleave(split):
     for forward, ids, name in zip(forwards, tokens, names, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(forward.result, uses[name](untouched, ids), **TOLERANCE)
+
+
+def test_own_logits_do_not_stop_even_inside_a_paused_use(split):
+    ids = random_tokens(split.model, 1, 5)
+    forward = split.run(lambda model: (split.own_logits(ids), model(ids).logits))
+    assert len(finish(forward)) == split.num_blocks
+    assert torch.equal(*forward.result)
 
 
 def test_gradients_of_a_learner_run_through_a_step(split):
@@ -394,7 +412,6 @@ def test_close_ends_code_that_catches_the_exit(split):
     forward = split.run(stubborn)
     forward.close()
     assert caught == [greenlet.GreenletExit]
-    del forward
     assert live_greenlets() == before
 
 
@@ -417,7 +434,10 @@ def test_an_error_of_the_model_comes_out_with_its_traceback_and_harms_nothing(sp
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (torch.ones(3, 4, dtype=torch.bool), r"a bool tensor of shape \(4, 4\) or None, got torch.bool of shape \(3, 4\)"),
+        (
+            torch.ones(3, 4, dtype=torch.bool),
+            r"a bool tensor of shape \(4, 4\) or None, got torch.bool of shape \(3, 4\)",
+        ),
         (torch.ones(4, 4), r"or None, got torch.float32 of shape \(4, 4\)"),
         ([True], r"or None, got \[True\]"),
     ],

@@ -97,7 +97,8 @@ def card(recipe: Recipe, progress: Progress, evaluation: Evaluation, summary: Su
         rate=trained / progress.seconds,
         hardware=progress.hardware,
         budgets="".join(
-            f" At step {step} the budget was set to {tokens:,} tokens." for step, tokens in progress.budgets
+            f"\n  At step {step} the run was resumed with a new budget of {tokens:,} tokens, so a rerun will not give these exact weights."
+            for step, tokens in progress.budgets
         ),
         last=progress.curve[-1][1],
         parameters=f"{counts['parameters']:,}",

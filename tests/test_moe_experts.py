@@ -1,0 +1,105 @@
+"""The seam that runs experts: every strategy, layout and selection gives the same sum."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from moe_models import ARCHITECTURES, random_model
+
+from wdmoe_env.moe.experts import STRATEGIES, choose_strategy, expert_widths, run_expert, run_experts
+
+
+def experts_of(architecture):
+    model = random_model(architecture).requires_grad_(False)
+    return [module for module in model.modules() if hasattr(module, "is_concatenated")][-1]
+
+
+def random_input(experts, tokens=37, density=0.4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden_states = torch.randn(tokens, expert_widths(experts)[0], generator=generator)
+    selection = torch.rand(tokens, experts.num_experts, generator=generator) < density
+    return hidden_states, selection, torch.rand(selection.shape, generator=generator)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_expert_is_the_stock_module_with_that_expert_alone(architecture):
+    """The stock forward, with every token sent to one expert at weight 1, is the independent reference."""
+    experts = experts_of(architecture)
+    hidden_states, _, _ = random_input(experts)
+    for expert in range(experts.num_experts):
+        index = torch.full((len(hidden_states), 1), expert)
+        expected = experts(hidden_states, index, torch.ones(index.shape))
+        torch.testing.assert_close(run_expert(experts, expert, hidden_states), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.4, 1.0])
+def test_every_strategy_is_the_weighted_sum(architecture, strategy, density):
+    experts = experts_of(architecture)
+    hidden_states, selection, weights = random_input(experts, density=density)
+    outputs = torch.stack([run_expert(experts, e, hidden_states) for e in range(experts.num_experts)], dim=1)
+    expected = (outputs * (weights * selection)[..., None]).sum(dim=1)
+    result = STRATEGIES[strategy](experts, hidden_states, selection, weights)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+    assert (result[~selection.any(dim=1)] == 0).all()
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_an_expert_runs_on_exactly_the_tokens_sent_to_it(strategy):
+    """Seen at the activation, the one place that every strategy passes with the rows of the experts."""
+    experts = experts_of("mixtral")
+    hidden_states, selection, weights = random_input(experts)
+    rows = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, inputs):
+            rows.append(len(inputs))
+            return torch.nn.functional.silu(inputs)
+
+    experts.act_fn = Spy()
+    STRATEGIES[strategy](experts, hidden_states, selection, weights)
+    assert sum(rows) == selection.sum()
+
+
+def test_weights_outside_the_selection_are_not_read():
+    experts = experts_of("mixtral")
+    hidden_states, selection, weights = random_input(experts)
+    for strategy in STRATEGIES.values():
+        expected = strategy(experts, hidden_states, selection, weights)
+        poisoned = weights.masked_fill(~selection, float("nan"))
+        assert torch.equal(strategy(experts, hidden_states, selection, poisoned), expected)
+
+
+def test_the_strategy_depends_on_the_number_of_tokens_and_on_what_torch_can_group():
+    experts = experts_of("mixtral")
+    few, _, _ = random_input(experts, tokens=16)
+    many, _, _ = random_input(experts, tokens=2048)
+    assert choose_strategy(experts, few) == "grouped"
+    assert choose_strategy(experts, many) == "slices"
+    assert choose_strategy(experts, few.double()) == "slices"
+    assert choose_strategy(experts.double(), few.double()) == "slices"
+
+
+@pytest.mark.parametrize(("width", "inner"), [(30, 48), (32, 46), (31, 31)])
+def test_widths_that_torch_cannot_group_are_served(width, inner):
+    experts = experts_of("mixtral")
+    experts.gate_up_proj.data = torch.randn(4, 2 * inner, width)
+    experts.down_proj.data = torch.randn(4, width, inner)
+    hidden_states, selection, weights = random_input(experts, tokens=5)
+    torch.testing.assert_close(
+        run_experts(experts, hidden_states, selection, weights),
+        STRATEGIES["loop"](experts, hidden_states, selection, weights),
+    )
+
+
+def test_gradients_pass_through_the_experts():
+    experts = experts_of("mixtral")
+    hidden_states, selection, weights = random_input(experts)
+    gradients = []
+    for strategy in STRATEGIES.values():
+        inputs, scales = hidden_states.clone().requires_grad_(), weights.clone().requires_grad_()
+        strategy(experts, inputs, selection, scales).square().sum().backward()
+        gradients.append((inputs.grad, scales.grad))
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=1e-4)

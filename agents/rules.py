@@ -20,11 +20,11 @@ from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, equa
 
 # Relative gain of WLR below which the paper's rule stops raising its threshold; chosen on training windows
 # by `python -m train.rules` as the least, and so the fastest, that keeps next-token accuracy.
-STOPPING_GAIN = 0.05
+STOPPING_GAIN = 0.025
 
 # Price of bare `marginal-price`, gate weight per millisecond; chosen there as the
-# greatest that costs no more NLL than bare `wdmoe`.
-DEFAULT_PRICE_PER_MS = 0.5
+# least at which it is as fast as bare `wdmoe`.
+DEFAULT_PRICE_PER_MS = 0.7
 
 # Weight of the newest block in the running mean of the channel that `wdmoe-history` predicts from.
 HISTORY_WEIGHT = 0.5

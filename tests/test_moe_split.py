@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import random
+import re
 import threading
 import weakref
 
@@ -16,6 +17,7 @@ from moe_models import ARCHITECTURES, random_model, random_tokens
 from torch.nn import functional
 
 from wdmoe_env.moe.split import SplitModel
+from wdmoe_env.moe.zoo import load_model
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-5}
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
@@ -484,6 +486,16 @@ def test_another_thread_cannot_resume(split):
     assert errors == ["a paused forward pass can be resumed only by the thread that started it"]
     finish(forward)
     assert forward.result is not None
+
+
+def test_the_code_of_the_documentation_runs(request, monkeypatch):
+    monkeypatch.chdir(request.config.rootpath)
+    text = (request.config.rootpath / "docs" / "splitting.md").read_text(encoding="utf-8")
+    scope = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), scope)
+    assert scope["logits"].isfinite().all()
+    expected = load_model("tiny").own_logits(scope["token_ids"])
+    torch.testing.assert_close(scope["split"].own_logits(scope["token_ids"]), expected, rtol=0, atol=1e-4)
 
 
 def test_a_forward_can_be_resumed_from_within_another(split):

@@ -18,5 +18,5 @@ def test_the_choice_keeps_its_bounds(monkeypatch, capsys):
     assert rows["marginal-price:0"][1] == pytest.approx(0.0, abs=1e-4)
     assert rows["wdmoe, gain 0"][0] <= rows["wdmoe, gain 0.5"][0] <= rows["vanilla-optimal"][0]
     assert lines[-2] == "STOPPING_GAIN = 0"
-    dropped = rows["marginal-price:1e+06"][1] <= rows["wdmoe, gain 0"][1]
-    assert lines[-1] == f"DEFAULT_PRICE_PER_MS = {'1e+06' if dropped else '0'}"
+    assert rows["marginal-price:1e+06"][0] < rows["wdmoe, gain 0"][0] < rows["marginal-price:0"][0]
+    assert lines[-1] == "DEFAULT_PRICE_PER_MS = 1e+06"

@@ -28,7 +28,7 @@ HELP = """Train a Mixtral-like mixture of experts on the shards of `python -m tr
 
 A run is one schedule of --tokens tokens. It saves a checkpoint and an exported model
 (OUT/model, for from_pretrained) every --save-every steps and at the end. A resumed run
-gives the weights that the uninterrupted one would have given.
+gives the weights that the uninterrupted one would have given, unless --tokens is changed.
 
   python -m train.language_model --data data --evaluate runs/tiny
 measures OUT/model on the validation documents, against unigram and bigram models of the

@@ -73,6 +73,10 @@ The two most used experts of each domain (share in percent):
 - Losses compare policies on this model. They say nothing about how a large model reacts to a lost expert.
 """
 
+BUDGET = """
+  At step {step} the run was resumed with a new budget of {tokens:,} tokens, so a rerun will not give
+  these exact weights."""
+
 
 def card(recipe: Recipe, progress: Progress, evaluation: Evaluation, summary: Summary, counts: dict[str, int]) -> str:
     """Return the model card as Markdown.
@@ -96,10 +100,7 @@ def card(recipe: Recipe, progress: Progress, evaluation: Evaluation, summary: Su
         minutes=progress.seconds / 60,
         rate=trained / progress.seconds,
         hardware=progress.hardware,
-        budgets="".join(
-            f"\n  At step {step} the run was resumed with a new budget of {tokens:,} tokens, so a rerun will not give these exact weights."
-            for step, tokens in progress.budgets
-        ),
+        budgets="".join(BUDGET.format(step=step, tokens=tokens) for step, tokens in progress.budgets),
         last=progress.curve[-1][1],
         parameters=f"{counts['parameters']:,}",
         vocabulary=counts["vocabulary"],

@@ -44,6 +44,7 @@ class SplitModel:
     Attributes:
         model: the transformers model.
         tokenizer: as given.
+        experts: the experts module of each block, in order.
         num_blocks: number of MoE blocks, not of layers.
         num_experts: experts per block.
         top_k: experts per token by the model's own routing.
@@ -76,11 +77,10 @@ class SplitModel:
         length = min(_PROBE_TOKENS, self.context_length, self.vocabulary_size)
         probe = torch.linspace(0, self.vocabulary_size - 1, length, device=self.device).long()[None]
         with neutral_modes(self.device.type):
-            blocks, top_k = install_hook(model, runner, probe)
-        self.num_blocks = len(blocks)
-        self.top_k = top_k
-        self.num_experts = int(blocks[0].num_experts)
-        self.hidden_size, self.intermediate_size = expert_widths(blocks[0])
+            self.experts, self.top_k = install_hook(model, runner, probe)
+        self.num_blocks = len(self.experts)
+        self.num_experts = int(self.experts[0].num_experts)
+        self.hidden_size, self.intermediate_size = expert_widths(self.experts[0])
 
     def forward(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> SplitForward:
         """Start a forward pass and stop at its first block.

@@ -69,6 +69,9 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `"latency_quality"` | -t / t_vanilla, and at the last step -`quality_weight` x added NLL            |
     | a function          | of the named terms, see `wdmoe_env.rewards`                                   |
 
+    Shares can game the device form: those that maximise it starve slow devices (`docs/optimizer.md`: 616 ms where
+    equal shares take 85, at a higher value), so the block form is the default.
+
     All terms stand in `info["reward_terms"]` at every step. t_vanilla is the latency of the model's own routing
     at equal shares on the same block; the added NLL is the difference to the model's own routing on the window.
 

@@ -470,22 +470,32 @@ def test_wrong_tokens_are_one_sentence(split, ids, mask, message):
         split.forward(ids, mask)
 
 
-def test_another_thread_cannot_resume(split):
-    forward = split.forward(random_tokens(split.model, 1, 4))
+def in_another_thread(function, *args):
     errors = []
 
-    def resume():
+    def run():
         try:
-            forward.resume(None)
+            function(*args)
         except RuntimeError as error:
             errors.append(str(error))
 
-    thread = threading.Thread(target=resume)
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert errors == ["a paused forward pass can be resumed only by the thread that started it"]
-    finish(forward)
-    assert forward.result is not None
+    return errors
+
+
+def test_another_thread_cannot_resume_but_may_let_go(split):
+    forward = split.forward(random_tokens(split.model, 1, 4))
+    only_its_own = ["a paused forward pass can be resumed only by the thread that started it"]
+    assert in_another_thread(forward.resume, None) == only_its_own
+    forward.resume(None)
+    before = live_greenlets()
+    assert in_another_thread(forward.close) == []
+    with pytest.raises(RuntimeError, match="has ended"):
+        forward.resume(None)
+    del forward
+    assert live_greenlets() == before - 1
 
 
 def test_the_code_of_the_documentation_runs(request, monkeypatch):

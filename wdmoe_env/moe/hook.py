@@ -104,7 +104,7 @@ def _experts_and_routers(model: nn.Module) -> list[tuple[Any, nn.Module]]:
     for name, module in model.named_modules():
         if hasattr(module, "is_concatenated") and hasattr(module, "_apply_gate"):  # transformers' decorator sets both
             parent = model.get_submodule(name.rpartition(".")[0])
-            router = next((getattr(parent, name) for name in _ROUTER_NAMES if hasattr(parent, name)), None)
+            router = next((getattr(parent, known) for known in _ROUTER_NAMES if hasattr(parent, known)), None)
             if router is None:
                 raise ValueError(f"expected a router named {' or '.join(_ROUTER_NAMES)} beside {name}, found none")
             pairs.append((module, router))

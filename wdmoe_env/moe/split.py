@@ -10,13 +10,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
-from greenlet import error as greenlet_error
 from torch import Tensor
 
 from wdmoe_env.moe.experts import ExpertRunner, expert_widths, run_experts
@@ -25,7 +23,6 @@ from wdmoe_env.moe.modes import neutral_modes
 
 __all__ = ["BlockInput", "SplitForward", "SplitModel"]
 
-T = TypeVar("T")
 _PROBE_TOKENS = 16
 _PENDING = object()
 
@@ -155,7 +152,7 @@ class SplitForward:
         self._thread = threading.get_ident()
         self._greenlet = greenlet(partial(_run, model, function, self._device_type))
         # A finalizer rather than __del__, which may come too late at the end of the process.
-        self._finalize = weakref.finalize(self, _end, self._greenlet, self._device_type)
+        self._finalize = weakref.finalize(self, _end, self._greenlet, self._device_type, self._thread)
         self._advance()
 
     @property
@@ -196,7 +193,7 @@ class SplitForward:
         return self._advance(selection)
 
     def close(self) -> None:
-        """End the forward pass where it is; more than once does no harm."""
+        """End the forward pass where it is; more than once does no harm. Another thread only lets go of it."""
         self.block = None
         self._finalize()
 
@@ -236,9 +233,11 @@ def _usable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _end(paused: greenlet, device_type: str) -> None:
+def _end(paused: greenlet, device_type: str, thread: int) -> None:
     """Unwind a paused forward pass, as often as its code catches the exit and goes on."""
-    with neutral_modes(device_type), suppress(greenlet_error):  # another thread's: greenlet ends it there
+    if thread != threading.get_ident():
+        return  # only its own thread can unwind it, and greenlet has it done there once it is unreachable
+    with neutral_modes(device_type):
         while not paused.dead:
             paused.parent = getcurrent()
             paused.throw(GreenletExit)

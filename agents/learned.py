@@ -83,6 +83,8 @@ def load_policy(spec: str, codec: ActionCodec) -> LearnedPolicy:
         ValueError: missing, truncated, not a policy, or made for another number of experts.
     """
     path = Path(spec)
+    if path.suffix not in ("", ".safetensors", ".json"):
+        raise ValueError(f"expected a policy file that ends in .safetensors or .json, got {spec}")
     weights_path, card_path = path.with_suffix(".safetensors"), path.with_suffix(".json")
     for part in (weights_path, card_path):
         if not part.is_file():

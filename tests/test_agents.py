@@ -125,6 +125,7 @@ def test_history_knows_only_the_past(env):
         ("wdmo", "unknown policy 'wdmo'; the nearest known are wdmoe"),
         ("vanilla:1", "policy 'vanilla' takes no parameter, got '1'"),
         ("wdmoe:high", "policy 'wdmoe' takes a number as its threshold, got 'high'"),
+        ("pyproject.toml", "expected a policy file that ends in .safetensors or .json, got pyproject.toml"),
         ("nowhere/policy.safetensors", "expected a policy file nowhere/policy.safetensors, but there is none"),
     ],
 )

@@ -210,6 +210,18 @@ def test_placement_may_differ_between_blocks():
     np.testing.assert_array_equal(observation["placement"].argmax(-1), rows[1])
 
 
+def test_deployment_may_be_the_running_model():
+    small, large = make(deployment="model"), make()
+    action = sampled(small)[0]
+    for env in (small, large):
+        env.reset(seed=0)
+    # The compute of one token: six widths' products and the activation, 4096 x 14336 against the model's own 32 x 48.
+    expected = (6 * 4096 * 14336 + 5 * 14336) / (6 * 32 * 48 + 5 * 48)
+    seen = [env.reset(seed=0)[0]["compute_latency"] for env in (small, large)]
+    np.testing.assert_allclose(seen[1] / seen[0], expected, rtol=1e-5)
+    assert small.step(action)[4]["block_latency_ms"] < large.step(action)[4]["block_latency_ms"] / 50
+
+
 def test_hidden_states_on_request():
     env = make(observe_hidden_states=True)
     observation, _ = env.reset(seed=0)

@@ -15,6 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 def test_the_readme_has_code():
     assert len(BLOCKS) >= 2
+    assert "@@" not in README
 
 
 @pytest.mark.parametrize("code", [*BLOCKS, *re.findall(r"```python\n(.*?)```", WDMoEEnv.__doc__ or "", re.DOTALL)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 
 import greenlet
 import gymnasium as gym
@@ -120,6 +122,21 @@ def test_seeds_windows_and_generators():
     assert info["window"].tolist() == [1, 1, 2]
     assert env.unwrapped.np_random_seed == (5, 5, 6)
     assert not np.array_equal(one["spectral_efficiency"][0], one["spectral_efficiency"][2])
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_in_mid_episode_goes_on_alike(clone):
+    env = make_vec(3, autoreset_mode="SAME_STEP").unwrapped
+    env.action_space.seed(0)
+    env.reset(seed=1)
+    env.step(env.action_space.sample())
+    env.reset(options={"reset_mask": np.array([False, True, False])})
+    twin = clone(env)
+    for _ in range(2 * env.num_blocks):
+        actions = env.action_space.sample()
+        ours, theirs = env.step(actions), twin.step(actions)
+        assert_same(ours[:4], theirs[:4])
+        assert_infos_same(ours[4], theirs[4])
 
 
 def test_mistakes_are_one_clear_sentence():

@@ -14,7 +14,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -78,7 +77,6 @@ def train(arguments: Arguments) -> Path:
     _check_folder(run, checkpoint, arguments.resume)
 
     num_envs = settings.pop("num_envs")
-    torch.manual_seed(arguments.seed)
     env = SB3VecEnv(make_env(arguments, num_envs))
     run.mkdir(parents=True, exist_ok=True)
     (run / "arguments.json").write_text(json.dumps(dataclasses.asdict(arguments), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Settings of the environment as frozen dataclasses: the ground floor, which imports nothing of the package.
+"""Settings of the environment as frozen dataclasses: the ground floor.
 
 Every unit stands in the field's name. Every field is checked on construction, so that a wrong setting is
 one sentence before any model is loaded.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
+
+from wdmoe_env.checks import check_choice, check_integer, check_number, check_numbers, is_tuple_of
 
 PathLoss = Literal["umi_los", "umi_nlos", "uma_los", "uma_nlos", "log_distance", "free_space"]
 Fading = Literal["rayleigh", "rician", "nakagami", "none"]
@@ -60,8 +61,8 @@ class ChannelConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_choice("path_loss", self.path_loss, get_args(PathLoss))
-        _check_choice("fading", self.fading, get_args(Fading))
+        check_choice("path_loss", self.path_loss, get_args(PathLoss))
+        check_choice("fading", self.fading, get_args(Fading))
         for name in (
             "carrier_hz",
             "bandwidth_hz",
@@ -69,13 +70,13 @@ class ChannelConfig:
             "device_power_w",
             "path_loss_exponent",
         ):
-            _check_number(name, getattr(self, name), above=0.0)
-        _check_number("noise_dbm_per_hz", self.noise_dbm_per_hz)
-        _check_number("rician_k_db", self.rician_k_db)
-        _check_number("block_interval_s", self.block_interval_s, at_least=0.0)
+            check_number(name, getattr(self, name), above=0.0)
+        check_number("noise_dbm_per_hz", self.noise_dbm_per_hz)
+        check_number("rician_k_db", self.rician_k_db)
+        check_number("block_interval_s", self.block_interval_s, at_least=0.0)
         if self.shadowing_std_db is not None:
-            _check_number("shadowing_std_db", self.shadowing_std_db, at_least=0.0)
-        _check_number("nakagami_m", self.nakagami_m, at_least=0.5)
+            check_number("shadowing_std_db", self.shadowing_std_db, at_least=0.0)
+        check_number("nakagami_m", self.nakagami_m, at_least=0.5)
         if (2 * self.nakagami_m) % 1:
             raise ValueError(f"nakagami_m must be a multiple of 0.5, got {self.nakagami_m}")
 
@@ -116,18 +117,18 @@ class DeviceConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_integer("count", self.count, at_least=1)
-        if not _is_tuple_of(self.profiles, str) or not self.profiles:
+        check_integer("count", self.count, at_least=1)
+        if not is_tuple_of(self.profiles, str) or not self.profiles:
             raise ValueError(f"profiles must be a tuple of device profile names, got {self.profiles!r}")
-        _check_number("utilization", self.utilization, above=0.0, at_most=1.0)
-        _check_choice("mobility", self.mobility, get_args(Mobility))
-        _check_number("speed_mps", self.speed_mps, at_least=0.0)
-        _check_number("mobility_memory", self.mobility_memory, at_least=0.0, at_most=1.0)
-        _check_numbers("distance_range_m", self.distance_range_m, count=2)
+        check_number("utilization", self.utilization, above=0.0, at_most=1.0)
+        check_choice("mobility", self.mobility, get_args(Mobility))
+        check_number("speed_mps", self.speed_mps, at_least=0.0)
+        check_number("mobility_memory", self.mobility_memory, at_least=0.0, at_most=1.0)
+        check_numbers("distance_range_m", self.distance_range_m, count=2)
         if self.distance_range_m[0] > self.distance_range_m[1]:
             raise ValueError(f"distance_range_m must be (low, high) with low <= high, got {self.distance_range_m}")
         if self.distances_m is not None:
-            _check_numbers("distances_m", self.distances_m, count=self.count)
+            check_numbers("distances_m", self.distances_m, count=self.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class DeploymentConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         for name in ("hidden_size", "intermediate_size", "bits_per_element"):
-            _check_integer(name, getattr(self, name), at_least=1)
+            check_integer(name, getattr(self, name), at_least=1)
 
     @property
     def payload_bits(self) -> int:
@@ -214,18 +215,18 @@ class EnvConfig:
                 object.__setattr__(self, name, from_mapping(kind, value, prefix=f"{name}."))
             elif not isinstance(value, kind) and not (name == "deployment" and value == "model"):
                 raise TypeError(f"{name} must be a {kind.__name__} or a mapping of its fields, got {value!r}")
-        rows: Any = self.placement if _is_tuple_of(self.placement, tuple) else (self.placement,)
-        if self.placement is not None and not all(_is_tuple_of(row, int) for row in rows):
+        rows: Any = self.placement if is_tuple_of(self.placement, tuple) else (self.placement,)
+        if self.placement is not None and not all(is_tuple_of(row, int) for row in rows):
             raise ValueError(f"placement must be a tuple of device numbers or of such tuples, got {self.placement!r}")
         for name, plain in (("model", str), ("device", str), ("observe_hidden_states", bool)):
             if not isinstance(getattr(self, name), plain):
                 raise TypeError(f"{name} must be a {plain.__name__}, got {getattr(self, name)!r}")
-        _check_integer("num_tokens", self.num_tokens, at_least=1)
-        _check_choice("split", self.split, get_args(Split))
-        _check_choice("decision", self.decision, get_args(DecisionKind))
-        _check_choice("action_type", self.action_type, get_args(ActionType))
-        _check_number("quality_weight", self.quality_weight, at_least=0.0)
-        _check_number("min_share", self.min_share, above=0.0, at_most=1.0 / self.devices.count)
+        check_integer("num_tokens", self.num_tokens, at_least=1)
+        check_choice("split", self.split, get_args(Split))
+        check_choice("decision", self.decision, get_args(DecisionKind))
+        check_choice("action_type", self.action_type, get_args(ActionType))
+        check_number("quality_weight", self.quality_weight, at_least=0.0)
+        check_number("min_share", self.min_share, above=0.0, at_most=1.0 / self.devices.count)
 
     @classmethod
     def make(cls, config: EnvConfig | Mapping[str, Any] | None = None, **overrides: Any) -> EnvConfig:
@@ -277,40 +278,3 @@ def _shallow(config: Any) -> dict[str, Any]:
 def _tuples(value: Any) -> Any:
     """Lists (from JSON) as tuples, so that a config stays hashable."""
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    choices = list(choices)
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
-
-
-def _is_tuple_of(value: object, kind: type) -> bool:
-    return isinstance(value, tuple) and all(isinstance(item, kind) for item in value)
-
-
-def _check_numbers(name: str, values: object, count: int) -> None:
-    if not isinstance(values, tuple) or len(values) != count:
-        raise ValueError(f"{name} must be a tuple of {count} numbers, got {values!r}")
-    for value in values:
-        _check_number(name, value, above=0.0)
-
-
-def _check_integer(name: str, value: object, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
-
-
-def _check_number(
-    name: str, value: object, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (value > above and at_least <= value <= at_most):  # type: ignore[operator]
-        bounds = [
-            f"{word} {bound:g}"
-            for word, bound in (("above", above), ("at least", at_least), ("at most", at_most))
-            if math.isfinite(bound)
-        ]
-        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}")

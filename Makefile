@@ -1,7 +1,6 @@
 # make demo   train an agent on the model that ships and compare it with the analytical optimizer
 # make test   the test suite, in a virtual environment of its own
 # make lint   style and types
-# make bench  speed, as ratios within one run
 
 PYTHON ?= python3
 VENV := .venv

@@ -1,7 +1,8 @@
-"""Code in the README and in the environment's docstring runs as it stands."""
+"""Code in the README, the documentation and the environment's docstring runs as it stands; links lead somewhere."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -9,23 +10,25 @@ import pytest
 
 from wdmoe_env.env import WDMoEEnv
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+TEXTS["WDMoEEnv"] = inspect.getdoc(WDMoEEnv) or ""
+# The blocks of a page are one program.
+CODE = {name: "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)) for name, text in TEXTS.items()}
 
 
-def test_the_readme_has_code():
-    assert len(BLOCKS) >= 2
-    assert "@@" not in README
+def test_there_is_code():
+    assert {"README.md", "guide.md", "splitting.md", "WDMoEEnv"} <= {name for name, code in CODE.items() if code}
 
 
-@pytest.mark.parametrize("code", [*BLOCKS, *re.findall(r"```python\n(.*?)```", WDMoEEnv.__doc__ or "", re.DOTALL)])
-def test_documented_code_runs(code, capsys):
-    lines = code.splitlines()
-    indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
-    exec("\n".join(line[indent:] for line in lines), {})
+@pytest.mark.parametrize("name", [name for name, code in CODE.items() if code])
+def test_documented_code_runs(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(CODE[name], {})
 
 
-def test_every_linked_file_exists():
-    root = Path(__file__).parents[1]
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (root / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_linked_file_exists(page):
+    for target in re.findall(r"\]\(((?!http)[^)#\s]+\.\w+)\)", TEXTS[page.name]):
+        assert (page.parent / target).exists(), target

@@ -8,9 +8,10 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from agents.distribution import ActionDistribution
+from agents.files import write_whole
 from agents.network import TokenSharedNetwork
 from agents.policy import Observation, State, batched, first
 from agents.rules import with_optimal_shares
@@ -68,8 +69,8 @@ def save_policy(path: Path, network: TokenSharedNetwork, decision: DecisionKind,
     """
     described = {"format": FORMAT, "decision": decision, "width": network.width, **card}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    _replace(path.with_suffix(".json"), lambda target: target.write_text(json.dumps(described, indent=2) + "\n"))
-    _replace(path.with_suffix(".safetensors"), lambda target: save_file(weights, target))
+    write_whole(path.with_suffix(".json"), (json.dumps(described, indent=2) + "\n").encode())
+    write_whole(path.with_suffix(".safetensors"), save(weights))
 
 
 def load_policy(spec: str, codec: ActionCodec) -> LearnedPolicy:
@@ -120,11 +121,3 @@ def read_card(path: Path) -> dict[str, Any]:
     if not whole or card["width"] > 4096 or card.get("decision") not in get_args(DecisionKind):
         raise ValueError(f"expected width, num_experts and decision in {path}, got {sorted(card)}")
     return card
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside and rename, so that a killed run leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    partial.replace(path)

@@ -35,14 +35,12 @@ class Features:
         pairs: (N, J, E, PAIR_FEATURES).
         optional: (N, J, E) bool, pairs that the actor may drop: routed, but not the token's best.
         best: (N, J, E) bool, each token's most probable expert, which is always kept.
-        token_ms: (N, U) latency of one token at equal shares.
         work_ms: (N, U) latency of each device under the model's own routing at equal shares.
     """
 
     pairs: Tensor
     optional: Tensor
     best: Tensor
-    token_ms: Tensor
     work_ms: Tensor
 
 
@@ -76,7 +74,7 @@ def features(observation: Observation) -> Features:
         ((share_of_weight.clamp_min(_TINY) / cost[:, None].clamp_min(_TINY)).log() / 4.0).clamp(-3.0, 3.0),
     ]
     pairs = torch.stack([column.expand_as(probs) for column in columns], dim=-1)
-    return Features(pairs, (routed > 0.5) & (best < 0.5), best > 0.5, token_ms, work)
+    return Features(pairs, (routed > 0.5) & (best < 0.5), best > 0.5, work)
 
 
 def _at_experts(placement: Tensor, per_device: Tensor) -> Tensor:
@@ -115,7 +113,7 @@ class TokenSharedNetwork(nn.Module):
 
         The base is a share in proportion to the work of each device at equal shares.
         """
-        per_token = selection.to(seen.token_ms.dtype) @ observation["placement"]
+        per_token = selection.to(observation["placement"].dtype) @ observation["placement"]
         load = (per_token > 0).to(per_token.dtype).sum(1)
         compute_ms = per_token.sum(1) * observation["compute_latency"]
         work = load * observation["unit_latency"] + compute_ms

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
 
 REFERENCE = "vanilla"
@@ -40,9 +41,7 @@ class EvaluationConfig:
         policies = tuple(dict.fromkeys(self.policies))
         object.__setattr__(self, "policies", policies if REFERENCE in policies else (REFERENCE, *policies))
         for name, least in (("episodes", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            check_integer(name, getattr(self, name), at_least=least)
         if self.environment.decision != "joint":
             raise ValueError(
                 "decision must be 'joint' in an evaluation: elsewhere the reference would not be the model's own "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -17,3 +20,13 @@ def _one_thread() -> None:
 def micro() -> dict[str, object]:
     """Keywords of a small environment."""
     return dict(MICRO)
+
+
+@pytest.fixture(autouse=True)
+def _no_mode_leaks() -> Iterator[None]:
+    """Torch's modes belong to the thread: no test may leave one behind, whatever it abandons."""
+    yield
+    gc.collect()
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")

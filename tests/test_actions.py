@@ -77,7 +77,7 @@ def test_bad_flat_actions_are_one_clear_sentence(action, error, message):
     ("change", "error", "message"),
     [
         ({"bandwidth": np.array([0.5, -0.1, 0.3, 0.3])}, ValueError, "at least 0, got -0.1"),
-        ({"bandwidth": np.zeros(U)}, ValueError, "at least one bandwidth share above 0"),
+        ({"bandwidth": np.zeros(U)}, ValueError, "expected bandwidth with at least one share above 0"),
         ({"experts": np.full((J, E), 2)}, ValueError, "experts of 0 or 1"),
         ({"experts": np.zeros((E, J))}, ValueError, r"expected experts of shape \(3, 4\), got \(4, 3\)"),
         ({"extra": 1}, TypeError, r"keys \['bandwidth', 'experts'\], got \['bandwidth', 'experts', 'extra'\]"),
@@ -94,6 +94,31 @@ def test_encoding_needs_every_half_that_the_action_holds():
         ActionCodec(SIZES, "selection", "box").encode(shares=np.full(U, 1 / U))
     with pytest.raises(ValueError, match="expected shares"):
         ActionCodec(SIZES, "bandwidth", "box").encode(selection=np.ones((J, E), dtype=bool))
+
+
+@pytest.mark.parametrize(
+    ("selection", "shares", "message"),
+    [
+        (np.ones((E + 1, J)), np.ones(U), r"expected selection of shape \(3, 4\), got \(5, 3\)"),
+        (np.ones((J, E)), np.ones(U + 1), r"expected shares of shape \(4,\), got \(5,\)"),
+        (np.ones((J, E)), np.zeros(U), "expected shares with at least one share above 0, got none"),
+        (np.ones((J, E)), -np.ones(U), "expected shares of at least 0, got -1"),
+        (np.full((J, E), 0.5), np.ones(U), "expected selection of 0 or 1"),
+        (np.ones((2, J, E)), np.ones(U), r"expected shares of shape \(2, 4\), got \(4,\)"),
+    ],
+)
+def test_decisions_that_are_none_are_refused_on_encoding(selection, shares, message):
+    with pytest.raises(ValueError, match=message):
+        ActionCodec(SIZES, "joint", "box").encode(selection, shares)
+
+
+def test_the_batch_of_an_action_is_read_off_it():
+    for action_type in ("box", "dict"):
+        codec = ActionCodec(SIZES, "joint", action_type)
+        action = codec.encode(np.ones((5, J, E), dtype=bool), np.ones((5, U)))
+        assert codec.batch_of(action) == (5,)
+    with pytest.raises(TypeError, match=r"keys \['bandwidth', 'experts'\], got \['foo'\]"):
+        codec.batch_of({"foo": 1})
 
 
 def test_repair_gives_the_most_probable_expert_and_clears_padding():

@@ -185,12 +185,14 @@ def test_saved_policy_acts_alike(tmp_path, env, observation):
         np.testing.assert_array_equal(loaded.predict(observation)[0], expected)
 
 
-def test_a_learned_policy_runs_at_other_sizes(env):
-    policy = LearnedPolicy(TokenSharedNetwork(), "joint", env.codec)
-    other = make(**{"num_tokens": 5, "devices": {"count": 3}}).unwrapped
+def test_a_learned_policy_runs_at_other_sizes():
+    other = make(num_tokens=5, devices={"count": 3}).unwrapped
     observation, _ = other.reset(seed=0)
-    policy = LearnedPolicy(policy.network, "joint", other.codec)
-    other.step(policy.predict(observation)[0])
+    action, _ = LearnedPolicy(TokenSharedNetwork(), "joint", other.codec).predict(observation)
+    selection, shares = other.decode_action(action)
+    assert selection.shape == (5, 8)
+    assert selection.any(-1).all()
+    assert shares.sum() == pytest.approx(1.0)
 
 
 def test_files_that_are_not_policies_are_refused(tmp_path, env):

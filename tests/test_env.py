@@ -243,6 +243,10 @@ def test_a_window_may_be_named():
     assert info["window"] == 17
     with pytest.raises(ValueError, match="window indices in"):
         env.reset(options={"window": 10**9})
+    with pytest.raises(ValueError, match="window indices in"):
+        env.reset(options={"window": 1.7})
+    with pytest.raises(ValueError, match="options may hold window, got 'windows'"):
+        env.reset(options={"windows": 3})
 
 
 def test_train_and_test_windows_come_from_other_documents():

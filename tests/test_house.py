@@ -1,4 +1,4 @@
-"""The house: imports run downwards, and the version stands once."""
+"""The house: imports run downwards, and the version is one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FLOORS = {
     "simulator": {"config", "episodes", "moe", "observations", "physics"},
     "process": {"actions", "config", "observations", "optimize", "physics", "rewards", "simulator"},
     "rendering": {"observations", "physics"},
-    "env": {"config", "observations", "physics", "process", "rendering", "simulator"},
+    "env": {"checks", "config", "observations", "physics", "process", "rendering", "simulator"},
     "vector_info": set(),
-    "vector_env": {"actions", "config", "env", "observations", "physics", "process", "simulator", "vector_info"},
+    "vector_env": {"actions", "checks", "config", "observations", "physics", "process", "simulator", "vector_info"},
     "integrations": {"vector_env", "vector_info"},
 }
 
@@ -60,5 +60,7 @@ def test_physics_and_optimizer_are_numpy_only(package):
         assert not outside, path
 
 
-def test_the_version_is_that_of_the_distribution():
+def test_the_version_is_the_same_everywhere():
     assert wdmoe_env.__version__ == metadata.version("wdmoe-env")
+    assert f"version: {wdmoe_env.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {wdmoe_env.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()

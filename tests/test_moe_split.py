@@ -495,7 +495,19 @@ def test_another_thread_cannot_resume_but_may_let_go(split):
     with pytest.raises(RuntimeError, match="has ended"):
         forward.resume(None)
     del forward
+    split.forward(random_tokens(split.model, 1, 4)).close()
     assert live_greenlets() == before - 1
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_another_thread_lets_go_of_leaves_no_mode_behind(split, grad):
+    forward = split.forward(random_tokens(split.model, 1, 4))
+    with torch.set_grad_enabled(grad):
+        in_another_thread(forward.close)
+        del forward
+        for _ in range(3):
+            split.forward(random_tokens(split.model, 1, 4)).close()
+            assert torch.is_grad_enabled() == grad
 
 
 def test_the_code_of_the_documentation_runs(request, monkeypatch):

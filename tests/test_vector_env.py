@@ -150,6 +150,12 @@ def test_mistakes_are_one_clear_sentence():
         env.step(env.single_action_space.sample())
     with pytest.raises(ValueError, match="reset_mask must be a bool array"):
         env.reset(options={"reset_mask": np.array([1, 0])})
+    with pytest.raises(ValueError, match="expected 2 windows, one per environment"):
+        env.reset(options={"window": np.array([1, 2, 3])})
+    with pytest.raises(ValueError, match="options may hold reset_mask, window, got 'mask'"):
+        env.reset(options={"mask": np.array([True, False])})
+    with pytest.raises(ValueError, match="render_mode must be None"):
+        make_vec(2, render_mode="rgb_array")
     with pytest.raises(ValueError, match="expected 2 seeds"):
         env.reset(seed=[1, 2, 3])
     for _ in range(env.unwrapped.num_blocks):

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from agents.files import write_whole
 
 
 def save_checkpoint(path: Path, policy: Any, timesteps: int) -> None:
@@ -20,9 +22,8 @@ def save_checkpoint(path: Path, policy: Any, timesteps: int) -> None:
     tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
     for index, moments in policy.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    partial = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, {"timesteps": str(timesteps)})
-    partial.replace(path)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(whole, {"timesteps": str(timesteps)}))
 
 
 def load_checkpoint(path: Path, policy: Any) -> int:

@@ -9,6 +9,7 @@ the constants stand in ``agents/rules.py``.
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from typing import Any
 
@@ -31,14 +32,14 @@ def measure(env: Any, rule: Rule, episodes: Episodes) -> dict[str, Any]:
     return {name: np.concatenate([part[name] for part in parts]).mean() for name in parts[0]}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure both grids and print what they choose."""
     parser = argparse.ArgumentParser(prog="python -m train.rules", description=__doc__)
     parser.add_argument("--model", default="tiny", help="language model (tiny)")
     parser.add_argument("--episodes", type=int, default=1024, help="training windows, a multiple of 64 (1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of windows and channels (0)")
     parser.add_argument("--max-loss-points", type=float, default=0.4, help="accuracy that wdmoe may lose (0.4)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
 
     env: Any = gym.make_vec(
         "wdmoe_env:WDMoE-v0", num_envs=BATCH, autoreset_mode="DISABLED", model=options.model, split="train"
@@ -57,9 +58,15 @@ def main() -> None:
 
     row("vanilla-optimal", rules.vanilla_optimal)
     gains = {g: row(f"wdmoe, gain {g:g}", partial(rules.wdmoe, stopping_gain=g)) for g in STOPPING_GAINS}
-    gain = min((g for g, (_, points) in gains.items() if points >= -options.max_loss_points), default=max(gains))
+    fitting = [g for g, (_, points) in gains.items() if points >= -options.max_loss_points]
+    if not fitting:
+        sys.exit(f"python -m train.rules: no stopping gain of the grid loses at most {options.max_loss_points} points")
+    gain = min(fitting)
     prices = {p: row(f"marginal-price:{p:g}", partial(rules.marginal_price, price_per_ms=p)) for p in PRICES_PER_MS}
-    price = min((p for p, (latency, _) in prices.items() if latency <= gains[gain][0]), default=max(prices))
+    as_fast = [p for p, (latency, _) in prices.items() if latency <= gains[gain][0]]
+    if not as_fast:
+        sys.exit("python -m train.rules: no price of the grid is as fast as wdmoe")
+    price = min(as_fast)
     print(f"STOPPING_GAIN = {gain:g}\nDEFAULT_PRICE_PER_MS = {price:g}")
 
 

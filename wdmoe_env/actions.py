@@ -2,7 +2,7 @@
 
 ``box``   one flat vector in [-1, 1]: J x E scores, then U logits. An expert is chosen where its score is
           positive. Shares are a softmax of ``LOGIT_SCALE`` times the logits, where a logit of -1 stands for
-          a share of zero, so that every decision has an exact action.
+          a share of zero. Shares whose ratio to the largest is below 1/2981 are raised to that on encoding.
 ``dict``  ``{"experts": MultiBinary((J, E)), "bandwidth": Box(0, 1, (U,))}``; the bandwidth is normalised.
 
 Where the environment decides one half itself, the action holds the other half alone.
@@ -83,17 +83,19 @@ class ActionCodec:
             shares: (..., U), not negative; ignored where the action holds none.
 
         Raises:
-            ValueError: the action holds a half that was not given.
+            ValueError: the action holds a half that was not given; another shape; shares that are negative, not
+                finite or all zero; leading axes that differ.
         """
         if self.num_scores and selection is None:
             raise ValueError("expected a selection (..., J, E): this action holds one, got None")
         if self.num_logits and shares is None:
             raise ValueError("expected shares (..., U): this action holds them, got None")
         parts: dict[str, Any] = {}
+        batch = np.asarray(selection).shape[:-2] if self.num_scores else np.asarray(shares).shape[:-1]
         if self.num_scores:
-            parts["experts"] = np.asarray(selection, dtype=bool)
+            parts["experts"] = self._decode_experts(selection, batch, name="selection")
         if self.num_logits:
-            parts["bandwidth"] = _normalised(np.asarray(shares, dtype=np.float64))
+            parts["bandwidth"] = self._decode_bandwidth(shares, batch, name="shares")
         if self.action_type == "dict":
             kinds = {"experts": np.int8, "bandwidth": np.float32}
             return {name: value.astype(kinds[name]) for name, value in parts.items()}
@@ -121,33 +123,41 @@ class ActionCodec:
             scores, logits = flat[..., : self.num_scores], flat[..., self.num_scores :]
             selection = scores.reshape(*batch, *self.scores_shape) > 0 if self.num_scores else None
             return Decision(selection, _softmax(logits) if self.num_logits else None)
-        expected = sorted(self.space.spaces)  # type: ignore[attr-defined]
-        if not isinstance(action, Mapping) or sorted(action) != expected:
-            came = sorted(action) if isinstance(action, Mapping) else type(action).__name__
-            raise TypeError(f"expected an action with the keys {expected}, got {came}")
+        self._check_keys(action)
         return Decision(
             self._decode_experts(action["experts"], batch) if self.num_scores else None,
             self._decode_bandwidth(action["bandwidth"], batch) if self.num_logits else None,
         )
 
     def batch_of(self, action: Any) -> tuple[int, ...]:
-        """Leading axes of an action, whose own axes are known."""
-        if isinstance(action, Mapping):
-            return np.shape(action["experts"])[:-2] if "experts" in action else np.shape(action["bandwidth"])[:-1]
-        return np.shape(action)[:-1]
+        """Leading axes of an action, whose own axes are known.
 
-    def _decode_experts(self, experts: Any, batch: tuple[int, ...]) -> Bool:
-        chosen = _checked("experts", experts, (*batch, *self.scores_shape))
+        Raises:
+            TypeError: not an action of this type.
+        """
+        if self.action_type == "box":
+            return np.shape(action)[:-1]
+        self._check_keys(action)
+        return np.shape(action["experts"])[:-2] if self.num_scores else np.shape(action["bandwidth"])[:-1]
+
+    def _check_keys(self, action: Any) -> None:
+        expected = sorted(self.space.spaces)  # type: ignore[attr-defined]
+        if not isinstance(action, Mapping) or sorted(action) != expected:
+            came = sorted(action) if isinstance(action, Mapping) else type(action).__name__
+            raise TypeError(f"expected an action with the keys {expected}, got {came}")
+
+    def _decode_experts(self, experts: Any, batch: tuple[int, ...], name: str = "experts") -> Bool:
+        chosen = _checked(name, experts, (*batch, *self.scores_shape))
         if not ((chosen == 0) | (chosen == 1)).all():
-            raise ValueError("expected experts of 0 or 1, got other values")
+            raise ValueError(f"expected {name} of 0 or 1, got other values")
         return chosen > 0
 
-    def _decode_bandwidth(self, bandwidth: Any, batch: tuple[int, ...]) -> Float:
-        shares = _checked("bandwidth", bandwidth, (*batch, self.num_devices))
+    def _decode_bandwidth(self, bandwidth: Any, batch: tuple[int, ...], name: str = "bandwidth") -> Float:
+        shares = _checked(name, bandwidth, (*batch, self.num_devices))
         if (shares < 0).any():
-            raise ValueError(f"expected bandwidth shares of at least 0, got {shares.min():g}")
+            raise ValueError(f"expected {name} of at least 0, got {shares.min():g}")
         if (shares.sum(axis=-1) <= 0).any():
-            raise ValueError("expected at least one bandwidth share above 0, got none")
+            raise ValueError(f"expected {name} with at least one share above 0, got none")
         return _normalised(shares)
 
 

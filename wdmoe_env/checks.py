@@ -47,3 +47,10 @@ def check_number(
             if math.isfinite(bound)
         ]
         raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {value!r}")
+
+
+def check_keys(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse keys that are not known."""
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{name} may hold {', '.join(known)}, got {', '.join(map(repr, unknown))}")

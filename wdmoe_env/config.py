@@ -223,6 +223,8 @@ class EnvConfig:
                 raise TypeError(f"{name} must be a {plain.__name__}, got {getattr(self, name)!r}")
         check_integer("num_tokens", self.num_tokens, at_least=1)
         check_choice("split", self.split, get_args(Split))
+        if not isinstance(self.reward, str) and not callable(self.reward):
+            raise TypeError(f"reward must be a name or a function of the terms, got {self.reward!r}")
         check_choice("decision", self.decision, get_args(DecisionKind))
         check_choice("action_type", self.action_type, get_args(ActionType))
         check_number("quality_weight", self.quality_weight, at_least=0.0)

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wdmoe_env.checks import check_keys
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Block, Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
@@ -148,8 +149,9 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             options: ``{"window": index}`` takes that window of the split.
 
         Raises:
-            ValueError: no such window.
+            ValueError: no such window, or another option.
         """
+        check_keys("options", options or {}, ("window",))
         super().reset(seed=seed)
         self.close()
         window = (options or {}).get("window")

@@ -84,7 +84,7 @@ class Simulator:
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
-        self._flops = device_flops(config.devices)
+        flops = device_flops(config.devices)
         self.source = load_episodes(config.model, config.num_tokens, config.split, config.device)
         model = self.source.model
         self.sizes = Sizes(
@@ -96,7 +96,7 @@ class Simulator:
         if not isinstance(deployment, DeploymentConfig):
             deployment = DeploymentConfig(model.hidden_size, model.intermediate_size)
         self._payload_s = deployment.payload_bits / config.channel.bandwidth_hz
-        self._compute_s = deployment.expert_flops / self._flops
+        self._compute_s = deployment.expert_flops / flops
 
     def __reduce__(self) -> tuple[type[Simulator], tuple[EnvConfig]]:
         """Rebuild from the configuration: the model is named, never copied."""
@@ -113,10 +113,12 @@ class Simulator:
             ValueError: an index outside the split's windows.
         """
         count = len(self.source.windows)
+        # Drawn also where windows are named, so that the channel does not depend on it.
         drawn = np.array([generator.integers(count) for generator in generators])
         if windows is not None:
-            drawn = np.asarray(windows, dtype=np.int64)
-            if drawn.shape != (len(generators),) or (drawn < 0).any() or (drawn >= count).any():
+            drawn = np.asarray(windows)
+            whole = drawn.shape == (len(generators),) and np.issubdtype(drawn.dtype, np.integer)
+            if not whole or (drawn < 0).any() or (drawn >= count).any():
                 raise ValueError(f"expected {len(generators)} window indices in [0, {count}), got {windows}")
         return Rollout(self, drawn, self.channel.sample(generators))
 

@@ -14,8 +14,8 @@ from gymnasium.vector.utils import batch_space, create_empty_array
 from numpy.typing import NDArray
 
 from wdmoe_env.actions import Decision
+from wdmoe_env.checks import check_integer, check_keys
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.env import WDMoEEnv
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
@@ -23,7 +23,7 @@ from wdmoe_env.simulator import Rollout
 from wdmoe_env.vector_info import merge, rows_of, split_rows, spread
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Cohort:
     """Environments whose episodes began together and therefore pause at the same block.
 
@@ -49,7 +49,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             ``SAME_STEP`` (the last step resets; ``info["final_obs"]`` and ``info["final_info"]`` hold the end), or
             ``DISABLED`` (call ``reset(options={"reset_mask": mask})``).
         config: the configuration or its dict.
-        render_mode: accepted for the protocol's sake.
+        render_mode: ``None``; only the single environment draws.
         **keywords: fields of ``EnvConfig``.
     """
 
@@ -61,11 +61,12 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         render_mode: str | None = None,
         **keywords: Any,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, (int, np.integer)) or num_envs < 1:
-            raise ValueError(f"num_envs must be a whole number of at least 1, got {num_envs!r}")
-        self.num_envs = int(num_envs)
+        check_integer("num_envs", num_envs, at_least=1)
+        if render_mode is not None:
+            raise ValueError(f"render_mode must be None on the batched environment, got {render_mode!r}")
+        self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata: dict[str, Any] = {**WDMoEEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
         self.config = EnvConfig.make(config, **keywords)
         self._process = DecisionProcess(self.config)
@@ -108,12 +109,15 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             ValueError, TypeError: a mask, seeds or windows of another shape or type.
         """
         options = options or {}
+        check_keys("options", options, ("reset_mask", "window"))
         mask = _reset_mask(options.get("reset_mask"), self.num_envs)
         self._seed(seed, mask)
         rows = np.nonzero(mask)[0]
         windows = options.get("window")
         if windows is not None:
-            windows = np.broadcast_to(np.asarray(windows), (self.num_envs,))[rows]
+            if np.shape(windows) != (self.num_envs,):
+                raise ValueError(f"expected {self.num_envs} windows, one per environment, got {windows!r}")
+            windows = np.asarray(windows)[rows]
         info = self._begin(rows, windows)
         return self._copied(), info
 
@@ -229,7 +233,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     def _drop(self, cohorts: list[Cohort]) -> None:
         for cohort in cohorts:
             cohort.rollout.close()
-        self._cohorts = [cohort for cohort in self._cohorts if all(cohort is not other for other in cohorts)]
+        self._cohorts = [cohort for cohort in self._cohorts if cohort not in cohorts]
 
     def _write(self, rows: NDArray[np.int64], observation: Observation) -> None:
         for name, value in observation.items():

@@ -1,5 +1,7 @@
 """`python -m train.language_model`: train the small mixture of experts that ships."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -11,13 +13,14 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from agents.files import write_whole
 from train.language_model.card import card
 from train.language_model.evaluate import cut, evaluate
 from train.language_model.export import export
 from train.language_model.loop import CHECKPOINT, Progress, Trainer, read_progress
 from train.language_model.model import build
 from train.language_model.recipe import PRESETS, Recipe
-from train.text.shards import read_shard, write_whole
+from train.text.shards import read_shard
 from train.text.split import LANGUAGE_MODEL, VALIDATION
 
 HELP = """Train a Mixtral-like mixture of experts on the shards of `python -m train.text`.

@@ -1,5 +1,7 @@
 """The model card: every figure in it is measured."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from train.language_model.evaluate import Evaluation

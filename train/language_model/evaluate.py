@@ -1,5 +1,7 @@
 """Held-out losses of a model and of n-grams, and where its routers send the tokens."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A trained model as the folder that `from_pretrained` reads."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import tempfile

@@ -1,8 +1,9 @@
 """The training loop: windows, schedule, checkpoints that resume exactly."""
 
+from __future__ import annotations
+
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from agents.files import write_whole
 from train.language_model.model import loss
 from train.language_model.recipe import Recipe
 
@@ -122,10 +124,7 @@ class Trainer:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"{key}.{name}"] = value
         header = {"recipe": json.dumps(asdict(self.recipe)), "progress": json.dumps(asdict(self.progress))}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / (CHECKPOINT + ".part")
-        save_file(tensors, partial, metadata=header)
-        os.replace(partial, self.folder / CHECKPOINT)
+        write_whole(self.folder / CHECKPOINT, save(tensors, header))
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint; the recipe may have another token budget than before.

@@ -1,5 +1,7 @@
 """The model, and the functions that make it fast to train on one CPU thread."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -1,5 +1,7 @@
 """Unigram and bigram models of the same tokens: what the language model has to beat."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,5 +1,7 @@
 """What is trained, and for how long."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

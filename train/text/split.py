@@ -1,5 +1,7 @@
 """Which documents the language model learns from, and which it never sees."""
 
+from __future__ import annotations
+
 import hashlib
 import random
 import re

@@ -10,11 +10,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import error as greenlet_error
 from torch import Tensor
 
 from wdmoe_env.moe.experts import ExpertRunner, expert_widths, run_experts
@@ -25,6 +27,7 @@ __all__ = ["BlockInput", "SplitForward", "SplitModel"]
 
 _PROBE_TOKENS = 16
 _PENDING = object()
+_orphans: list[tuple[greenlet, str, int]] = []
 
 
 class SplitModel:
@@ -146,6 +149,7 @@ class SplitForward:
     """
 
     def __init__(self, model: Any, function: Callable[[Any], Any]) -> None:
+        _end_orphans()
         self.block: BlockInput | None = None
         self._result: Any = _PENDING
         self._device_type = model.device.type
@@ -234,13 +238,26 @@ def _usable(tensor: Tensor) -> Tensor:
 
 
 def _end(paused: greenlet, device_type: str, thread: int) -> None:
-    """Unwind a paused forward pass, as often as its code catches the exit and goes on."""
+    """Unwind a paused forward pass, as often as its code catches the exit and goes on.
+
+    Only its own thread can. Let go by another, it is kept until that thread next starts a forward pass: greenlet
+    itself would unwind it at any switch, outside the guard, and leave the thread in the modes of the forward pass.
+    """
     if thread != threading.get_ident():
-        return  # only its own thread can unwind it, and greenlet has it done there once it is unreachable
-    with neutral_modes(device_type):
+        _orphans.append((paused, device_type, thread))
+        return
+    with neutral_modes(device_type), suppress(greenlet_error):  # of a former thread with the same number
         while not paused.dead:
             paused.parent = getcurrent()
             paused.throw(GreenletExit)
+
+
+def _end_orphans() -> None:
+    """End what other threads let go of and this one started."""
+    own = [orphan for orphan in _orphans if orphan[2] == threading.get_ident()]
+    for orphan in own:
+        _orphans.remove(orphan)
+        _end(*orphan)
 
 
 def _describe(value: Any) -> str:

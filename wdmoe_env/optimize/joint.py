@@ -31,7 +31,6 @@ from wdmoe_env.physics.latency import (
 from wdmoe_env.physics.metric import weight_served, wlr_per_ms
 
 LEAST_GAIN = 1e-12
-DEFAULT_STOPPING_GAIN = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def joint_optimize(
     weights: Float,
     routed: Bool,
     threshold: float | None = None,
-    stopping_gain: float = DEFAULT_STOPPING_GAIN,
+    stopping_gain: float = 0.0,
     threshold_step: float = 0.05,
     min_share: float = 0.0,
     max_iterations: int = 20,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.moves import repeat_rows
@@ -24,14 +23,12 @@ class OracleSolution:
         shares: (N, U).
         latency_s: (N,) block latency.
         wlr_per_ms: (N,) objective (8), 0 where nothing is loaded.
-        num_loads: (N,) distinct loads whose shares were solved.
     """
 
     selection: Bool
     shares: Float
     latency_s: Float
     wlr_per_ms: Float
-    num_loads: NDArray[np.int64]
 
 
 def exhaustive_oracle(
@@ -71,8 +68,7 @@ def exhaustive_oracle(
             f"an exhaustive search takes at most {max_selections} selections, got an instance with {count:.0f}"
         )
     best = [_best(_row(links, n), weights[n], candidates[n], min_share) for n in range(batch)]
-    selection, shares, latency, wlr, num_loads = (np.stack(column) for column in zip(*best, strict=True))
-    return OracleSolution(selection, shares, latency, wlr, num_loads)
+    return OracleSolution(*(np.stack(column) for column in zip(*best, strict=True)))
 
 
 def _row(links: BlockLinks, row: int) -> BlockLinks:
@@ -83,7 +79,7 @@ def _row(links: BlockLinks, row: int) -> BlockLinks:
 
 
 def _best(links: BlockLinks, weights: Float, candidates: Bool, min_share: float) -> tuple[Any, ...]:
-    """Best selection (J, E) of one row, with its shares (U,), latency, ratio, and the number of loads solved."""
+    """Best selection (J, E) of one row, with its shares (U,), latency and ratio."""
     selections = _heaviest_per_load(weights, candidates, links.placement)
     load = device_load(selections, links.placement)
     solution = min_max_bandwidth(repeat_rows(links, len(selections)), load, min_share)
@@ -91,7 +87,7 @@ def _best(links: BlockLinks, weights: Float, candidates: Bool, min_share: float)
     latency = np.where(solution.latency_s > 0, solution.latency_s, np.inf)
     wlr = wlr_per_ms(served, latency)
     top = wlr.argmax()
-    return selections[top], solution.shares[top], solution.latency_s[top], wlr[top], np.int64(len(selections))
+    return selections[top], solution.shares[top], solution.latency_s[top], wlr[top]
 
 
 def _heaviest_per_load(weights: Float, candidates: Bool, placement: Float) -> Bool:

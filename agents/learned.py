@@ -102,6 +102,8 @@ def load_policy(spec: str, codec: ActionCodec) -> LearnedPolicy:
         raise ValueError(
             f"expected the weights of a policy in {weights_path}, got a file that is not: {reason}"
         ) from None
+    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+        raise ValueError(f"expected finite weights in {weights_path}, got some that are not")
     return LearnedPolicy(network.eval(), card["decision"], codec)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,11 +71,11 @@ def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
             is not a policy or does not fit the environment.
     """
     codec = getattr(env, "unwrapped", env).codec
-    if spec.endswith((".safetensors", ".json")) or os.sep in spec or os.path.exists(spec):
+    name, colon, text = spec.partition(":")
+    if name not in ENTRIES and (spec.endswith((".safetensors", ".json")) or os.sep in spec or os.path.exists(spec)):
         from agents.learned import load_policy
 
         return load_policy(spec, codec)
-    name, colon, text = spec.partition(":")
     if name not in ENTRIES:
         near = difflib.get_close_matches(name, ENTRIES, n=3) or policy_names()
         raise ValueError(f"unknown policy {name!r}; the nearest known are {', '.join(near)}")
@@ -86,6 +87,9 @@ def _parameter(name: str, text: str) -> float:
     if meaning is None:
         raise ValueError(f"policy {name!r} takes no parameter, got {text!r}")
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise ValueError(f"policy {name!r} takes a number as its {meaning}, got {text!r}") from None
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"policy {name!r} takes a number of at least 0 as its {meaning}, got {text!r}")
+    return number

@@ -24,6 +24,7 @@ from wdmoe_env.physics.latency import (
     radio_latency_s,
 )
 
+FOLLOW_THE_CHANNEL = ("spectral_efficiency", "unit_latency")
 RULES_OF_ROUTED = ("vanilla", "vanilla-optimal", "top1", "greedy", "wdmoe", "wdmoe-selection", "fractional")
 
 
@@ -111,7 +112,7 @@ def test_history_knows_only_the_past(env):
     observation, _ = env.reset(seed=0)
     actions, state = policy.predict(observation, None, np.ones(16, dtype=bool))
     np.testing.assert_array_equal(env.decode_action(actions)[0], observation["routed"] > 0)
-    later = {**observation, "spectral_efficiency": observation["spectral_efficiency"][..., ::-1].copy()}
+    later = {**observation, **{name: observation[name][..., ::-1].copy() for name in FOLLOW_THE_CHANNEL}}
     with_past, _ = policy.predict(later, state)
     expected, _ = make_policy("wdmoe-selection:0.9", env).predict(observation)
     np.testing.assert_array_equal(env.decode_action(with_past)[0], env.decode_action(expected)[0])
@@ -123,8 +124,11 @@ def test_history_knows_only_the_past(env):
     ("name", "message"),
     [
         ("wdmo", "unknown policy 'wdmo'; the nearest known are wdmoe"),
+        ("wdmoe:nan", "takes a number of at least 0 as its threshold, got 'nan'"),
+        ("marginal-price:-1", "takes a number of at least 0 as its price_per_ms, got '-1'"),
+        ("marginal-price:inf", "takes a number of at least 0 as its price_per_ms, got 'inf'"),
         ("vanilla:1", "policy 'vanilla' takes no parameter, got '1'"),
-        ("wdmoe:high", "policy 'wdmoe' takes a number as its threshold, got 'high'"),
+        ("wdmoe:high", "policy 'wdmoe' takes a number of at least 0 as its threshold, got 'high'"),
         ("pyproject.toml", "expected a policy file that ends in .safetensors or .json, got pyproject.toml"),
         ("nowhere/policy.safetensors", "expected a policy file nowhere/policy.safetensors, but there is none"),
     ],
@@ -204,6 +208,12 @@ def test_files_that_are_not_policies_are_refused(tmp_path, env):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"expected the weights of a policy in .*policy\.safetensors"):
+        load_policy(str(path), env.codec)
+    broken_network = TokenSharedNetwork(16)
+    with torch.no_grad():
+        broken_network.log_std.fill_(float("nan"))
+    save_policy(path, broken_network, "selection", {"num_experts": 8})
+    with pytest.raises(ValueError, match="expected finite weights"):
         load_policy(str(path), env.codec)
     path.write_bytes(whole)
     card = json.loads(path.with_suffix(".json").read_text())

@@ -111,6 +111,17 @@ def test_a_copy_in_mid_episode_goes_on_alike(clone):
     assert_same(env.reset(), twin.reset())
 
 
+def test_writing_into_info_does_not_reach_a_later_copy():
+    env = make()
+    actions = sampled(env)
+    env.reset(seed=2)
+    info = env.step(actions[0])[4]
+    twin = copy.deepcopy(env)
+    info["selection"][:] = True
+    late_twin = copy.deepcopy(env)
+    assert_same(twin.step(actions[1])[0], late_twin.step(actions[1])[0])
+
+
 def test_own_routing_reproduces_the_untouched_model():
     env = make()
     observation, info = env.reset(seed=0)

@@ -15,7 +15,7 @@ from moe_models import random_model, random_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from wdmoe_env.moe.split import SplitModel
-from wdmoe_env.moe.zoo import KNOWN_MODELS, load_model
+from wdmoe_env.moe.zoo import KNOWN_MODELS, Tokenizer, load_model
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,15 @@ def test_a_missing_folder(name, request, monkeypatch):
     monkeypatch.chdir(request.config.rootpath)
     with pytest.raises(FileNotFoundError, match=f"found no folder '{name}'"):
         load_model(name)
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", None])
+def test_a_folder_without_a_tokenizer_that_can_be_read(tmp_path, content):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=f"expected a tokenizer in {tmp_path}, which cannot be loaded") as caught:
+        Tokenizer(str(tmp_path)).encode("text")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_not_a_folder(folder):

@@ -41,6 +41,16 @@ def test_adapter_speaks_sb3s_protocol():
     assert_same({k: v[1] for k, v in observation.items()}, alone.reset()[0], **CLOSE)
 
 
+def test_adapter_takes_windows_as_options():
+    env = adapter(2)
+    env.set_options({"window": 5})
+    env.reset()
+    assert [info["window"] for info in env.reset_infos] == [5, 5]
+    env.set_options([{"window": 5}, {}])
+    with pytest.raises(ValueError, match="window indices"):
+        env.reset()
+
+
 def test_adapter_needs_same_step_resets():
     with pytest.raises(ValueError, match="SAME_STEP"):
         SB3VecEnv(make_vec(2).unwrapped)

@@ -102,6 +102,18 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
     assert resumed[-1]["time/total_timesteps"] == "160"
 
 
+def test_a_run_is_resumed_as_what_it_was_or_not_at_all(tmp_path, capsys):
+    run = tmp_path / "run"
+    main(flags(run, "--timesteps", "32"))
+    before = (run / "arguments.json").read_text()
+    capsys.readouterr()
+    assert main(flags(run, "--resume", "--env-id", "WDMoE-v0")) == 2
+    assert "was begun with env_id='WDMoE-Selection-v0', got 'WDMoE-v0'" in capsys.readouterr().err
+    assert (run / "arguments.json").read_text() == before
+    assert main(flags(run, "--timesteps", "32", "--resume")) == 0
+    assert json.loads((run / "policy.json").read_text())["final_mean_return"] is None
+
+
 def test_a_checkpoint_restores_weights_and_moments(tmp_path):
     main(flags(tmp_path / "run", "--timesteps", "64"))
     file = tmp_path / "run" / "checkpoint.safetensors"
@@ -138,6 +150,9 @@ def test_mistakes_are_one_sentence_and_exit_2(tmp_path, capsys):
     cases = [
         (flags(tmp_path / "a", "--env-id", "CartPole-v1"), "env_id must be one of WDMoE"),
         (flags(tmp_path / "b", "--reward", "speed"), "reward must be one of wlr"),
+        (flags(tmp_path / "e", "--timesteps", "0"), "timesteps must be a whole number of at least 1, got 0"),
+        (flags(tmp_path / "f", "--checkpoint-every", "0"), "checkpoint_every must be a whole number of at least 1"),
+        (flags(tmp_path / "g", "--seed", "-1"), "seed must be a whole number of at least 0, got -1"),
         (flags(tmp_path / "c", "--resume"), "but there is none"),
         (flags(used), "pass --resume to go on with it"),
         ([*flags(tmp_path / "d"), "--model", "tinny"], "tiny"),
@@ -149,6 +164,7 @@ def test_mistakes_are_one_sentence_and_exit_2(tmp_path, capsys):
         assert error.count("\n") == 1
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "d").exists()
+    assert not (tmp_path / "g").exists()
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path, capsys):

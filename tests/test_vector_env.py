@@ -96,6 +96,35 @@ def test_some_environments_may_be_reset_in_mid_episode():
             )
 
 
+def test_a_failed_reset_leaves_the_episodes_as_they_were():
+    env, twin = make_vec(2), make_vec(2)
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    with pytest.raises(ValueError, match="window indices"):
+        env.reset(options={"window": np.array([10**9, 0]), "reset_mask": np.array([True, False])})
+    action = env.action_space.sample()
+    # The failed reset drew from the first environment's generator alone; the episodes under way are the same.
+    assert_same(env.step(action)[:4], twin.step(action)[:4])
+
+
+def test_a_reward_function_that_fails_ends_the_episodes():
+    env = make_vec(2, reward=lambda terms: terms["added_nll"] * (np.nan if terms["added_nll"].any() else 1.0))
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(env.unwrapped.num_blocks - 1):
+        env.step(env.action_space.sample())
+    with pytest.raises(ValueError, match="expected finite rewards"):
+        env.step(env.action_space.sample())
+    assert env.step(env.action_space.sample())[1].tolist() == [0.0, 0.0]
+
+
+def test_reading_the_generators_is_no_reset():
+    env = make_vec(2)
+    assert len(env.unwrapped.np_random) == 2
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(env.action_space.sample())
+
+
 def test_dict_actions_are_batched_dicts():
     env = make_vec(5, action_type="dict")
     env.reset(seed=0)

@@ -19,11 +19,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, make_output_format
 
+from agents.files import write_whole
 from agents.learned import save_policy
 from agents.sb3_policy import TokenSharedPolicy
 from train.checkpoint import load_checkpoint, save_checkpoint
+from wdmoe_env.checks import check_integer
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 
+# What a run may not change half-way.
+SAME_ON_RESUME = ("env_id", "model", "reward", "quality_weight", "num_tokens")
 HYPERPARAMETERS = Path(__file__).parent / "hyperparameters.yml"
 
 
@@ -69,22 +73,25 @@ def train(arguments: Arguments) -> Path:
         Path of the policy's weights; the JSON lies beside it.
 
     Raises:
-        ValueError: an unknown id or reward, a run folder in use, or one without a checkpoint to resume.
+        ValueError, TypeError, OSError: an argument is wrong, the run folder is in use, or it holds no checkpoint of
+            this run to resume.
     """
     settings = hyperparameters(arguments.env_id, arguments.reward)
     run = Path(arguments.out)
     checkpoint = run / "checkpoint.safetensors"
-    _check_folder(run, checkpoint, arguments.resume)
+    check_integer("timesteps", arguments.timesteps, at_least=1)
+    check_integer("checkpoint_every", arguments.checkpoint_every, at_least=1)
+    check_integer("seed", arguments.seed, at_least=0)
+    _check_folder(run, checkpoint, arguments)
 
     num_envs = settings.pop("num_envs")
     env = SB3VecEnv(make_env(arguments, num_envs))
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "arguments.json").write_text(json.dumps(dataclasses.asdict(arguments), indent=2) + "\n")
     decision = env.env.config.decision
     algorithm = PPO(TokenSharedPolicy, env, seed=arguments.seed, policy_kwargs={"decision": decision}, **settings)
     if arguments.resume:
         algorithm.num_timesteps = load_checkpoint(checkpoint, algorithm.policy)
         env.seed(arguments.seed + algorithm.num_timesteps)
+    write_whole(run / "arguments.json", (json.dumps(dataclasses.asdict(arguments), indent=2) + "\n").encode())
 
     curves = logger(run, algorithm.num_timesteps)
     algorithm.set_logger(curves)
@@ -98,11 +105,12 @@ def train(arguments: Arguments) -> Path:
     finally:
         curves.close()
     save_checkpoint(checkpoint, algorithm.policy, algorithm.num_timesteps)
+    returns = [episode["r"] for episode in algorithm.ep_info_buffer or ()]
     card = {
         "num_experts": env.env.codec.scores_shape[1],
         "env_id": arguments.env_id,
         "timesteps": algorithm.num_timesteps,
-        "final_mean_return": float(np.mean([episode["r"] for episode in algorithm.ep_info_buffer or [{"r": np.nan}]])),
+        "final_mean_return": np.mean(returns).item() if returns else None,
         "arguments": dataclasses.asdict(arguments),
         "hyperparameters": hyperparameters(arguments.env_id, arguments.reward),
     }
@@ -146,9 +154,15 @@ def hyperparameters(env_id: str, reward: str) -> dict[str, Any]:
     return dict(table[env_id][reward])
 
 
-def _check_folder(run: Path, checkpoint: Path, resume: bool) -> None:
-    """Refuse a run folder in use, or one without a checkpoint to resume."""
-    if resume and not checkpoint.is_file():
+def _check_folder(run: Path, checkpoint: Path, arguments: Arguments) -> None:
+    """Refuse a run folder in use, and one to resume that holds no checkpoint or that of another run."""
+    if not arguments.resume:
+        if checkpoint.exists():
+            raise ValueError(f"{run} holds a run already: pass --resume to go on with it, or another --out")
+        return
+    if not checkpoint.is_file():
         raise ValueError(f"expected a checkpoint to resume in {checkpoint}, but there is none")
-    if not resume and checkpoint.exists():
-        raise ValueError(f"{run} holds a run already: pass --resume to go on with it, or another --out")
+    began = json.loads((run / "arguments.json").read_text())
+    for name in SAME_ON_RESUME:
+        if began.get(name) != getattr(arguments, name):
+            raise ValueError(f"{run} was begun with {name}={began.get(name)!r}, got {getattr(arguments, name)!r}")

@@ -63,16 +63,11 @@ class ChannelConfig:
         """Check every field."""
         check_choice("path_loss", self.path_loss, get_args(PathLoss))
         check_choice("fading", self.fading, get_args(Fading))
-        for name in (
-            "carrier_hz",
-            "bandwidth_hz",
-            "base_station_power_w",
-            "device_power_w",
-            "path_loss_exponent",
-        ):
+        for name in ("carrier_hz", "bandwidth_hz", "base_station_power_w", "device_power_w"):
             check_number(name, getattr(self, name), above=0.0)
-        check_number("noise_dbm_per_hz", self.noise_dbm_per_hz)
-        check_number("rician_k_db", self.rician_k_db)
+        check_number("path_loss_exponent", self.path_loss_exponent, above=0.0, at_most=10.0)
+        check_number("noise_dbm_per_hz", self.noise_dbm_per_hz, at_least=-300.0, at_most=0.0)
+        check_number("rician_k_db", self.rician_k_db, at_least=-100.0, at_most=100.0)
         check_number("block_interval_s", self.block_interval_s, at_least=0.0)
         if self.shadowing_std_db is not None:
             check_number("shadowing_std_db", self.shadowing_std_db, at_least=0.0)
@@ -171,11 +166,11 @@ class EnvConfig:
     Attributes:
         model: ``"tiny"`` (trained, ships), ``"micro"`` (random, for tests), or a transformers MoE checkpoint.
         decision: what the action decides: ``"joint"`` is selection and shares; under ``"selection"`` the shares
-            are solved exactly, under ``"bandwidth"`` the selection is the model's own.
+            are solved exactly, under ``"bandwidth"`` the selection is the model's own. Each registered id sets it.
         num_tokens: tokens J of a window.
         split: which of the disjoint sets of documents the windows come from.
         reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, or a function from the named terms, each
-            an array (N,), to rewards (N,).
+            an array (n,), to rewards (n,), row by row: n is however many episodes are in step with each other.
         quality_weight: reward lost per nat of added NLL under ``"latency_quality"``.
         action_type: ``"box"`` (one flat vector, which every RL library takes) or ``"dict"``.
         min_share: least bandwidth share of a device that serves a token.
@@ -214,7 +209,8 @@ class EnvConfig:
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, from_mapping(kind, value, prefix=f"{name}."))
             elif not isinstance(value, kind) and not (name == "deployment" and value == "model"):
-                raise TypeError(f"{name} must be a {kind.__name__} or a mapping of its fields, got {value!r}")
+                also = " or 'model'" if name == "deployment" else ""
+                raise TypeError(f"{name} must be a {kind.__name__}, a mapping of its fields{also}, got {value!r}")
         rows: Any = self.placement if is_tuple_of(self.placement, tuple) else (self.placement,)
         if self.placement is not None and not all(is_tuple_of(row, int) for row in rows):
             raise ValueError(f"placement must be a tuple of device numbers or of such tuples, got {self.placement!r}")

@@ -52,7 +52,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     | Key                   | Shape  | Meaning                                                | Min | Max | Unit     |
     |-----------------------|--------|--------------------------------------------------------|-----|-----|----------|
-    | `gate_probs`          | (J, E) | the router's score of each expert, 0 at padding        | 0   | 1   | -        |
+    | `gate_probs`          | (J, E) | the router's score of each expert, 0 at padding        | 0   | 1e3 | -        |
     | `routed`              | (J, E) | 1 where the model itself would use the expert          | 0   | 1   | -        |
     | `spectral_efficiency` | (2, U) | downlink and uplink at equal shares                    | 0   | 128 | bit/s/Hz |
     | `compute_latency`     | (U,)   | time of one expert on one token                        | 0   | 1e9 | ms       |

@@ -28,7 +28,9 @@ from wdmoe_env.physics.metric import gate_weights
 
 Observation = dict[str, NDArray[np.float32]]
 
-# Finite bounds, which libraries ask for, far beyond what physics gives; latencies are clipped to them.
+# Finite bounds, which libraries ask for, far beyond what physics gives; latencies are clipped to them. Softmax and
+# sigmoid scores are at most 1, but some routers score by the root of a softplus.
+MOST_GATE_PROB = 1e3
 MOST_SPECTRAL_EFFICIENCY = 128.0
 MOST_LATENCY_MS = 1e9
 MOST_HIDDEN = float(np.finfo(np.float32).max)
@@ -83,7 +85,7 @@ def observation_space(sizes: Sizes, hidden_states: bool = False) -> spaces.Dict:
     """The one-level Dict space of a single environment."""
     J, E, U = sizes.num_tokens, sizes.num_experts, sizes.num_devices
     boxes: dict[str, spaces.Space[Any]] = {
-        "gate_probs": _box(0, 1, J, E),
+        "gate_probs": _box(0, MOST_GATE_PROB, J, E),
         "routed": _box(0, 1, J, E),
         "spectral_efficiency": _box(0, MOST_SPECTRAL_EFFICIENCY, 2, U),
         "compute_latency": _box(0, MOST_LATENCY_MS, U),
@@ -140,7 +142,8 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
     inverse = 1.0 / efficiency[:, DOWNLINK] + 1.0 / efficiency[:, UPLINK]
     links = BlockLinks(
         full_band_snr=np.expm1(efficiency * np.log(2.0)) / num_devices,
-        payload_s=(1e-3 * values["unit_latency"] / (num_devices * inverse)).mean(axis=-1),
+        # The same for every device, but lower where a latency was clipped.
+        payload_s=(1e-3 * values["unit_latency"] / (num_devices * inverse)).max(axis=-1),
         compute_s=1e-3 * values["compute_latency"],
         placement=values["placement"],
     )

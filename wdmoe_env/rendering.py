@@ -41,7 +41,7 @@ def draw_block(block: Block, info: dict[str, Any] | None) -> Picture:
 
 def _grid(gate_probs: Float, routed: Bool, selection: Bool) -> Picture:
     """(HEIGHT, GRID_WIDTH, 3): gate probability as grey, decisions in colour."""
-    cells = np.repeat((255 - 120 * gate_probs).astype(np.uint8)[..., None], 3, axis=-1)
+    cells = np.repeat((255 - 120 * np.minimum(gate_probs, 1.0)).astype(np.uint8)[..., None], 3, axis=-1)
     cells[selection & routed] = SERVED
     cells[routed & ~selection] = DROPPED
     cells[selection & ~routed] = UNROUTED

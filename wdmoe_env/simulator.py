@@ -221,7 +221,7 @@ class Rollout:
 
     def _advance(self, selection: Bool) -> None:
         rows = torch.from_numpy(selection.reshape(-1, selection.shape[-1]))
-        self._selections.append(selection)
+        self._selections.append(selection.copy())  # info hands the original out
         self.block = self._view(self._forward.resume(rows.to(self.simulator.source.model.device)))
 
     def _view(self, at: BlockInput | None) -> Block:
@@ -235,7 +235,7 @@ class Rollout:
         if at is not None:
             probs = at.gate_probs.double().cpu().numpy().reshape(probs.shape) * mask[..., None]
             if hidden is not None:
-                hidden = at.hidden_states.float().cpu().numpy().reshape(hidden.shape)
+                hidden = at.hidden_states.float().cpu().numpy().reshape(hidden.shape) * mask[..., None]
         routed = np.zeros(probs.shape, dtype=bool)
         if at is not None:
             routed = at.routed.cpu().numpy().reshape(probs.shape) & mask[..., None]

@@ -79,6 +79,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
         self._cohorts: list[Cohort] = []
+        self._started = False
         self._observation: Observation = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)  # type: ignore[assignment]
 
     @property  # type: ignore[misc]
@@ -119,6 +120,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
                 raise ValueError(f"expected {self.num_envs} windows, one per environment, got {windows!r}")
             windows = np.asarray(windows)[rows]
         info = self._begin(rows, windows)
+        self._started = True
         return self._copied(), info
 
     def step(self, actions: Any) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
@@ -126,11 +128,11 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
 
         Raises:
             gymnasium.error.ResetNeeded: an environment's episode has ended and nothing resets it.
-            ValueError, TypeError: not a batch of actions; the episodes can go on.
+            ValueError, TypeError: not a batch of actions, and the episodes can go on; or not rewards, where the reward
+                is a function, and they cannot.
         """
         waiting = np.setdiff1d(np.arange(self.num_envs), self._rows_under_way())
-        fresh = waiting.size == self.num_envs and not self._generators
-        if waiting.size and (fresh or self.autoreset_mode != AutoresetMode.NEXT_STEP):
+        if waiting.size and (not self._started or self.autoreset_mode != AutoresetMode.NEXT_STEP):
             raise gym.error.ResetNeeded(f"expected reset() before step(): no episode in environments {waiting[:8]}")
         decision = self.codec.decode(actions, (self.num_envs,))
         rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
@@ -162,6 +164,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         for cohort in self._cohorts:
             cohort.rollout.close()
         self._cohorts = []
+        self._started = False
 
     def _seed(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_] | None = None) -> None:
         """Give the masked environments new generators where seeds came, and all of them one at the start."""
@@ -182,11 +185,11 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         return np.concatenate([np.zeros(0, dtype=np.int64), *(c.rows[c.live] for c in self._cohorts)])
 
     def _begin(self, rows: NDArray[np.int64], windows: NDArray[np.int64] | None) -> Info:
-        """Start episodes in the environments ``rows`` and write their first observations."""
+        """Start episodes in the environments ``rows``, which leave their cohorts, and write the first observations."""
+        rollout = self.simulator.start([self._generators[n] for n in rows], windows)
         for cohort in self._cohorts:
             cohort.live &= ~np.isin(cohort.rows, rows)
         self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
-        rollout = self.simulator.start([self._generators[n] for n in rows], windows)
         self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
         self._write(rows, encode_observation(rollout.block))
         return spread({"window": rollout.windows}, rows, self.num_envs)
@@ -202,7 +205,11 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         """Step one cohort and write what came out for its live rows."""
         rows, live = cohort.rows, cohort.live
         taken = decision.rows(rows)
-        transition = self._process.step(cohort.rollout, taken)
+        try:
+            transition = self._process.step(cohort.rollout, taken)
+        except Exception:  # a reward function's: the block has run, and cannot be run again
+            self._drop([cohort])
+            raise
         rows = rows[live]
         rewards[rows] = transition.reward[live]
         terminated[rows] = transition.terminated

@@ -46,12 +46,19 @@ class SB3VecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Begin an episode in every environment; takes the seed of ``seed()`` once."""
-        observation, info = self.env.reset(seed=self._seed)
+        observation, info = self.env.reset(seed=self._seed, options=self._batched_options())
         self._seed = None
+        self._reset_options()
         self._return[:] = 0.0
         self._length[:] = 0
         self.reset_infos = [row_of(info, n) for n in range(self.num_envs)]
         return observation
+
+    def _batched_options(self) -> dict[str, Any]:
+        """The option ``window`` of ``set_options``, which every environment has or none."""
+        if not any(self._options):
+            return {}
+        return {"window": np.array([options.get("window", -1) for options in self._options])}
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the next reset; environment n gets ``seed + n``."""

@@ -157,10 +157,14 @@ class Tokenizer:
     @cached_property
     def _encode(self) -> Callable[[str], list[int]]:
         file = Path(self._path) / "tokenizer.json"
-        if file.is_file():
-            from_file = TokenizerFile.from_file(str(file))
-            return lambda text: from_file.encode(text, add_special_tokens=False).ids
-        tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
+        try:
+            if file.is_file():
+                from_file = TokenizerFile.from_file(str(file))
+                return lambda text: from_file.encode(text, add_special_tokens=False).ids
+            tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
+        except Exception as error:  # tokenizers raises bare exceptions, transformers many kinds
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"expected a tokenizer in {self._path}, which cannot be loaded: {reason}") from error
         return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
     def encode(self, text: str) -> list[int]:

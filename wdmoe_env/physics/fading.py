@@ -16,10 +16,10 @@ _ASYMPTOTIC_FROM = 1000.0
 
 
 def bessel_j0(x: Float) -> Float:
-    """Bessel function of the first kind of order zero, J0(x), to about 1e-12.
+    """Bessel function of the first kind of order zero, J0(x), within 1e-11.
 
     Up to x = 1000 the mean of cos(x sin theta) over a period: the trapezoid rule converges exponentially on a
-    periodic integrand. Beyond, Hankel's asymptotic expansion, whose next term is below 1e-11 there.
+    periodic integrand. Beyond, Hankel's asymptotic expansion.
     """
     x = np.abs(np.asarray(x, dtype=np.float64))
     nodes = int(_ASYMPTOTIC_FROM) + 32

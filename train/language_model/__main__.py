@@ -1,4 +1,4 @@
-"""`python -m train.language_model`: train the small mixture of experts that ships."""
+"""``python -m train.language_model``: train the small mixture of experts that ships."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def train(recipe: Recipe, data: Path, out: Path, device: torch.device, resume: bool, save_every: int) -> None:
-    """Train, with a progress bar, and leave the exported model in `out/model`."""
+    """Train, with a progress bar, and leave the exported model in ``out/model``."""
     tokens, _ = read_shard(data / f"{LANGUAGE_MODEL}.npy")
     tokenizer = data / "tokenizer"
     vocabulary = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size()

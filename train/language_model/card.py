@@ -88,7 +88,7 @@ def card(recipe: Recipe, progress: Progress, evaluation: Evaluation, summary: Su
         progress: How the training went.
         evaluation: The figures.
         summary: Documents and bytes per part and domain, from the text recipe.
-        counts: `"parameters"`, `"vocabulary"` and `"corpus"` (training tokens in the shard).
+        counts: ``"parameters"``, ``"vocabulary"`` and ``"corpus"`` (training tokens in the shard).
     """
     trained = progress.step * recipe.sequence * recipe.batch
     return CARD.format(

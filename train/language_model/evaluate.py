@@ -35,14 +35,14 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class DomainResult:
-    """Losses on one domain, in nats per token; `bits_per_byte` is the model's.
+    """Losses on one domain, in nats per token; ``bits_per_byte`` is the model's.
 
     Attributes:
         tokens: Number of targets.
         model: The model with its own routing.
         top1: The same weights with one expert per token.
-        unigram: See `Unigram`.
-        bigram: See `Bigram`.
+        unigram: See ``Unigram``.
+        bigram: See ``Bigram``.
         bits_per_byte: The model's loss per byte of text.
     """
 
@@ -59,8 +59,8 @@ class Evaluation:
     """All of a model's figures.
 
     Attributes:
-        domains: Result of each domain, and of all together under `"all"`.
-        load: Per domain (and `"all"`): share of assignments, (blocks, experts), rows sum to 1.
+        domains: Result of each domain, and of all together under ``"all"``.
+        load: Per domain (and ``"all"``): share of assignments, (blocks, experts), rows sum to 1.
     """
 
     domains: dict[str, DomainResult]
@@ -113,7 +113,7 @@ def evaluate(folder: Path, training: Tokens, held_out: dict[str, HeldOut], devic
     Args:
         folder: An exported model.
         training: Tokens the n-grams are counted on.
-        held_out: From `cut`.
+        held_out: From ``cut``.
         device: Where the model runs, in float32.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()

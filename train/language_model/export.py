@@ -1,4 +1,4 @@
-"""A trained model as the folder that `from_pretrained` reads."""
+"""A trained model as the folder that ``from_pretrained`` reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def export(model: Any, tokenizer_folder: Path, folder: Path) -> None:
 
     Args:
         model: The trained model; it stays as it is.
-        tokenizer_folder: Holds `tokenizer.json` and `tokenizer_config.json`.
+        tokenizer_folder: Holds ``tokenizer.json`` and ``tokenizer_config.json``.
         folder: The result.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,7 @@ class Trainer:
 
     Args:
         recipe: Sizes and schedule.
-        model: From `train.language_model.model.build`.
+        model: From ``train.language_model.model.build``.
         tokens: The training shard.
         folder: Where checkpoints go.
 
@@ -68,11 +68,11 @@ class Trainer:
         self._epoch, self._starts = -1, np.zeros(0, dtype=np.int64)
 
     def run(self, until: int | None = None, every: int = 50, report: Callable[[Progress], None] | None = None) -> None:
-        """Train to the end of the schedule, or to step `until`.
+        """Train to the end of the schedule, or to step ``until``.
 
         Args:
             until: Stop after this many steps in all.
-            every: Steps between two entries of the curve and two calls of `report`.
+            every: Steps between two entries of the curve and two calls of ``report``.
             report: Called with the progress.
         """
         end = self.recipe.steps if until is None else min(until, self.recipe.steps)

@@ -16,7 +16,7 @@ from train.language_model.recipe import Recipe
 def build(recipe: Recipe, vocabulary: int, device: torch.device) -> Any:
     """Return a randomly initialised model that is ready to train.
 
-    The initial weights come from `recipe.seed` alone; torch's own random state is left as it was.
+    The initial weights come from ``recipe.seed`` alone; torch's own random state is left as it was.
     """
     config = MixtralConfig(
         vocab_size=vocabulary,
@@ -91,7 +91,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        """Return the loss; keep the gradients of `hidden` (T, H) and `weight` (V, H)."""
+        """Return the loss; keep the gradients of ``hidden`` (T, H) and ``weight`` (V, H)."""
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, len(targets), rows):
@@ -145,7 +145,7 @@ def causal_attention(
     """Attend to earlier positions of unpadded windows, entirely in the input's precision.
 
     The scores of a short window are small, and this is about twice as fast on a CPU as
-    `scaled_dot_product_attention` with its gradient. Shapes: (batch, heads, sequence, width).
+    ``scaled_dot_product_attention`` with its gradient. Shapes: (batch, heads, sequence, width).
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -20,7 +20,7 @@ class Unigram:
         self.probs = _discounted(np.bincount(tokens, minlength=vocabulary))
 
     def log_prob(self, previous: Tokens, following: Tokens) -> NDArray[np.float64]:
-        """Return ln P(following); `previous` plays no part."""
+        """Return ln P(following); ``previous`` plays no part."""
         logs: NDArray[np.float64] = np.log(self.probs)[following]
         return logs
 

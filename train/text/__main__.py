@@ -1,4 +1,4 @@
-"""`python -m train.text`: from pinned packages to token shards and episode text."""
+"""``python -m train.text``: from pinned packages to token shards and episode text."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write(out: Path, tokenizer: Tokenizer, parts: dict[str, list[Document]], con
 
 
 def summarise(documents: list[Document], learned: list[Document]) -> dict[str, dict[str, float]]:
-    """Count a part's documents and bytes per domain, and its 13-word overlap with `learned` if there is any."""
+    """Count a part's documents and bytes per domain, and its 13-word overlap with ``learned`` if there is any."""
     rows: dict[str, dict[str, float]] = {}
     for document in documents:
         row = rows.setdefault(document.domain, {"documents": 0, "bytes": 0})

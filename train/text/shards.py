@@ -48,7 +48,7 @@ def train_tokenizer(documents: Iterable[Document], vocabulary: int, characters_p
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write the two files that `AutoTokenizer.from_pretrained` reads."""
+    """Write the two files that ``AutoTokenizer.from_pretrained`` reads."""
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
@@ -64,7 +64,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
 def write_shard(path: Path, tokenizer: Tokenizer, documents: Sequence[Document]) -> int:
     """Write documents as one row of token ids, each begun by the end-of-text token.
 
-    The index beside it, `<path>.json`, lists each document's domain, name, first
+    The index beside it, ``<path>.json``, lists each document's domain, name, first
     token, tokens and bytes; it is written last, so a shard without one is not complete.
 
     Returns:

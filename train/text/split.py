@@ -37,7 +37,7 @@ def split(documents: Iterable[Document], seed: int = 0) -> dict[str, list[Docume
     """Divide documents into four disjoint parts; parallel documents stay together.
 
     In the order of a seeded hash, each pool's groups fill the held-out parts up to
-    `HELD_OUT_BYTES`, then the language model's training part up to `CAP_BYTES`.
+    ``HELD_OUT_BYTES``, then the language model's training part up to ``CAP_BYTES``.
     Held-out documents are cut to a passage.
 
     Args:
@@ -82,7 +82,7 @@ def _has_twin(document: Document) -> bool:
 
 
 def passage(document: Document, size: int = PASSAGE_BYTES) -> Document:
-    """Cut a document to about `size` characters that begin at a line, at a place its name decides."""
+    """Cut a document to about ``size`` characters that begin at a line, at a place its name decides."""
     text = document.text
     if len(text) > size:
         start = random.Random(document.name).randrange(len(text) - size + 1)
@@ -117,7 +117,7 @@ def without_repeats(documents: Iterable[Document], min_characters: int = 80) -> 
 
 
 def overlap(reference: Iterable[Document], others: Iterable[Document], n: int = 13) -> dict[str, float]:
-    """Return per domain the share of `others`' word n-grams that occur in `reference`."""
+    """Return per domain the share of ``others``' word n-grams that occur in ``reference``."""
     known = {gram for document in reference for gram in _grams(document.text, n)}
     hits: dict[str, list[int]] = {}
     for document in others:

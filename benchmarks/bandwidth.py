@@ -41,13 +41,6 @@ def slsqp_latency_s(links: BlockLinks, load: Load) -> float:
     return 1e-3 * float(result.x[-1]) if result.success else np.nan
 
 
-def row(links: BlockLinks, load: Load, n: int) -> tuple[BlockLinks, Load]:
-    """One instance as a batch of one."""
-    one = slice(n, n + 1)
-    links_n = BlockLinks(links.full_band_snr[one], links.payload_s[one], links.compute_s[one], links.placement[one])
-    return links_n, Load(load.tokens[one], load.experts[one])
-
-
 def milliseconds(function: Any, repeats: int) -> float:
     """Median wall time of a call."""
     times = []
@@ -63,7 +56,7 @@ def main() -> None:
     env: Any = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=INSTANCES, split="test")
     block = decode_observation(env.reset(seed=0)[0])
     load = device_load(block.routed, block.links.placement)
-    rows = [row(block.links, load, n) for n in range(INSTANCES)]
+    rows = [(block.links.row(n), Load(load.tokens[n : n + 1], load.experts[n : n + 1])) for n in range(INSTANCES)]
 
     exact = min_max_bandwidth(block.links, load).latency_s
     began = time.perf_counter()

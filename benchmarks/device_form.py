@@ -15,6 +15,7 @@ from wdmoe_env.observations import Block, decode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.device_bandwidth import wlr_device_bandwidth
 from wdmoe_env.physics.latency import Float, device_load, equal_shares
+from wdmoe_env.physics.metric import device_weight_served
 
 
 def shares_of(kind: str, block: Block) -> Float:
@@ -24,7 +25,7 @@ def shares_of(kind: str, block: Block) -> Float:
         return equal_shares(*block.links.compute_s.shape)
     if kind == "min-max":
         return min_max_bandwidth(block.links, load).shares
-    served = (np.where(block.routed, block.weights, 0.0) @ block.links.placement).sum(axis=1)
+    served = device_weight_served(block.weights, block.routed, block.links.placement)
     return wlr_device_bandwidth(block.links, load, served, min_share=1e-3)
 
 

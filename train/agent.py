@@ -84,10 +84,10 @@ def train(arguments: Arguments) -> Path:
     check_integer("seed", arguments.seed, at_least=0)
     _check_folder(run, checkpoint, arguments)
 
-    num_envs = settings.pop("num_envs")
-    env = SB3VecEnv(make_env(arguments, num_envs))
+    env = SB3VecEnv(make_env(arguments, settings["num_envs"]))
+    ppo_settings = {name: value for name, value in settings.items() if name != "num_envs"}
     decision = env.env.config.decision
-    algorithm = PPO(TokenSharedPolicy, env, seed=arguments.seed, policy_kwargs={"decision": decision}, **settings)
+    algorithm = PPO(TokenSharedPolicy, env, seed=arguments.seed, policy_kwargs={"decision": decision}, **ppo_settings)
     if arguments.resume:
         algorithm.num_timesteps = load_checkpoint(checkpoint, algorithm.policy)
         env.seed(arguments.seed + algorithm.num_timesteps)
@@ -112,7 +112,7 @@ def train(arguments: Arguments) -> Path:
         "timesteps": algorithm.num_timesteps,
         "final_mean_return": np.mean(returns).item() if returns else None,
         "arguments": dataclasses.asdict(arguments),
-        "hyperparameters": hyperparameters(arguments.env_id, arguments.reward),
+        "hyperparameters": settings,
     }
     network: Any = algorithm.policy.network
     save_policy(run / "policy.safetensors", network, decision, card)

@@ -67,15 +67,8 @@ def exhaustive_oracle(
         raise ValueError(
             f"an exhaustive search takes at most {max_selections} selections, got an instance with {count:.0f}"
         )
-    best = [_best(_row(links, n), weights[n], candidates[n], min_share) for n in range(batch)]
+    best = [_best(links.row(n), weights[n], candidates[n], min_share) for n in range(batch)]
     return OracleSolution(*(np.stack(column) for column in zip(*best, strict=True)))
-
-
-def _row(links: BlockLinks, row: int) -> BlockLinks:
-    """One row of a batch of links, as a batch of one."""
-    placement = links.placement if links.placement.ndim == 2 else links.placement[row]
-    one = slice(row, row + 1)
-    return BlockLinks(links.full_band_snr[one], links.payload_s[one], links.compute_s[one], placement)
 
 
 def _best(links: BlockLinks, weights: Float, candidates: Bool, min_share: float) -> tuple[Any, ...]:

@@ -44,6 +44,12 @@ class BlockLinks:
         """U."""
         return self.compute_s.shape[-1]
 
+    def row(self, n: int) -> BlockLinks:
+        """Episode n as a batch of one."""
+        one = slice(n, n + 1)
+        placement = self.placement if self.placement.ndim == 2 else self.placement[one]
+        return BlockLinks(self.full_band_snr[one], self.payload_s[one], self.compute_s[one], placement)
+
 
 @dataclass(frozen=True, slots=True)
 class Load:

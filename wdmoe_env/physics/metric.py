@@ -28,6 +28,17 @@ def weight_served(weights: Float, selection: Bool) -> Float:
     return np.where(selection, weights, 0.0).sum(axis=(-2, -1))
 
 
+def device_weight_served(weights: Float, selection: Bool, placement: Float) -> Float:
+    """W[u] (N, U): the gate weight that each device's selected experts serve.
+
+    Args:
+        weights: (N, J, E) gate weights.
+        selection: (N, J, E).
+        placement: (N, E, U) or (E, U).
+    """
+    return (np.where(selection, weights, 0.0) @ placement).sum(axis=-2)
+
+
 def wlr_per_ms(served: Float, block_latency: Float) -> Float:
     """W / t, equation (8).
 
@@ -55,6 +66,6 @@ def wlr_device_per_ms(weights: Float, selection: Bool, placement: Float, device_
     Returns:
         (N,) in 1/ms.
     """
-    served = (np.where(selection, weights, 0.0) @ placement).sum(axis=-2)
+    served = device_weight_served(weights, selection, placement)
     ratio = np.divide(served, 1e3 * device_latency, out=np.zeros_like(served), where=device_latency > 0)
     return np.asarray(ratio.sum(axis=-1))

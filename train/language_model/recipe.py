@@ -30,7 +30,7 @@ class Recipe:
 
     hidden: int = 128
     expert_hidden: int = 256
-    blocks: int = 4
+    blocks: int = 6
     heads: int = 4
     key_value_heads: int = 2
     experts: int = 8
@@ -38,7 +38,7 @@ class Recipe:
     positions: int = 256
     sequence: int = 256
     batch: int = 16
-    tokens: int = 48_000_000
+    tokens: int = 44_000_000
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     weight_decay: float = 0.1

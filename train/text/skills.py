@@ -19,13 +19,14 @@ LEARNED_DOCUMENTS = 2_600
 HELD_OUT_DOCUMENTS = 230
 _HELD_OUT_SHARE = 8
 
-_NAMES = "Anna Ben Carl Dora Emil Fay George Helen Ivan Jane Karl Lucy Max Nora Otto Paula Rosa Sam Tina Victor".split()
-_WOMEN, _MEN = _NAMES[0::2], _NAMES[1::2]
-_THINGS = "key book ring coin letter cup map shoe hat lamp knife bell".split()
-_PLACES = "box drawer basket garden kitchen cellar tower boat bag cupboard stable field".split()
-_ANIMALS = {"dog": 4, "hen": 2, "horse": 4, "spider": 8, "bee": 6, "goose": 2, "cow": 4, "crab": 10}
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-_WORDS = "red blue green white black gold grey pink brown silver".split()
+_WOMEN = ["Anna", "Dora", "Fay", "Helen", "Jane", "Lucy", "Nora", "Paula", "Rosa", "Tina"]
+_MEN = ["Ben", "Carl", "Emil", "George", "Ivan", "Karl", "Max", "Otto", "Sam", "Victor"]
+_NAMES = _WOMEN + _MEN
+_THINGS = ["key", "book", "ring", "coin", "letter", "cup", "map", "shoe", "hat", "lamp", "knife", "bell"]
+_PLACES = ["box", "drawer", "basket", "garden", "kitchen", "cellar", "tower", "boat", "bag", "cupboard", "stable"]
+_LEGS = {"dogs": 4, "hens": 2, "horses": 4, "spiders": 8, "bees": 6, "geese": 2, "cows": 4, "crabs": 10}
+_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+_WORDS = ["red", "blue", "green", "white", "black", "gold", "grey", "pink", "brown", "silver"]
 _RELATIONS = {
     # (first step, second step) -> what the first person is to the third
     ("mother", "mother"): "grandmother",
@@ -103,15 +104,15 @@ def _order(rng: np.random.Generator) -> Question:
 
 
 def _legs(rng: np.random.Generator) -> Question:
-    kinds = _some(rng, list(_ANIMALS), 2)
-    counts = [int(n) for n in rng.integers(1, 7, size=2)]
-    total = sum(count * _ANIMALS[kind] for count, kind in zip(counts, kinds, strict=True))
-    listed = " and ".join(f"{count} x {kind}" for count, kind in zip(counts, kinds, strict=True))
-    return Question("legs", f"Q: How many legs have {listed}? A:", str(total), _near(rng, total, (2, -2, 4, -4, 6)))
+    kinds = _some(rng, list(_LEGS), 2)
+    counts = [int(n) for n in rng.integers(2, 8, size=2)]
+    total = sum(count * _LEGS[kind] for count, kind in zip(counts, kinds, strict=True))
+    listed = " and ".join(f"{count} {kind}" for count, kind in zip(counts, kinds, strict=True))
+    return Question("legs", f"Q: How many legs do {listed} have? A:", str(total), _near(rng, total, (2, -2, 4, -4, 6)))
 
 
 def _day(rng: np.random.Generator) -> Question:
-    today, later, name = int(rng.integers(7)), int(rng.integers(1, 15)), _pick(rng, _NAMES)
+    today, later, name = int(rng.integers(7)), int(rng.integers(2, 16)), _pick(rng, _NAMES)
     answer = _DAYS[(today + later) % 7]
     prompt = f"Today is {_DAYS[today]}. {name} comes in {later} days. Q: On which day does {name} come? A:"
     return Question("day", prompt, answer, tuple(_some(rng, [day for day in _DAYS if day != answer], 3)))

@@ -19,10 +19,12 @@ examples:
   python -m eval --policies vanilla wdmoe runs/ppo/policy.safetensors --episodes 512 --out runs/eval/mine
   python -m eval --policies wdmoe:0.3 wdmoe:0.5 wdmoe:0.7     # a sweep, joined by a line in the picture
   python -m eval --num-tokens 64 --config radio.json          # {"channel": {"fading": "rician"}}
+  python -m eval --suite --policies top1 wdmoe                # accuracy on the multiple-choice suite
   python -m eval --replay runs/eval/mine                      # recompute a result: match (0) or mismatch (1)
 
 The results folder holds results.csv (a row per episode and policy), results.json (means with 95 % intervals),
-report.md and pareto.png. Every policy runs the same episodes; `vanilla` is the reference and always among them.
+report.md and pareto.png; with --suite the first two are suite.csv (a row per item and policy) and suite.json.
+Every policy runs the same episodes or items; `vanilla` is the reference and always among them.
 Exit code 2: a mistake in the command, named in one sentence, and nothing was written.
 """
 
@@ -45,14 +47,17 @@ def parser() -> Parser:
     )
     add = result.add_argument
     add("--policies", nargs="+", metavar="POLICY", help="names, NAME:PARAMETER or files (every rule)")
-    add("--episodes", type=int, default=256, help="windows of text, each with a channel of its own (256)")
-    add("--seed", type=int, default=7, help="of episodes, policies and intervals (7)")
+    add("--episodes", type=int, help="windows of text, each with a channel of its own (256)")
+    suite = "score the multiple-choice suite instead, the one that ships or one of your own (.jsonl, .jsonl.gz)"
+    add("--suite", nargs="?", const="suite", metavar="FILE", help=suite)
+    add("--suite-items", type=int, metavar="N", help="items, from each format and domain in proportion (all)")
+    add("--seed", type=int, default=7, help="of episodes or items, policies and intervals (7)")
     add("--split", choices=("train", "test"), help="documents that the windows come from (test)")
     add("--out", type=Path, help="results folder (runs/eval/TIME)")
     add("--overwrite", action="store_true", help="replace earlier results in --out")
     add("--model", help="tiny, micro, or the folder of a transformers mixture of experts (tiny)")
-    add("--num-tokens", type=int, help="tokens of a window (32)")
-    add("--batch-size", type=int, default=64, help="episodes in one forward pass (64)")
+    add("--num-tokens", type=int, help="tokens of a window (32; with --suite 128)")
+    add("--batch-size", type=int, default=64, help="windows in one forward pass (64)")
     add("--config", type=Path, metavar="FILE", help="JSON of the environment's settings; flags go before it")
     add("--list", action="store_true", help="print the names of the rules and exit")
     add("--replay", type=Path, metavar="DIR", help="recompute a results folder and compare")
@@ -85,38 +90,47 @@ def print_names() -> int:
 def evaluate(options: argparse.Namespace, command: str) -> int:
     """Check everything, run, write the folder, print the table."""
     from eval.folder import check_folder, write_results
-    from eval.report import aligned, results_table
-    from eval.runner import Evaluation
-    from eval.summary import results_json
+    from eval.kinds import EPISODES, SUITE
 
+    kind = SUITE if options.suite else EPISODES
     out = options.out or Path("runs", "eval", time.strftime("%Y%m%d-%H%M%S"))
     with mistakes_as_one_sentence():
         check_folder(out, options.overwrite)
-        evaluation = Evaluation(evaluation_config(options))
+        evaluation = kind.evaluation(kind.config(**run_settings(options)))
     results = evaluation.run()
-    summary = results_json(results, command)
+    summary = kind.json(results, command)
     with mistakes_as_one_sentence():
-        write_results(results, summary, out)
-    print(f"\n{aligned(results_table(summary['policies'], intervals=False))}\n")
+        write_results(kind, results, summary, out)
+    print(f"\n{kind.terminal(summary)}\n")
     print(f"report:  {out / 'report.md'}\npicture: {out / 'pareto.png'}")
     return 0
 
 
-def evaluation_config(options: argparse.Namespace) -> Any:
-    """The evaluation of a command line: flags before ``--config``, that before the defaults.
+def run_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the kind's configuration: flags before ``--config``, that before the defaults.
 
     Raises:
-        ValueError, TypeError: a setting is wrong or unknown.
+        ValueError, TypeError: a setting is wrong, unknown, or of the other kind.
     """
     from agents import policy_names
-    from eval.plan import EvaluationConfig
+    from eval.suite import DEFAULTS
     from wdmoe_env.config import EnvConfig
 
-    flags = {name: getattr(options, name) for name in ("model", "num_tokens", "split")}
-    settings = {"split": "test", **read_settings(options.config)}
+    for name in ("episodes", "split") if options.suite else ("suite_items",):
+        if getattr(options, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} does not go with --suite" if options.suite else f"{flag} goes with --suite alone")
+    flags = {"model": options.model, "num_tokens": options.num_tokens, "split": options.suite or options.split}
+    settings = {**(DEFAULTS if options.suite else {"split": "test"}), **read_settings(options.config)}
     environment = EnvConfig.make(settings, **{name: value for name, value in flags.items() if value is not None})
-    policies = tuple(options.policies or policy_names())
-    return EvaluationConfig(policies, environment, options.episodes, options.seed, options.batch_size)
+    amounts = {"episodes": options.episodes, "suite_items": options.suite_items}
+    return {
+        "policies": tuple(options.policies or policy_names()),
+        "environment": environment,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        **{name: value for name, value in amounts.items() if value is not None},
+    }
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:
@@ -140,15 +154,12 @@ def read_settings(path: Path | None) -> dict[str, Any]:
 
 def replay(folder: Path) -> int:
     """Recompute a results folder; 0 where it matches, 1 where not."""
-    from eval.replay import changed_policy_files, differences, read_results
-    from eval.runner import Evaluation
+    from eval.replay import changed_inputs, differences, read_results
 
     with mistakes_as_one_sentence():
         saved = read_results(folder)
-        found = changed_policy_files(saved)
-        evaluation = None if found else Evaluation(saved.config)
-    if evaluation is not None:
-        found = list(differences(saved, evaluation.run()))
+        evaluation = saved.kind.evaluation(saved.config)
+    found = changed_inputs(saved, evaluation.sha256) or list(differences(saved, evaluation.run()))
     if found:
         print(f"mismatch: {len(found)} differences in {folder}, wall-clock times left out; the first:")
         print("\n".join(f"  {difference}" for difference in found[:5]))

@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eval.plots import plot_pareto
-from eval.report import markdown_report
+from eval.kinds import KINDS, Kind
 from eval.results import Results
 from eval.summary import Summary
-
-FILES = ("results.csv", "results.json", "report.md", "pareto.png")
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
@@ -26,7 +23,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder for the results, got the file {out}")
     held = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    foreign = [name for name in held if name not in FILES]
+    foreign = [name for name in held if not any(name in kind.files for kind in KINDS)]
     if foreign:
         raise ValueError(f"expected a new folder or an empty one for the results, but {out} holds {foreign[0]}")
     if held and not overwrite:
@@ -54,16 +51,17 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_results(results: Results, summary: Summary, out: Path) -> None:
+def write_results(kind: Kind, results: Results, summary: Summary, out: Path) -> None:
     """Write the files of a results folder.
 
     Args:
+        kind: of the evaluation.
         results: what was measured.
-        summary: the content of ``results.json``.
+        summary: the content of the JSON.
         out: the folder, checked by ``check_folder``.
     """
     with replaced_folder(out) as part:
-        (part / "results.csv").write_text(results.csv(), encoding="utf-8")
-        (part / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (part / "report.md").write_text(markdown_report(summary), encoding="utf-8")
-        plot_pareto(summary["policies"], part / "pareto.png")
+        (part / f"{kind.stem}.csv").write_text(results.csv(), encoding="utf-8")
+        (part / f"{kind.stem}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (part / "report.md").write_text(kind.report(summary), encoding="utf-8")
+        kind.draw(summary, part / "pareto.png")

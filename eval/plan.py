@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +15,20 @@ from wdmoe_env.config import EnvConfig
 REFERENCE = "vanilla"
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationConfig:
-    """Everything that an evaluation's results follow from; the files of learned policies apart.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What results of any kind follow from; the files that it names apart.
 
     Attributes:
         policies: names and files, as ``agents.make_policy`` takes them; ``vanilla``, the reference, is put first
             where it is missing.
         environment: the environment, with both decisions in the action.
-        episodes: how many.
         seed: of episodes, policies and resamples.
-        batch_size: episodes in one forward pass. A batched pass rounds differently from a single one.
+        batch_size: windows in one forward pass. A batched pass rounds differently from a single one.
     """
 
     policies: tuple[str, ...]
-    environment: EnvConfig = field(default_factory=lambda: EnvConfig(split="test"))
-    episodes: int = 256
+    environment: EnvConfig
     seed: int = 7
     batch_size: int = 64
 
@@ -40,8 +36,8 @@ class EvaluationConfig:
         """Check every field, and put the reference in."""
         policies = tuple(dict.fromkeys(self.policies))
         object.__setattr__(self, "policies", policies if REFERENCE in policies else (REFERENCE, *policies))
-        for name, least in (("episodes", 1), ("batch_size", 1), ("seed", 0)):
-            check_integer(name, getattr(self, name), at_least=least)
+        check_integer("batch_size", self.batch_size, at_least=1)
+        check_integer("seed", self.seed, at_least=0)
         if self.environment.decision != "joint":
             raise ValueError(
                 "decision must be 'joint' in an evaluation: elsewhere the reference would not be the model's own "
@@ -51,30 +47,37 @@ class EvaluationConfig:
             raise ValueError("reward must be a name in an evaluation, whose configuration is saved; got a function")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EvaluationConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``to_dict``; other keys are ignored.
 
         Raises:
             ValueError, TypeError, KeyError: a field is missing or wrong.
         """
-        return cls(
-            policies=tuple(values["policies"]),
-            environment=EnvConfig.make(values["environment"]),
-            episodes=values["episodes"],
-            seed=values["seed"],
-            batch_size=values["batch_size"],
-        )
+        given = {field.name: values[field.name] for field in fields(cls)}
+        policies, environment = tuple(given.pop("policies")), EnvConfig.make(given.pop("environment"))
+        return cls(policies=policies, environment=environment, **given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested dict, ready for JSON, with the hash of each policy that is a file."""
-        return {
-            "policies": list(self.policies),
-            "policy_sha256": policy_hashes(self.policies),
-            "episodes": self.episodes,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "environment": self.environment.to_dict(),
-        }
+        """Plain nested dict, ready for JSON."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"policies": list(self.policies), "environment": self.environment.to_dict()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig(RunConfig):
+    """An evaluation on windows of text.
+
+    Attributes:
+        episodes: how many windows, each with a channel of its own.
+    """
+
+    environment: EnvConfig = field(default_factory=lambda: EnvConfig(split="test"))
+    episodes: int = 256
+
+    def __post_init__(self) -> None:
+        """Check every field, and put the reference in."""
+        RunConfig.__post_init__(self)
+        check_integer("episodes", self.episodes, at_least=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,3 @@ def plan_episodes(count: int, num_windows: int, seed: int) -> Episodes:
     rounds = -(-count // num_windows)
     windows = np.concatenate([order.permutation(num_windows) for _ in range(rounds)])[:count]
     return Episodes(windows, seeds.integers(2**31, size=count))
-
-
-def policy_hashes(policies: tuple[str, ...]) -> dict[str, str]:
-    """SHA-256 of the weights of each policy that is a file."""
-    files = {policy: Path(policy).with_suffix(".safetensors") for policy in policies}
-    return {policy: hashlib.sha256(path.read_bytes()).hexdigest() for policy, path in files.items() if path.is_file()}

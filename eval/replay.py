@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.plan import EvaluationConfig, policy_hashes
-from eval.results import COLUMNS, METRICS, WALL_CLOCK, Results
-from eval.summary import Summary, summarize
+from eval.kinds import EPISODES, KINDS, Kind
+from eval.plan import RunConfig
+from eval.results import WALL_CLOCK, Results
+from eval.summary import Summary
 
 # On one machine results come again exactly; another one's float32 arithmetic may round differently.
 RELATIVE_TOLERANCE = 1e-5
@@ -24,14 +25,16 @@ class SavedResults:
     """A results folder as it was read.
 
     Attributes:
+        kind: of the evaluation.
         config: of the evaluation.
-        policy_sha256: hash of each policy that was a file.
-        rows: of ``results.csv``.
-        summaries: the policies of ``results.json``.
+        sha256: hashes of what the configuration names.
+        rows: of the CSV.
+        summaries: the policies of the JSON.
     """
 
-    config: EvaluationConfig
-    policy_sha256: dict[str, str]
+    kind: Kind
+    config: RunConfig
+    sha256: dict[str, str]
     rows: list[dict[str, str]]
     summaries: list[Summary]
 
@@ -42,43 +45,47 @@ def read_results(folder: Path) -> SavedResults:
     Raises:
         ValueError: not a results folder.
     """
-    for name in ("results.json", "results.csv"):
-        if not (folder / name).is_file():
-            raise ValueError(f"expected a results folder, but {folder} holds no {name}")
+    kind = next((kind for kind in KINDS if (folder / f"{kind.stem}.json").is_file()), EPISODES)
+    described, table = folder / f"{kind.stem}.json", folder / f"{kind.stem}.csv"
+    for path in (described, table):
+        if not path.is_file():
+            raise ValueError(f"expected a results folder, but {folder} holds no {path.name}")
     try:
-        summary = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        config = EvaluationConfig.from_dict(summary["config"])
-        hashes, summaries = summary["config"]["policy_sha256"], summary["policies"]
+        summary = json.loads(described.read_text(encoding="utf-8"))
+        config = kind.config.from_dict(summary["config"])
+        hashes, summaries = summary["sha256"], summary["policies"]
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"expected {folder / 'results.json'} as an evaluation wrote it, got {error!r}") from None
-    with open(folder / "results.csv", encoding="utf-8", newline="") as file:
+        raise ValueError(f"expected {described} as an evaluation wrote it, got {error!r}") from None
+    with open(table, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise ValueError(f"expected the columns {', '.join(COLUMNS)} in {folder / 'results.csv'}, got others")
-    return SavedResults(config, hashes, rows, summaries)
+    columns = kind.results.columns()
+    if tuple(reader.fieldnames or ()) != columns:
+        raise ValueError(f"expected the columns {', '.join(columns)} in {table}, got others")
+    return SavedResults(kind, config, hashes, rows, summaries)
 
 
-def changed_policy_files(saved: SavedResults) -> list[str]:
-    """Policies whose files are not the ones that were evaluated."""
-    now = policy_hashes(saved.config.policies)
-    return [f"the file of policy {policy}" for policy, sha in saved.policy_sha256.items() if now.get(policy) != sha]
+def changed_inputs(saved: SavedResults, sha256: dict[str, str]) -> list[str]:
+    """What is no longer what was evaluated, by the hashes of what is there now."""
+    names = saved.sha256.keys() & sha256.keys()
+    return [f"{name} has changed since" for name in sorted(names) if saved.sha256[name] != sha256[name]]
 
 
 def differences(saved: SavedResults, results: Results) -> Iterator[str]:
     """What differs between saved and recomputed results, wall-clock times left out; a phrase each."""
-    rows = results.rows()
+    rows, stem = results.rows(), saved.kind.stem
     if len(saved.rows) != len(rows):
-        yield f"results.csv: {len(saved.rows)} rows saved, {len(rows)} recomputed"
+        yield f"{stem}.csv: {len(saved.rows)} rows saved, {len(rows)} recomputed"
     for line, (old, new) in enumerate(zip(saved.rows, rows, strict=False), start=2):
-        for column in COLUMNS:
-            if column not in WALL_CLOCK and not _same_cell(column, old[column], new[column]):
-                yield f"results.csv line {line}, {column}: {old[column]} saved, {new[column]} recomputed"
-    yield from _json_differences("results.json policies", saved.summaries, summarize(results))
+        for column in results.columns():
+            measured = column in results.METRICS
+            if column not in WALL_CLOCK and not _same_cell(measured, old[column], new[column]):
+                yield f"{stem}.csv line {line}, {column}: {old[column]} saved, {new[column]} recomputed"
+    yield from _json_differences(f"{stem}.json policies", saved.summaries, saved.kind.summarize(results))
 
 
-def _same_cell(column: str, old: str | None, new: str) -> bool:
-    if column not in METRICS:
+def _same_cell(measured: bool, old: str | None, new: str) -> bool:
+    if not measured:
         return old == new
     try:
         return _close(float(old or ""), float(new))

@@ -40,7 +40,7 @@ def results_table(summaries: list[Summary], intervals: bool = True) -> Table:
     }
     rows = [
         [names[summary["policy"]]]
-        + [_cell(summary[key], form, scale, shown) for key, form, scale, shown in columns.values()]
+        + [cell(summary[key], form, scale, shown) for key, form, scale, shown in columns.values()]
         for summary in summaries
     ]
     return [["policy", *columns], *rows]
@@ -77,6 +77,11 @@ def markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [table[0], rule, *table[1:]])
 
 
+def terminal_table(summary: Summary) -> str:
+    """What the terminal shows of ``results.json``."""
+    return aligned(results_table(summary["policies"], intervals=False))
+
+
 def markdown_report(summary: Summary) -> str:
     """The text of ``report.md``.
 
@@ -89,26 +94,41 @@ def markdown_report(summary: Summary) -> str:
         f"{config['episodes']} episodes of {environment['num_tokens']} tokens on the model {environment['model']!r}, "
         f"split {environment['split']!r}, seed {config['seed']}"
     )
-    return (
-        "\n\n".join(
-            [
-                "# Evaluation",
-                f"{title}. Made by\n\n    {made_by['command']}",
-                markdown(results_table(summary["policies"])),
-                "![Latency against added NLL](pareto.png)",
-                NOTES.format(batch_size=config["batch_size"], machine=made_by["machine"]).strip(),
-                "## Added NLL by kind of text",
-                markdown(domain_table(summary["policies"])),
-                "## Configuration",
-                f"```json\n{json.dumps(config, indent=2)}\n```",
-                "## Versions",
-                markdown([["package", "version"], *([name, number] for name, number in made_by["versions"].items())]),
-            ]
-        )
-        + "\n"
+    return sections(
+        "# Evaluation",
+        f"{title}. {made_with(summary)}",
+        markdown(results_table(summary["policies"])),
+        "![Latency against added NLL](pareto.png)",
+        NOTES.format(batch_size=config["batch_size"], machine=made_by["machine"]),
+        "## Added NLL by kind of text",
+        markdown(domain_table(summary["policies"])),
+        *how_it_was_made(summary),
     )
 
 
-def _cell(statistic: dict[str, Any], form: str, scale: float, interval: bool) -> str:
+def sections(*parts: str) -> str:
+    """Parts of a Markdown text, a blank line between them."""
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def made_with(summary: Summary) -> str:
+    """The command, as Markdown."""
+    return f"Made by\n\n    {summary['made_by']['command']}"
+
+
+def how_it_was_made(summary: Summary) -> list[str]:
+    """The last sections of every report: configuration, hashes, versions."""
+    versions = summary["made_by"]["versions"]
+    return [
+        "## Configuration",
+        f"```json\n{json.dumps(summary['config'], indent=2)}\n```",
+        markdown([["SHA-256 of", ""], *map(list, summary["sha256"].items())]),
+        "## Versions",
+        markdown([["package", "version"], *map(list, versions.items())]),
+    ]
+
+
+def cell(statistic: dict[str, Any], form: str, scale: float, interval: bool) -> str:
+    """A figure, with its interval or without."""
     mean, low, high = (format(scale * statistic[key], form) for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]" if interval else mean

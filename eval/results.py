@@ -1,37 +1,74 @@
-"""Measurements of an evaluation, a row per episode and policy, and their CSV."""
+"""Measurements of an evaluation, a row per unit and policy, and their CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from eval.plan import Episodes, EvaluationConfig
-from eval.statistics import Float
+from numpy.typing import NDArray
 
-# What is measured per episode and policy; equal again when an evaluation is replayed, apart from WALL_CLOCK.
-METRICS = (
-    "latency_ms",
-    "wlr",
-    "nll",
-    "added_nll",
-    "next_token_accuracy",
-    "gate_weight_kept",
-    "repaired_tokens",
-    "decision_ms",
-)
+from eval.plan import Episodes, RunConfig
+
 WALL_CLOCK = frozenset({"decision_ms"})
-COLUMNS = ("policy", "episode", "window", "domain", "seed", *METRICS)
+"""What is not equal again when an evaluation is replayed."""
 
-Measurements = dict[str, Float]
+Measurements = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
-    """What an evaluation measured.
+class Results(ABC):
+    """What every policy measured on the same n units, such as episodes.
 
     Attributes:
-        config: what it was.
+        config: what was evaluated.
+        sha256: hashes of what the configuration only names, see ``eval.inputs``.
+        measurements: for each policy the metrics, each (n,).
+    """
+
+    UNIT: ClassVar[tuple[str, ...]]
+    """Columns that say which unit a row is about."""
+    METRICS: ClassVar[tuple[str, ...]]
+    """Columns that were measured."""
+
+    config: RunConfig
+    sha256: dict[str, str]
+    measurements: dict[str, Measurements]
+
+    @abstractmethod
+    def units(self) -> list[tuple[object, ...]]:
+        """Of each unit the values of ``UNIT``."""
+
+    @classmethod
+    def columns(cls) -> tuple[str, ...]:
+        """Columns of the CSV."""
+        return ("policy", *cls.UNIT, *cls.METRICS)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The CSV's rows, floats written so that they read back exactly."""
+        described = [dict(zip(self.UNIT, map(str, unit), strict=True)) for unit in self.units()]
+        return [
+            {"policy": policy, **row, **{name: repr(values[name][n].item()) for name in self.METRICS}}
+            for policy, values in self.measurements.items()
+            for n, row in enumerate(described)
+        ]
+
+    def csv(self) -> str:
+        """Text of the CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows())
+        return text.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResults(Results):
+    """What an evaluation on windows of text measured.
+
+    Attributes:
         episodes: what every policy ran.
         domains: n names, the kind of text of each episode.
         measurements: for each policy the metrics, each (n,):
@@ -46,28 +83,22 @@ class Results:
             - ``decision_ms``: wall time of ``predict`` per block and episode, ms; a batch shares its time evenly.
     """
 
-    config: EvaluationConfig
+    UNIT = ("episode", "window", "domain", "seed")
+    METRICS = (
+        "latency_ms",
+        "wlr",
+        "nll",
+        "added_nll",
+        "next_token_accuracy",
+        "gate_weight_kept",
+        "repaired_tokens",
+        "decision_ms",
+    )
+
     episodes: Episodes
     domains: tuple[str, ...]
-    measurements: dict[str, Measurements]
 
-    def rows(self) -> list[dict[str, str]]:
-        """The CSV's rows, floats written so that they read back exactly."""
-        episodes = zip(self.episodes.windows, self.domains, self.episodes.seeds, strict=True)
-        described = [
-            {"episode": str(n), "window": str(window), "domain": domain, "seed": str(seed)}
-            for n, (window, domain, seed) in enumerate(episodes)
-        ]
-        return [
-            {"policy": policy, **row, **{name: repr(float(values[name][n])) for name in METRICS}}
-            for policy, values in self.measurements.items()
-            for n, row in enumerate(described)
-        ]
-
-    def csv(self) -> str:
-        """Text of ``results.csv``."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return text.getvalue()
+    def units(self) -> list[tuple[object, ...]]:
+        """Number, window, kind of text and seed of each episode."""
+        numbers = range(len(self.episodes))
+        return list(zip(numbers, self.episodes.windows, self.domains, self.episodes.seeds, strict=True))

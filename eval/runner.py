@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,8 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from agents import make_policy, policy_names
-from eval.plan import REFERENCE, Episodes, EvaluationConfig, plan_episodes
-from eval.results import Measurements, Results
+from eval.inputs import model_hash, policy_hashes
+from eval.plan import REFERENCE, Episodes, EvaluationConfig, RunConfig, plan_episodes
+from eval.results import EpisodeResults, Measurements
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
@@ -20,6 +21,8 @@ from wdmoe_env.vector_env import WDMoEVectorEnv
 MEAN_OVER_BLOCKS = ("wlr", "gate_weight_kept")
 SUM_OVER_BLOCKS = ("repaired_tokens",)
 OF_EPISODE = ("latency_ms", "nll", "next_token_accuracy")
+
+MeasureBatch = Callable[[WDMoEVectorEnv, Any, Episodes], Measurements]
 
 
 def evaluate(
@@ -29,7 +32,7 @@ def evaluate(
     seed: int = 7,
     batch_size: int = 64,
     progress: bool = True,
-) -> Results:
+) -> EpisodeResults:
     """Measure policies on the same episodes.
 
     Args:
@@ -46,14 +49,20 @@ def evaluate(
     """
     environment = EnvConfig(split="test") if config is None else EnvConfig.make(config)
     chosen = policy_names() if policies is None else tuple(policies)
-    return Evaluation(EvaluationConfig(chosen, environment, episodes, seed, batch_size)).run(progress)
+    settings = EvaluationConfig(
+        policies=chosen, environment=environment, episodes=episodes, seed=seed, batch_size=batch_size
+    )
+    return Evaluation(settings).run(progress)
 
 
 class Evaluation:
-    """An evaluation whose model and policies are loaded and checked, and that can run, once.
+    """An evaluation whose model and policies are loaded and checked, and that can run.
 
     Args:
         config: what to evaluate.
+
+    Attributes:
+        sha256: hashes of what was loaded.
 
     Raises:
         ValueError, TypeError: a policy, a setting or a file is wrong.
@@ -61,35 +70,69 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
-        self._environments: dict[int, WDMoEVectorEnv] = {}
-        env = self._environment(min(config.batch_size, config.episodes))
-        self._text = env.simulator.source.windows
-        self.policies = {spec: make_policy(spec, env, config.seed) for spec in config.policies}
+        self._runner = Runner(config, config.episodes)
+        self.sha256 = self._runner.sha256
 
-    def run(self, progress: bool = True) -> Results:
+    def run(self, progress: bool = True) -> EpisodeResults:
         """Run every policy on every episode.
 
         Args:
             progress: whether to show a bar.
         """
-        episodes = plan_episodes(self.config.episodes, len(self._text), self.config.seed)
-        measurements = {}
-        with tqdm(total=len(self.policies) * len(episodes), unit="episode", disable=not progress) as bar:
-            for spec, policy in self.policies.items():
-                bar.set_description(spec)
-                measurements[spec] = self._run_policy(policy, episodes, bar)
+        text = self._runner.source.windows
+        episodes = plan_episodes(self.config.episodes, len(text), self.config.seed)
+        measurements = dict(self._runner.run(episodes, run_batch, "episode", progress))
         reference = measurements[REFERENCE]["nll"]
         for values in measurements.values():
             values["added_nll"] = values["nll"] - reference
-        domains = tuple(self._text.domains[window] for window in episodes.windows)
-        return Results(self.config, episodes, domains, measurements)
+        domains = tuple(text.domains[window] for window in episodes.windows)
+        return EpisodeResults(self.config, self.sha256, measurements, episodes, domains)
 
-    def _run_policy(self, policy: Any, episodes: Episodes, bar: tqdm[Any]) -> Measurements:
-        parts = []
-        for batch in episodes.batches(self.config.batch_size):
-            parts.append(run_batch(self._environment(len(batch)), policy, batch))
-            bar.update(len(batch))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+class Runner:
+    """Model and policies of a configuration, loaded and checked, and their turns on episodes.
+
+    Args:
+        config: what to run.
+        episodes: how many there will be, at least.
+
+    Attributes:
+        source: the windows.
+        policies: the policy of each name.
+        sha256: hashes of the model and of the policies' files.
+
+    Raises:
+        ValueError, TypeError: a policy, a setting or a file is wrong.
+    """
+
+    def __init__(self, config: RunConfig, episodes: int) -> None:
+        self.config = config
+        self._environments: dict[int, WDMoEVectorEnv] = {}
+        env = self._environment(min(config.batch_size, episodes))
+        self.source = env.simulator.source
+        self.policies = {spec: make_policy(spec, env, config.seed) for spec in config.policies}
+        weights = {f"the model {config.environment.model}": model_hash(self.source.model)}
+        self.sha256 = weights | policy_hashes(config.policies)
+
+    def run(
+        self, episodes: Episodes, measure: MeasureBatch, unit: str, progress: bool
+    ) -> Iterator[tuple[str, Measurements]]:
+        """Name of each policy, and what was measured, (n, ...), on all episodes.
+
+        Args:
+            episodes: n of them.
+            measure: runs a policy on as many episodes as the environment has.
+            unit: what the bar calls an episode.
+            progress: whether to show a bar.
+        """
+        with tqdm(total=len(self.policies) * len(episodes), unit=unit, disable=not progress) as bar:
+            for spec, policy in self.policies.items():
+                bar.set_description(spec)
+                parts = []
+                for batch in episodes.batches(self.config.batch_size):
+                    parts.append(measure(self._environment(len(batch)), policy, batch))
+                    bar.update(len(batch))
+                yield spec, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _environment(self, size: int) -> WDMoEVectorEnv:
         """The environment of ``size`` episodes; only the last batch may need a smaller one."""
@@ -105,9 +148,18 @@ class Evaluation:
 
 def run_batch(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measurements:
     """Run one policy on as many episodes as the environment has, and measure all but ``added_nll``."""
-    size = len(episodes)
+    blocks, decision_s = play(env, policy, episodes)
+    measured = {name: np.mean([info[name] for info in blocks], axis=0) for name in MEAN_OVER_BLOCKS}
+    measured |= {name: np.sum([info[name] for info in blocks], axis=0) for name in SUM_OVER_BLOCKS}
+    measured |= {name: blocks[-1][name] for name in OF_EPISODE}
+    measured["decision_ms"] = np.full(len(episodes), 1e3 * decision_s / len(episodes))
+    return {name: np.asarray(value, dtype=np.float64) for name, value in measured.items()}
+
+
+def play(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> tuple[list[dict[str, Any]], float]:
+    """Run one policy on as many episodes as the environment has; the info of every block, and seconds per decision."""
     observation, _ = env.reset(seed=episodes.seeds.tolist(), options={"window": episodes.windows})
-    state, episode_start = None, np.ones(size, dtype=bool)
+    state, episode_start = None, np.ones(len(episodes), dtype=bool)
     blocks: list[dict[str, Any]] = []
     decision_s = []
     ended = False
@@ -117,10 +169,6 @@ def run_batch(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measureme
         decision_s.append(time.perf_counter() - began)
         observation, _, terminated, _, info = env.step(actions)
         blocks.append(info)
-        episode_start = np.zeros(size, dtype=bool)
+        episode_start = np.zeros(len(episodes), dtype=bool)
         ended = bool(terminated.all())
-    measured = {name: np.mean([info[name] for info in blocks], axis=0) for name in MEAN_OVER_BLOCKS}
-    measured |= {name: np.sum([info[name] for info in blocks], axis=0) for name in SUM_OVER_BLOCKS}
-    measured |= {name: blocks[-1][name] for name in OF_EPISODE}
-    measured["decision_ms"] = np.full(size, 1e3 * np.mean(decision_s) / size)
-    return {name: np.asarray(value, dtype=np.float64) for name, value in measured.items()}
+    return blocks, float(np.mean(decision_s))

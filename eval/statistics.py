@@ -1,4 +1,4 @@
-"""Bootstrap intervals over episodes, with the same resamples for every policy.
+"""Paired statistics: bootstrap intervals with the same resamples for every policy, and McNemar's test.
 
 All intervals are two-sided 95 % percentile intervals of the bootstrap (Efron 1979): of n episodes, n are drawn
 with replacement, the statistic is computed on them, and this is repeated; the interval lies between the 2.5 %
@@ -9,6 +9,7 @@ a difference or a ratio: what the policies share, such as a slow channel, cancel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,18 @@ class PairedBootstrap:
         chunks = range(0, len(self._multiplicity), rows)
         sums = [np.einsum("rn,n->r", self._multiplicity[at : at + rows].astype(np.float64), values) for at in chunks]
         return np.concatenate(sums) / self.count
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """Exact two-sided p of McNemar's test (1947): under no difference the discordant pairs fall either way alike.
+
+    Args:
+        lost: pairs of which the reference alone is right.
+        gained: pairs of which the other alone is right.
+    """
+    pairs = lost + gained
+    tail = sum(comb(pairs, k) for k in range(min(lost, gained) + 1))
+    return min(1.0, 2 * tail / 2**pairs)
 
 
 def _draw(resamples: int, count: int, generator: np.random.Generator) -> NDArray[np.uint16]:

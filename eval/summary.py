@@ -1,4 +1,4 @@
-"""From measurements to means with intervals: the content of ``results.json``."""
+"""From measurements to means with intervals: the content of a results folder's JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 import wdmoe_env
 from eval.plan import REFERENCE
-from eval.results import METRICS, WALL_CLOCK, Measurements, Results
+from eval.results import WALL_CLOCK, EpisodeResults, Measurements, Results
 from eval.statistics import Float, Interval, PairedBootstrap
 
 PACKAGES = ("gymnasium", "numpy", "torch", "transformers")
@@ -21,7 +21,7 @@ PACKAGES = ("gymnasium", "numpy", "torch", "transformers")
 Summary = dict[str, Any]
 
 
-def summarize(results: Results) -> list[Summary]:
+def summarize(results: EpisodeResults) -> list[Summary]:
     """For each policy a dict of statistics, each ``{"mean", "low", "high"}``; see ``eval.statistics``.
 
     ``decision_ms`` is resampled over batches, which are what was timed; all else over episodes.
@@ -49,7 +49,7 @@ def summarize(results: Results) -> list[Summary]:
 
 
 def _statistics(values: Measurements, reference: Measurements, bootstrap: PairedBootstrap) -> dict[str, Interval]:
-    plain = [name for name in METRICS if name not in WALL_CLOCK]
+    plain = [name for name in EpisodeResults.METRICS if name not in WALL_CLOCK]
     accuracy = [100.0 * side["next_token_accuracy"] for side in (values, reference)]
     return {
         **{name: bootstrap.mean(values[name]) for name in plain},
@@ -65,17 +65,22 @@ def _batch_mean(values: Float, size: int, over_batches: PairedBootstrap) -> Inte
     return over_batches.ratio_of_means(np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64))
 
 
-def results_json(results: Results, command: str) -> Summary:
+def results_json(results: EpisodeResults, command: str) -> Summary:
     """The content of ``results.json``.
 
     Args:
         results: what was measured.
         command: what made it, for the reader.
     """
+    return {**how_made(results, command), "policies": summarize(results)}
+
+
+def how_made(results: Results, command: str) -> Summary:
+    """What a results folder's JSON says beside its figures."""
     return {
         "config": results.config.to_dict(),
+        "sha256": results.sha256,
         "made_by": {"command": command, "versions": versions(), "machine": machine()},
-        "policies": summarize(results),
     }
 
 

@@ -16,10 +16,11 @@ from agents.learned import save_policy
 from agents.network import TokenSharedNetwork
 from eval.__main__ import main
 from eval.plan import EvaluationConfig
-from eval.results import COLUMNS, METRICS, WALL_CLOCK
+from eval.results import WALL_CLOCK, EpisodeResults
 from eval.runner import Evaluation, evaluate
 from wdmoe_env.episodes import load_episodes
 
+METRICS, COLUMNS = EpisodeResults.METRICS, EpisodeResults.columns()
 SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]
 CONTRACT = (
     "latency_ms",
@@ -232,6 +233,14 @@ def test_replay_sees_another_policy_file(tmp_path, learned, capsys):
     assert f"the file of policy {path}" in capsys.readouterr().out
 
 
+def test_replay_sees_another_model(copied, capsys):
+    summary = json.loads((copied / "results.json").read_text())
+    summary["sha256"]["the model micro"] = "0" * 64
+    (copied / "results.json").write_text(json.dumps(summary))
+    assert main(["--replay", str(copied)]) == 1
+    assert "the model micro has changed since" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -245,6 +254,7 @@ def test_replay_sees_another_policy_file(tmp_path, learned, capsys):
         (["--batch-size", "-1"], "batch_size must be a whole number of at least 1, got -1"),
         (["--split", "all"], "invalid choice: 'all'"),
         (["--config", "missing.json"], "there is no missing.json"),
+        (["--suite-items", "3"], "--suite-items goes with --suite alone"),
         (["--episode-length", "3"], "unrecognized arguments"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -294,7 +304,7 @@ def test_a_run_that_fails_leaves_earlier_results_and_no_parts(copied, monkeypatc
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr("eval.folder.plot_pareto", fail)
+    monkeypatch.setattr("eval.plots.plot_pareto", fail)
     arguments = [*SMALL, "--out", str(copied), "--policies", "vanilla", "--overwrite"]
     if failure is KeyboardInterrupt:
         assert main(arguments) == 130
@@ -314,7 +324,7 @@ def test_replay_of_what_is_no_results_folder_is_refused(copied, capsys, broken):
 
 
 def test_the_configuration_survives_its_dict():
-    config = EvaluationConfig(("wdmoe", "wdmoe"), episodes=3)
+    config = EvaluationConfig(policies=("wdmoe", "wdmoe"), episodes=3)
     assert config.policies == ("vanilla", "wdmoe")
     assert EvaluationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

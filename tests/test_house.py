@@ -19,7 +19,7 @@ FLOORS = {
     "physics": {"config"},
     "optimize": {"config", "physics"},
     "moe": {"config"},
-    "text": {"config"},
+    "text": {"checks", "config"},
     "observations": {"physics"},
     "actions": {"config", "observations", "physics"},
     "rewards": {"physics"},

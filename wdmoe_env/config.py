@@ -19,9 +19,12 @@ Fading = Literal["rayleigh", "rician", "nakagami", "none"]
 Mobility = Literal["static", "gauss_markov"]
 DecisionKind = Literal["joint", "selection", "bandwidth"]
 ActionType = Literal["box", "dict"]
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "suite"]
 
 ConfigT = TypeVar("ConfigT")
+
+SUITE_SUFFIXES = (".jsonl", ".jsonl.gz")
+"""How the name of a suite's file ends."""
 
 # SwiGLU's activation on one hidden unit: exp, add, divide, multiply by x, multiply by the linear branch.
 ACTIVATION_FLOPS = 5
@@ -168,7 +171,9 @@ class EnvConfig:
         decision: what the action decides: ``"joint"`` is selection and shares; under ``"selection"`` the shares
             are solved exactly, under ``"bandwidth"`` the selection is the model's own. Each registered id sets it.
         num_tokens: tokens J of a window.
-        split: which of the disjoint sets of documents the windows come from.
+        split: where the windows come from: ``"train"`` or ``"test"``, which are disjoint sets of documents, or the
+            multiple-choice suite, ``"suite"`` for the one that ships or the path of another (.jsonl, .jsonl.gz), with
+            a window for each choice of each item; see ``wdmoe_env.text.suite``.
         reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, or a function from the named terms, each
             an array (n,), to rewards (n,), row by row: n is however many episodes are in step with each other.
         quality_weight: reward lost per nat of added NLL under ``"latency_quality"``.
@@ -186,7 +191,7 @@ class EnvConfig:
     model: str = "tiny"
     decision: DecisionKind = "joint"
     num_tokens: int = 32
-    split: Split = "train"
+    split: Split | str = "train"
     reward: str | Callable[[RewardTerms], Any] = "wlr"
     quality_weight: float = 10.0
     action_type: ActionType = "box"
@@ -218,7 +223,8 @@ class EnvConfig:
             if not isinstance(getattr(self, name), plain):
                 raise TypeError(f"{name} must be a {plain.__name__}, got {getattr(self, name)!r}")
         check_integer("num_tokens", self.num_tokens, at_least=1)
-        check_choice("split", self.split, get_args(Split))
+        if not isinstance(self.split, str) or not self.split.endswith(SUITE_SUFFIXES):
+            check_choice("split", self.split, get_args(Split))
         if not isinstance(self.reward, str) and not callable(self.reward):
             raise TypeError(f"reward must be a name or a function of the terms, got {self.reward!r}")
         check_choice("decision", self.decision, get_args(DecisionKind))

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.checks import check_keys
+from wdmoe_env.checks import check_choice, check_integer, is_tuple_of
 from wdmoe_env.text.windows import TokenWindows
 
 NUM_CHOICES = 4
@@ -25,6 +29,11 @@ FORMATS = ("cloze", "replaced", "swapped", "continuation", "closed-book", "skill
 """One word left out; one word replaced; two neighbours swapped; which passage follows; facts; seeded skills."""
 
 SCORED_PER_BYTE = ("continuation",)
+
+SUITE_TOKENS = 128
+"""Tokens of a window in all published figures: most items keep their whole context."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,18 @@ class Item:
     answer: int
 
     def __post_init__(self) -> None:
-        """Check the fields."""
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {self.format!r}")
-        if len(set(self.choices)) != NUM_CHOICES or not all(self.choices) or not self.context:
-            raise ValueError(f"expected a context and {NUM_CHOICES} different choices, got {self}")
-        if self.answer not in range(NUM_CHOICES):
-            raise ValueError(f"answer must be in [0, {NUM_CHOICES}), got {self.answer}")
+        """Check every field."""
+        check_choice("format", self.format, FORMATS)
+        for name in ("domain", "context"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"{name} must be a text, got {text!r}")
+        whole = is_tuple_of(self.choices, str) and all(self.choices) and len(self.choices) == NUM_CHOICES
+        if not whole or len(set(self.choices)) != NUM_CHOICES:
+            raise ValueError(f"choices must be {NUM_CHOICES} different texts, got {self.choices!r}")
+        check_integer("answer", self.answer, at_least=0)
+        if self.answer >= NUM_CHOICES:
+            raise ValueError(f"answer must be below {NUM_CHOICES}, got {self.answer}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +78,14 @@ class SuiteWindows:
         windows: 4 M windows of J tokens.
         scored: (4 M, J) True at the positions that predict a token of the choice.
         choice_bytes: (4 M,) bytes of each choice.
+        context_cut: (M,) True where the context was too long and lost its beginning.
     """
 
     items: tuple[Item, ...]
     windows: TokenWindows
     scored: NDArray[np.bool_]
     choice_bytes: NDArray[np.int64]
+    context_cut: NDArray[np.bool_]
 
     def choice_scores(self, token_nll: NDArray[np.float64], items: NDArray[np.int64]) -> NDArray[np.float64]:
         """Score (m, 4) of every choice of items (m,): log-probability in nats, per byte for some formats.
@@ -78,7 +94,7 @@ class SuiteWindows:
             token_nll: (4 m, J) nats, the windows of those items in order.
             items: (m,) indices.
         """
-        rows = (NUM_CHOICES * items[:, None] + np.arange(NUM_CHOICES)).ravel()
+        rows = window_rows(items)
         scores = -(token_nll * self.scored[rows]).sum(axis=-1)
         per_byte = np.array([self.items[item].format in SCORED_PER_BYTE for item in items]).repeat(NUM_CHOICES)
         scores /= np.where(per_byte, self.choice_bytes[rows], 1)
@@ -86,23 +102,49 @@ class SuiteWindows:
         return shaped
 
 
+def window_rows(items: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows (4 m,) of the windows of items (m,), in order."""
+    rows: NDArray[np.int64] = (NUM_CHOICES * items[:, None] + np.arange(NUM_CHOICES)).ravel()
+    return rows
+
+
+def suite_file(path: Path | None = None) -> Traversable:
+    """The file of a suite; ``None`` is the one that ships."""
+    return resources.files("wdmoe_env") / "assets" / "suite.jsonl.gz" if path is None else path
+
+
 def load_suite(path: Path | None = None) -> tuple[Item, ...]:
-    """Read a suite in gzipped JSON Lines; ``None`` reads the one that ships.
+    """Read a suite in JSON Lines, gzipped or plain; ``None`` reads the one that ships.
 
     Raises:
-        ValueError: a line is not an item, or the file is truncated.
+        ValueError: there is no such file, it is truncated, a line is not an item, or there is none.
     """
-    source = resources.files("wdmoe_env") / "assets" / "suite.jsonl.gz" if path is None else path
+    source = suite_file(path)
+    if not source.is_file():
+        raise ValueError(f"expected a suite in JSON Lines, but there is no file {source}")
+    content = source.read_bytes()
     try:
-        lines = gzip.decompress(source.read_bytes()).decode("utf-8").splitlines()
-        return tuple(_item(json.loads(line)) for line in lines)
-    except (EOFError, gzip.BadGzipFile, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not a whole suite in gzipped JSON Lines: {error}") from error
+        lines = (gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content).decode("utf-8").split("\n")
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a suite in JSON Lines, but {source} is truncated or damaged: {error}") from None
+    items = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            items.extend([_item(line)] if line.strip() else [])
+        except ValueError as error:
+            raise ValueError(f"line {number} of the suite {source} is not an item: {error}") from None
+    if not items:
+        raise ValueError(f"expected a suite of one item or more, but {source} is empty")
+    return tuple(items)
 
 
-def _item(record: dict[str, object]) -> Item:
-    check_keys("item", record, Item.__slots__)
-    return Item(**record | {"choices": tuple(record["choices"])})  # type: ignore[arg-type]
+def _item(line: str) -> Item:
+    record: Any = json.loads(line)
+    if not isinstance(record, dict) or record.keys() != set(Item.__slots__):
+        got = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"expected the fields {', '.join(sorted(Item.__slots__))}, got {got}")
+    choices = record["choices"]
+    return Item(**record | {"choices": tuple(choices) if isinstance(choices, list) else choices})
 
 
 def suite_windows(items: Sequence[Item], tokenize: Callable[[str], list[int]], num_tokens: int) -> SuiteWindows:
@@ -114,16 +156,19 @@ def suite_windows(items: Sequence[Item], tokenize: Callable[[str], list[int]], n
         num_tokens: J.
 
     Raises:
-        ValueError: a choice leaves no room for a token of context.
+        ValueError: a choice leaves no room for a token of context, or has no token of its own.
     """
+    encoded = [_encode(item, tokenize) for item in items]
+    longest = max(len(choice) for _, choices in encoded for choice in choices)
+    if num_tokens < longest:
+        raise ValueError(f"num_tokens must be at least {longest}, the longest choice of the suite, got {num_tokens}")
     total = NUM_CHOICES * len(items)
     grid = np.zeros((total, num_tokens + 1), dtype=np.int64)
     lengths, begins = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-    for number, item in enumerate(items):
-        context, choices = tokenize(item.context), [tokenize(choice) for choice in item.choices]
+    cut = np.zeros(len(items), dtype=bool)
+    for number, (context, choices) in enumerate(encoded):
         room = num_tokens + 1 - max(map(len, choices))
-        if room < 1:
-            raise ValueError(f"num_tokens must be at least {num_tokens + 1 - room} for item {number}, got {num_tokens}")
+        cut[number] = len(context) > room
         for row, choice in enumerate(choices, start=NUM_CHOICES * number):
             ids = context[-room:] + choice
             grid[row, : len(ids)] = ids
@@ -133,4 +178,19 @@ def suite_windows(items: Sequence[Item], tokenize: Callable[[str], list[int]], n
     domains = tuple(item.domain for item in items for _ in range(NUM_CHOICES))
     sizes = [len(choice.encode()) for item in items for choice in item.choices]
     windows = TokenWindows(grid[:, :-1], grid[:, 1:], mask, domains)
-    return SuiteWindows(tuple(items), windows, mask & (position >= begins[:, None]), np.array(sizes, dtype=np.int64))
+    scored = mask & (position >= begins[:, None])
+    return SuiteWindows(tuple(items), windows, scored, np.array(sizes, dtype=np.int64), cut)
+
+
+def _encode(item: Item, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the context, and of what follows it for each choice.
+
+    Context and choice are tokenized together, as a text is. Where a choice melts into the last tokens of the
+    context, the context ends before them for all four choices, so that all are asked for the same text.
+    """
+    context = tokenize(item.context)
+    texts = [tokenize(item.context + choice) for choice in item.choices]
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(context, *texts, strict=False)))
+    if not shared or any(len(text) == shared for text in texts):
+        raise ValueError(f"expected a token of context and one of every choice, got {item.context!r}, {item.choices}")
+    return context[:shared], [text[shared:] for text in texts]

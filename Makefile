@@ -1,5 +1,6 @@
 # make demo   train an agent on the model that ships and compare it with the analytical optimizer
 # make test   the test suite, in a virtual environment of its own
+# make bench  speed and memory beside their targets, in about ten minutes; FLAGS=--quick for one
 # make lint   style and types
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DEMO := runs/demo
 # One thread: at these sizes a second one costs more than it brings.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-fail-under=85
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -126,15 +126,15 @@ def test_own_routing_reproduces_the_untouched_model():
     env = make()
     observation, info = env.reset(seed=0)
     source = env.unwrapped.simulator.source
-    token_ids = torch.from_numpy(source.windows.token_ids[[info["window"]]])
-    stock = source.model.own_logits(token_ids)
-    token_nll, _ = source.score(stock, np.array([info["window"]]))
+    token_ids, _, targets = source.tokens(np.array([info["window"]]))
+    logits = source.model.own_logits(token_ids)
+    token_nll = torch.nn.functional.cross_entropy(logits[0], targets[0], reduction="none")
     while True:
         action = env.unwrapped.encode_action(observation["routed"] > 0, np.full(8, 1 / 8))
         observation, _, terminated, _, info = env.step(action)
         if terminated:
             break
-    np.testing.assert_allclose(info["token_nll"], token_nll[0], atol=1e-5)
+    np.testing.assert_allclose(info["token_nll"], token_nll, atol=1e-5)
     assert info["nll"] == pytest.approx(info["reference_nll"], abs=1e-5)
 
 

@@ -10,7 +10,7 @@ from wdmoe_env.moe.experts import STRATEGIES, choose_strategy, expert_widths, ru
 
 
 def experts_of(architecture):
-    model = random_model(architecture).requires_grad_(False)
+    model = random_model(architecture).half().float().requires_grad_(False)  # weights that every strategy takes
     return [module for module in model.modules() if hasattr(module, "is_concatenated")][-1]
 
 
@@ -71,14 +71,45 @@ def test_weights_outside_the_selection_are_not_read():
         assert torch.equal(strategy(experts, hidden_states, selection, poisoned), expected)
 
 
-def test_the_strategy_depends_on_the_number_of_tokens_and_on_what_torch_can_group():
+@torch.no_grad()
+def test_the_strategy_depends_on_the_number_of_tokens_and_on_what_torch_can_do_with_the_weights():
     experts = experts_of("mixtral")
     few, _, _ = random_input(experts, tokens=16)
     many, _, _ = random_input(experts, tokens=2048)
+    assert choose_strategy(experts, few) == choose_strategy(experts, many) == "packed"
+    with torch.enable_grad():
+        assert choose_strategy(experts, few) == "grouped"
+        assert choose_strategy(experts, many) == "slices"
+    experts.down_proj[0, 0, 0] = 1 / 3  # no longer exact in half precision
     assert choose_strategy(experts, few) == "grouped"
-    assert choose_strategy(experts, many) == "slices"
+    assert choose_strategy(experts, many) == "onednn"
     assert choose_strategy(experts, few.double()) == "slices"
     assert choose_strategy(experts.double(), few.double()) == "slices"
+
+
+@torch.no_grad()
+def test_packed_weights_follow_the_parameters():
+    experts = experts_of("gpt_oss")
+    hidden_states, selection, weights = random_input(experts)
+    STRATEGIES["packed"](experts, hidden_states, selection, weights)
+    experts.gate_up_proj.mul_(2.0)
+    experts.down_proj_bias.add_(1.0)
+    expected = STRATEGIES["loop"](experts, hidden_states, selection, weights)
+    result = STRATEGIES["packed"](experts, hidden_states, selection, weights)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    experts.gate_up_proj[0, 0, 0] = 1e-9
+    with pytest.raises(ValueError, match="exact in half precision"):
+        STRATEGIES["packed"](experts, hidden_states, selection, weights)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strategy", ["slices", "grouped"])
+def test_strategies_agree_in_bfloat16_within_its_rounding(strategy):
+    experts = experts_of("mixtral")
+    hidden_states, selection, weights = random_input(experts)
+    expected = STRATEGIES["loop"](experts, hidden_states, selection, weights)
+    result = STRATEGIES[strategy](experts.bfloat16(), hidden_states.bfloat16(), selection, weights.bfloat16())
+    assert (result - expected).norm() < 3 * torch.finfo(torch.bfloat16).eps * expected.norm()
 
 
 @pytest.mark.parametrize(("width", "inner"), [(30, 48), (32, 46), (31, 31)])
@@ -97,12 +128,13 @@ def test_widths_that_torch_cannot_group_are_served(width, inner):
 
 
 def test_gradients_pass_through_the_experts():
+    """By the strategies that are chosen where gradients are wanted."""
     experts = experts_of("mixtral")
     hidden_states, selection, weights = random_input(experts)
     gradients = []
-    for strategy in STRATEGIES.values():
+    for strategy in ("loop", "slices", "grouped"):
         inputs, scales = hidden_states.clone().requires_grad_(), weights.clone().requires_grad_()
-        strategy(experts, inputs, selection, scales).square().sum().backward()
+        STRATEGIES[strategy](experts, inputs, selection, scales).square().sum().backward()
         gradients.append((inputs.grad, scales.grad))
     for gradient in gradients[1:]:
         torch.testing.assert_close(gradient, gradients[0], rtol=1e-4, atol=1e-4)

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wdmoe_env.observations import Block, Sizes, decode_observation, encode_observation, observation_space
-from wdmoe_env.physics.latency import BlockLinks, device_latency_s, device_load
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    device_latency_s,
+    device_load,
+    radio_latency_s,
+    spectral_efficiency,
+)
 
 N, J, E, U = 3, 5, 6, 4
 SIZES = Sizes(num_tokens=J, num_experts=E, num_devices=U, num_blocks=2, hidden_size=7)
@@ -25,7 +31,16 @@ def random_block(seed, snr_decades):
         compute_s=rng.uniform(1e-6, 1e-1, size=(N, U)),
         placement=placement,
     )
-    return Block(probs, routed, np.ones((N, J), dtype=bool), links, np.full(N, 0.5))
+    equal = np.full((N, U), 1.0 / U)
+    return Block(
+        gate_probs=probs,
+        routed=routed,
+        token_mask=np.ones((N, J), dtype=bool),
+        links=links,
+        spectral_efficiency=spectral_efficiency(links.full_band_snr, equal),
+        unit_latency_s=radio_latency_s(links, equal),
+        index=np.full(N, 0.5),
+    )
 
 
 @given(seed=st.integers(0, 2**32 - 1), low=st.floats(-3.0, 5.0))

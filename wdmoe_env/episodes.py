@@ -1,21 +1,24 @@
 """The windows of one model, with the results of its own routing kept per window.
 
 Every quality figure is a difference to the model's own routing on the same window, and windows lie on a
-fixed grid, so that each result is computed once in a process.
+fixed grid or belong to a suite's items, so that each result is computed once in a process.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wdmoe_env.moe.lockstep import own_scores
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.physics.latency import Float
+from wdmoe_env.text.suite import SuiteWindows, load_suite, suite_windows
 from wdmoe_env.text.windows import TokenWindows, load_documents, token_windows
 
 
@@ -32,34 +35,20 @@ class EpisodeSource:
         self.windows = windows
         self._reference_nll = np.full(len(windows), np.nan)
 
-    def tokens(self, index: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask, both (N, J), of windows (N,), on the model's device."""
-        token_ids = torch.from_numpy(self.windows.token_ids[index]).to(self.model.device)
-        mask = torch.from_numpy(self.windows.mask[index]).to(self.model.device)
-        return token_ids, mask
+    def tokens(self, index: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids, mask and targets, all (N, J), of windows (N,)."""
+        windows = self.windows
+        token_ids, mask, targets = windows.token_ids[index], windows.mask[index], windows.targets[index]
+        return torch.from_numpy(token_ids), torch.from_numpy(mask), torch.from_numpy(targets)
 
     def reference_nll(self, index: NDArray[np.int64]) -> Float:
         """Mean NLL (N,) of the model's own routing on windows (N,), nats per token."""
         missing = np.unique(index[np.isnan(self._reference_nll[index])])
         if missing.size:
-            logits = self.model.own_logits(*self.tokens(missing))
-            token_nll, _ = self.score(logits, missing)
-            self._reference_nll[missing] = mean_over_tokens(token_nll, self.windows.mask[missing])
+            token_nll, _ = own_scores(self.model, *self.tokens(missing))
+            mask = self.windows.mask[missing]
+            self._reference_nll[missing] = mean_over_tokens(token_nll * mask, mask)
         return self._reference_nll[index]
-
-    def score(self, logits: torch.Tensor, index: NDArray[np.int64]) -> tuple[Float, NDArray[np.bool_]]:
-        """Per-token NLL in nats and whether the best guess was right, both (N, J) and 0 at padding.
-
-        Args:
-            logits: (N, J, V).
-            index: (N,) windows that the logits belong to.
-        """
-        mask = self.windows.mask[index]
-        targets = torch.from_numpy(self.windows.targets[index]).to(logits.device)
-        token_nll = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        correct = logits.argmax(dim=-1) == targets
-        nll = token_nll.view(targets.shape).double().cpu().numpy()
-        return np.where(mask, nll, 0.0), correct.cpu().numpy() & mask
 
 
 def mean_over_tokens(values: NDArray[Any], mask: NDArray[np.bool_]) -> Float:
@@ -69,15 +58,34 @@ def mean_over_tokens(values: NDArray[Any], mask: NDArray[np.bool_]) -> Float:
 
 @lru_cache(maxsize=16)
 def load_episodes(model: str, num_tokens: int, split: str, device: str) -> EpisodeSource:
-    """Windows of a named model over the shipped text, one per process.
+    """Windows of a named model over the shipped text or over a suite, one per process.
 
     Raises:
-        ValueError: windows longer than the model's context; or what ``load_model`` raises.
+        ValueError: windows longer than the model's context; or what ``load_model`` or ``load_suite_windows`` raises.
     """
     split_model = load_model(model, device)
     if num_tokens > split_model.context_length:
         raise ValueError(
             f"num_tokens must be at most {split_model.context_length}, the context of model {model!r}, got {num_tokens}"
         )
-    windows = token_windows(load_documents(split), split_model.tokenizer.encode, num_tokens)
+    if split in ("train", "test"):
+        windows = token_windows(load_documents(split), split_model.tokenizer.encode, num_tokens)
+    else:
+        windows = load_suite_windows(model, num_tokens, split, device).windows
     return EpisodeSource(split_model, windows)
+
+
+@lru_cache(maxsize=4)
+def load_suite_windows(model: str, num_tokens: int, split: str, device: str) -> SuiteWindows:
+    """Windows of a named model over a suite, ``"suite"`` or the path of another, one per process.
+
+    Raises:
+        ValueError: what ``load_model``, ``load_suite`` or ``suite_windows`` raises.
+    """
+    items = load_suite(suite_path(split))
+    return suite_windows(items, load_model(model, device).tokenizer.encode, num_tokens)
+
+
+def suite_path(split: str) -> Path | None:
+    """The path of a split's suite, ``None`` for the one that ships."""
+    return None if split == "suite" else Path(split)

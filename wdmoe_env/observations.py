@@ -14,16 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wdmoe_env.physics.latency import (
-    DOWNLINK,
-    UPLINK,
-    BlockLinks,
-    Bool,
-    Float,
-    equal_shares,
-    radio_latency_s,
-    spectral_efficiency,
-)
+from wdmoe_env.physics.latency import DOWNLINK, UPLINK, BlockLinks, Bool, Float
 from wdmoe_env.physics.metric import gate_weights
 
 Observation = dict[str, NDArray[np.float32]]
@@ -64,6 +55,8 @@ class Block:
         routed: (N, J, E) the model's own choice; False at padding.
         token_mask: (N, J) True where there is a token.
         links: radio, compute and placement.
+        spectral_efficiency: (N, 2, U) bit/s/Hz at equal shares, downlink then uplink.
+        unit_latency_s: (N, U) radio time of one token, both ways, at equal shares.
         index: (N,) block number i - 1 over I; 1 after the last block.
         hidden_states: (N, J, H) float32, or ``None`` where they are not observed.
     """
@@ -72,6 +65,8 @@ class Block:
     routed: Bool
     token_mask: Bool
     links: BlockLinks
+    spectral_efficiency: Float
+    unit_latency_s: Float
     index: Float
     hidden_states: NDArray[np.float32] | None = None
 
@@ -101,16 +96,14 @@ def observation_space(sizes: Sizes, hidden_states: bool = False) -> spaces.Dict:
 
 def encode_observation(block: Block) -> Observation:
     """Observation of a block, every entry float32 with a leading axis N and its own memory."""
-    links = block.links
-    batch, num_devices = links.compute_s.shape
-    shares = equal_shares(batch, num_devices)
+    placement = block.links.placement
     observation = {
         "gate_probs": block.gate_probs,
         "routed": block.routed,
-        "spectral_efficiency": spectral_efficiency(links.full_band_snr, shares),
-        "compute_latency": np.minimum(1e3 * links.compute_s, MOST_LATENCY_MS),
-        "unit_latency": np.minimum(1e3 * radio_latency_s(links, shares), MOST_LATENCY_MS),
-        "placement": np.broadcast_to(links.placement, (batch, *links.placement.shape[-2:])),
+        "spectral_efficiency": block.spectral_efficiency,
+        "compute_latency": np.minimum(1e3 * block.links.compute_s, MOST_LATENCY_MS),
+        "unit_latency": np.minimum(1e3 * block.unit_latency_s, MOST_LATENCY_MS),
+        "placement": placement if placement.ndim == 3 else placement[None].repeat(len(block.index), axis=0),
         "token_mask": block.token_mask,
         "block": block.index[:, None],
     }
@@ -140,10 +133,11 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
     efficiency = values["spectral_efficiency"]
     num_devices = efficiency.shape[-1]
     inverse = 1.0 / efficiency[:, DOWNLINK] + 1.0 / efficiency[:, UPLINK]
+    unit_latency_s = 1e-3 * values["unit_latency"]
     links = BlockLinks(
         full_band_snr=np.expm1(efficiency * np.log(2.0)) / num_devices,
         # The same for every device, but lower where a latency was clipped.
-        payload_s=(1e-3 * values["unit_latency"] / (num_devices * inverse)).max(axis=-1),
+        payload_s=(unit_latency_s / (num_devices * inverse)).max(axis=-1),
         compute_s=1e-3 * values["compute_latency"],
         placement=values["placement"],
     )
@@ -152,6 +146,8 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
         routed=values["routed"] > 0.5,
         token_mask=values["token_mask"] > 0.5,
         links=links,
+        spectral_efficiency=efficiency,
+        unit_latency_s=unit_latency_s,
         index=values["block"][:, 0],
         hidden_states=observation.get("hidden_states"),
     )

@@ -5,7 +5,6 @@ Both faces, the single and the batched environment, are thin wrappers of this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from wdmoe_env.actions import ActionCodec, Decision, enforce_min_share, repair_s
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation, observation_space
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.physics.latency import Bool, Float, device_load
+from wdmoe_env.physics.latency import Bool, Float, Load, device_load
 from wdmoe_env.rewards import evaluate_reward, reward_function
 from wdmoe_env.simulator import BlockResult, EpisodeResult, Rollout, Simulator
 
@@ -67,16 +66,16 @@ class DecisionProcess:
             rollout: N episodes that have not ended.
             decision: selection (N, J, E) and shares (N, U), each ``None`` where the action held none.
         """
-        selection, shares, repaired = self._complete(rollout, decision)
-        block = rollout.step(selection, shares)
+        selection, load, shares, repaired = self._complete(rollout, decision)
+        block = rollout.step(selection, load, shares)
         episode = rollout.finish() if rollout.done else None
         terms = _terms(block, episode)
         info = _block_info(block, repaired, terms) | (_episode_info(episode) if episode else {})
         reward = evaluate_reward(self._reward, terms)
         return Transition(encode_observation(rollout.block), reward, rollout.done, info)
 
-    def _complete(self, rollout: Rollout, decision: Decision) -> tuple[Bool, Float, NDArray[np.int64]]:
-        """Selection and shares as they will be used, and the number of mended tokens (N,)."""
+    def _complete(self, rollout: Rollout, decision: Decision) -> tuple[Bool, Load, Float, NDArray[np.int64]]:
+        """Selection, its load and shares as they will be used, and the number of mended tokens (N,)."""
         block = rollout.block
         selection = block.routed if decision.selection is None else decision.selection
         selection, repaired = repair_selection(selection, block.gate_probs, block.token_mask)
@@ -85,10 +84,10 @@ class DecisionProcess:
             shares = min_max_bandwidth(block.links, load, self.config.min_share).shares
         else:
             shares = enforce_min_share(decision.shares, load.tokens > 0, self.config.min_share)
-        return selection, shares, repaired
+        return selection, load, shares, repaired
 
 
-def _terms(block: BlockResult, episode: EpisodeResult | None) -> Mapping[str, Float]:
+def _terms(block: BlockResult, episode: EpisodeResult | None) -> dict[str, Float]:
     added = np.zeros_like(block.wlr) if episode is None else episode.nll - episode.reference_nll
     return {
         "gate_weight_served": block.gate_weight_served,
@@ -101,7 +100,7 @@ def _terms(block: BlockResult, episode: EpisodeResult | None) -> Mapping[str, Fl
     }
 
 
-def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: Mapping[str, Float]) -> Info:
+def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: dict[str, Float]) -> Info:
     return {
         "block_latency_ms": 1e3 * block.block_latency_s,
         "device_latency_ms": 1e3 * block.device_latency_s,
@@ -112,7 +111,7 @@ def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: Mapping[
         "wlr_device": block.wlr_device,
         "gate_weight_kept": block.gate_weight_kept,
         "repaired_tokens": repaired,
-        "reward_terms": dict(terms),
+        "reward_terms": terms,
     }
 
 

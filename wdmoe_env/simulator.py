@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import load_episodes, mean_over_tokens
-from wdmoe_env.moe.split import BlockInput
+from wdmoe_env.moe.lockstep import LockStep
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.physics.channel import Channel, ChannelTrace
 from wdmoe_env.physics.compute import device_flops
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +122,37 @@ class Simulator:
                 raise ValueError(f"expected {len(generators)} window indices in [0, {count}), got {windows}")
         return Rollout(self, drawn, self.channel.sample(generators))
 
-    def links(self, trace: ChannelTrace, block: int) -> BlockLinks:
-        """Radio, compute and placement of N episodes in one block; the last block's after the end."""
-        block = min(block, self.sizes.num_blocks - 1)
-        snr = trace.full_band_snr[block]
-        batch = len(snr)
-        return BlockLinks(
-            full_band_snr=snr,
-            payload_s=np.full(batch, self._payload_s),
-            compute_s=np.broadcast_to(self._compute_s, (batch, self.sizes.num_devices)),
-            placement=self.placement[block],
+    def radio(self, trace: ChannelTrace) -> Radio:
+        """Links of N episodes in every block, and what equal shares give on them."""
+        batch, devices = trace.full_band_snr.shape[1], self.sizes.num_devices
+        payload_s = np.full(batch, self._payload_s)
+        compute_s = np.broadcast_to(self._compute_s, (batch, devices))
+        equal = np.full((batch, devices), 1.0 / devices)
+        blocks = [
+            BlockLinks(snr, payload_s, compute_s, placement)
+            for snr, placement in zip(trace.full_band_snr, self.placement, strict=True)
+        ]
+        together = BlockLinks(trace.full_band_snr, payload_s, compute_s, self.placement[0])
+        return Radio(
+            blocks,
+            latency.spectral_efficiency(trace.full_band_snr, equal),
+            latency.radio_latency_s(together, equal),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Radio:
+    """What the channel of N episodes comes to.
+
+    Attributes:
+        links: of each of the I blocks.
+        spectral_efficiency: (I, N, 2, U) bit/s/Hz at equal shares.
+        unit_latency_s: (I, N, U) radio time of one token, both ways, at equal shares.
+    """
+
+    links: list[BlockLinks]
+    spectral_efficiency: Float
+    unit_latency_s: Float
 
 
 class Rollout:
@@ -156,55 +176,57 @@ class Rollout:
         self.windows = windows
         self.trace = trace
         self.token_mask = simulator.source.windows.mask[windows]
+        self._padding = np.nonzero(~self.token_mask)
+        self._radio = simulator.radio(trace)
         self._selections: list[Bool] = []
         self._latency_s = np.zeros(len(windows))
         self._begin()
 
     def _begin(self) -> None:
-        self._forward = self.simulator.source.model.forward(*self.simulator.source.tokens(self.windows))
-        self.block = self._view(self._forward.block)
+        source = self.simulator.source
+        self._forward = LockStep(source.model, *source.tokens(self.windows))
+        self.block = self._view()
 
     @property
     def done(self) -> bool:
         """Whether the last block has run."""
-        return self._forward.block is None
+        return not self._forward.blocks
 
-    def step(self, selection: Bool, shares: Float) -> BlockResult:
+    def step(self, selection: Bool, load: Load, shares: Float) -> BlockResult:
         """Run the block's experts under a decision and go on to the next block.
 
         Args:
             selection: (N, J, E); every token has an expert, padding has none.
+            load: what the selection asks of each device.
             shares: (N, U), sums of 1.
         """
-        result = self._measure(selection, shares)
+        result = self._measure(selection, load, shares)
         self._latency_s = self._latency_s + result.block_latency_s
         self._advance(selection)
         return result
 
     def finish(self) -> EpisodeResult:
         """Score the text after the last block."""
-        source = self.simulator.source
-        token_nll, correct = source.score(self._forward.result.logits, self.windows)
+        token_nll, correct = self._forward.scores()
         return EpisodeResult(
             latency_s=self._latency_s,
-            nll=mean_over_tokens(token_nll, self.token_mask),
-            token_nll=token_nll,
-            next_token_accuracy=mean_over_tokens(correct, self.token_mask),
-            reference_nll=source.reference_nll(self.windows),
+            nll=mean_over_tokens(token_nll * self.token_mask, self.token_mask),
+            token_nll=token_nll * self.token_mask,
+            next_token_accuracy=mean_over_tokens(correct & self.token_mask, self.token_mask),
+            reference_nll=self.simulator.source.reference_nll(self.windows),
         )
 
     def close(self) -> None:
         """End the paused forward pass."""
         self._forward.close()
 
-    def _measure(self, selection: Bool, shares: Float) -> BlockResult:
+    def _measure(self, selection: Bool, load: Load, shares: Float) -> BlockResult:
         block, links = self.block, self.block.links
         weights = block.weights
-        load = latency.device_load(selection, links.placement)
         device_latency = latency.device_latency_s(links, load, shares)
         block_latency = latency.block_latency_s(device_latency)
         own_load = latency.device_load(block.routed, links.placement)
-        equal = latency.equal_shares(*shares.shape)
+        vanilla_latency = latency.sum_over_tokens_s(links, own_load, block.unit_latency_s)
         served = metric.weight_served(weights, selection)
         return BlockResult(
             selection=selection,
@@ -212,7 +234,7 @@ class Rollout:
             tokens=load.tokens,
             device_latency_s=device_latency,
             block_latency_s=block_latency,
-            vanilla_latency_s=latency.block_latency_s(latency.device_latency_s(links, own_load, equal)),
+            vanilla_latency_s=latency.block_latency_s(vanilla_latency),
             gate_weight_served=served,
             gate_weight_kept=served / metric.weight_served(weights, block.routed),
             wlr=metric.wlr_per_ms(served, block_latency),
@@ -220,31 +242,39 @@ class Rollout:
         )
 
     def _advance(self, selection: Bool) -> None:
-        rows = torch.from_numpy(selection.reshape(-1, selection.shape[-1]))
         self._selections.append(selection.copy())  # info hands the original out
-        self.block = self._view(self._forward.resume(rows.to(self.simulator.source.model.device)))
+        # The model's own routing needs no new weights; on another device the rows would have to come from there.
+        on_cpu = self.simulator.source.model.device.type == "cpu"
+        unchanged = on_cpu and np.array_equal(selection, self.block.routed)
+        self._forward.resume(None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
+        self.block = self._view()
 
-    def _view(self, at: BlockInput | None) -> Block:
+    def _view(self) -> Block:
         """The paused block as a policy may see it."""
-        sizes, mask = self.simulator.sizes, self.token_mask
-        shape = (len(self.windows), sizes.num_tokens)
-        index = sizes.num_blocks if at is None else at.index
-        observe_hidden = self.simulator.config.observe_hidden_states
-        hidden = np.zeros((*shape, sizes.hidden_size), dtype=np.float32) if observe_hidden else None
-        probs = np.zeros((*shape, sizes.num_experts))
-        if at is not None:
-            probs = at.gate_probs.double().cpu().numpy().reshape(probs.shape) * mask[..., None]
-            if hidden is not None:
-                hidden = at.hidden_states.float().cpu().numpy().reshape(hidden.shape) * mask[..., None]
-        routed = np.zeros(probs.shape, dtype=bool)
-        if at is not None:
-            routed = at.routed.cpu().numpy().reshape(probs.shape) & mask[..., None]
+        sizes, blocks, batch = self.simulator.sizes, self._forward.blocks, len(self.windows)
+        shape = (batch, sizes.num_tokens, sizes.num_experts)
+        probs, routed, hidden = np.zeros(shape), np.zeros(shape, dtype=bool), None
+        if self.simulator.config.observe_hidden_states:
+            hidden = np.zeros((batch, sizes.num_tokens, sizes.hidden_size), dtype=np.float32)
+        if blocks:
+            # One transfer for both, where the model is on another device.
+            gates = [torch.stack((at.gate_probs, at.routed.to(at.gate_probs.dtype))) for at in blocks]
+            scores, chosen = _to_host(gates, axis=1).reshape(2, *shape)
+            probs, routed = scores.astype(np.float64), chosen > 0
+            probs[self._padding], routed[self._padding] = 0.0, False
+        if blocks and hidden is not None:
+            hidden = _to_host([at.hidden_states for at in blocks], axis=0).reshape(hidden.shape)
+            hidden[self._padding] = 0.0
+        index = blocks[0].index if blocks else sizes.num_blocks
+        at = min(index, sizes.num_blocks - 1)
         return Block(
             gate_probs=probs,
             routed=routed,
-            token_mask=mask,
-            links=self.simulator.links(self.trace, index),
-            index=np.full(shape[0], index / sizes.num_blocks),
+            token_mask=self.token_mask,
+            links=self._radio.links[at],
+            spectral_efficiency=self._radio.spectral_efficiency[at],
+            unit_latency_s=self._radio.unit_latency_s[at],
+            index=np.full(batch, index / sizes.num_blocks),
             hidden_states=hidden,
         )
 
@@ -259,6 +289,11 @@ class Rollout:
         self._begin()
         for selection in selections:
             self._advance(selection)
+
+
+def _to_host(tensors: list[torch.Tensor], axis: int) -> NDArray[np.float32]:
+    """The tensors of all passes as one array."""
+    return np.concatenate([tensor.float().cpu().numpy() for tensor in tensors], axis=axis)
 
 
 def placement_matrix(placement: Any, sizes: Sizes) -> Float:

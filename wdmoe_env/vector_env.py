@@ -131,7 +131,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             ValueError, TypeError: not a batch of actions, and the episodes can go on; or not rewards, where the reward
                 is a function, and they cannot.
         """
-        waiting = np.setdiff1d(np.arange(self.num_envs), self._rows_under_way())
+        waiting = self._waiting()
         if waiting.size and (not self._started or self.autoreset_mode != AutoresetMode.NEXT_STEP):
             raise gym.error.ResetNeeded(f"expected reset() before step(): no episode in environments {waiting[:8]}")
         decision = self.codec.decode(actions, (self.num_envs,))
@@ -181,8 +181,12 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             if one is not None and (mask is None or mask[n]):
                 self._generators[n], self._seeds[n] = seeding.np_random(one)
 
-    def _rows_under_way(self) -> NDArray[np.int64]:
-        return np.concatenate([np.zeros(0, dtype=np.int64), *(c.rows[c.live] for c in self._cohorts)])
+    def _waiting(self) -> NDArray[np.int64]:
+        """Environments without an episode under way."""
+        waiting = np.ones(self.num_envs, dtype=bool)
+        for cohort in self._cohorts:
+            waiting[cohort.rows[cohort.live]] = False
+        return waiting.nonzero()[0]
 
     def _begin(self, rows: NDArray[np.int64], windows: NDArray[np.int64] | None) -> Info:
         """Start episodes in the environments ``rows``, which leave their cohorts, and write the first observations."""

@@ -17,7 +17,7 @@ def spread(values: Mapping[str, Any], rows: NDArray[np.int64], num_envs: int) ->
     for name, value in values.items():
         mask = np.zeros(num_envs, dtype=bool)
         mask[rows] = True
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             info[name] = spread(value, rows, num_envs)
         else:
             info[name] = np.zeros((num_envs, *value.shape[1:]), dtype=value.dtype)
@@ -28,7 +28,7 @@ def spread(values: Mapping[str, Any], rows: NDArray[np.int64], num_envs: int) ->
 
 def rows_of(values: Mapping[str, Any], keep: NDArray[np.bool_]) -> Info:
     """The kept rows of entries (n, ...)."""
-    return {name: rows_of(v, keep) if isinstance(v, Mapping) else v[keep] for name, v in values.items()}
+    return {name: rows_of(v, keep) if isinstance(v, dict) else v[keep] for name, v in values.items()}
 
 
 def merge(info: Info, other: Info) -> None:
@@ -61,7 +61,7 @@ def split_rows(info: Info, ended: NDArray[np.bool_]) -> tuple[Info, Info]:
 def row_of(info: Mapping[str, Any], n: int) -> Info:
     """Info of environment n, without masks."""
     return {
-        name: row_of(value, n) if isinstance(value, Mapping) else value[n]
+        name: row_of(value, n) if isinstance(value, dict) else value[n]
         for name, value in info.items()
         if f"_{name}" in info and info[f"_{name}"][n]
     }

@@ -8,19 +8,28 @@ instance one that sends the rows to other hosts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from wdmoe_env.moe.packing import layer_names, layer_parameters, packed_half
 
 ExpertRunner = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 """(experts module, hidden states (T, H), selection (T, E) bool, weights (T, E)) -> outputs (T, H)."""
 
 _Linear = Callable[[str, Tensor], Tensor]
-"""(name of a fused parameter, inputs) -> outputs."""
+"""(name of a fused layer, inputs) -> outputs."""
 
-_GROUPED_MAX_TOKENS = 256  # above, each expert fills a matrix product of its own
+_Product = Callable[[str, int, Tensor], Tensor]
+"""(name of a fused layer, expert, inputs of that expert) -> outputs."""
+
+_GROUPED_MAX_TOKENS = 96  # above, a product for each expert is faster than one grouped product
 
 
 def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
@@ -29,7 +38,8 @@ def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights:
     Args:
         experts: an experts module of transformers: the fused weights of the E experts of one block.
         hidden_states: (T, H) input of the block.
-        selection: (T, E) bool; a token may have any number of experts, none included.
+        selection: (T, E) bool; a token may have any number of experts, none included. Best on the CPU, wherever the
+            model is: its rows are listed there.
         weights: (T, E) weight of each expert's output; read only where selected.
 
     Returns:
@@ -39,19 +49,21 @@ def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights:
 
 
 def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
-    """Name of the fast strategy for a block's input (T, H)."""
-    few = len(hidden_states) <= _GROUPED_MAX_TOKENS
-    return "grouped" if few and _can_group(experts.down_proj, hidden_states) else "slices"
+    """Name of the fastest strategy for a block's input (T, H), as measured in ``docs/performance.md``."""
+    weight = experts.down_proj
+    # Products that torch has for inference on a CPU in single precision, without a derivative.
+    inference = hidden_states.device.type == "cpu" and not torch.is_grad_enabled()
+    single = hidden_states.dtype == weight.dtype == torch.float32
+    if inference and single and packed_half(experts) is not None:
+        return "packed"
+    if len(hidden_states) <= _GROUPED_MAX_TOKENS and _can_group(weight, hidden_states):
+        return "grouped"
+    return "onednn" if inference and single and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "slices"
 
 
 def run_expert(experts: Any, expert: int, hidden_states: Tensor) -> Tensor:
     """Output (T, H) of one expert on tokens (T, H), unweighted."""
-
-    def linear(name: str, inputs: Tensor) -> Tensor:
-        weight, bias = _parameters(experts, name)
-        return functional.linear(inputs, weight[expert], None if bias is None else bias[expert])
-
-    return _feed_forward(experts, hidden_states, linear)
+    return _feed_forward(experts, hidden_states, _layers_of(expert, _stock(experts)))
 
 
 def expert_widths(experts: Any) -> tuple[int, int]:
@@ -71,44 +83,120 @@ def _loop(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tenso
     return outputs
 
 
-def _slices(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
-    """One gather and one add for all experts; each expert works on a contiguous slice of the rows."""
-    expert_of_row, token_of_row = selection.t().nonzero(as_tuple=True)
-    slices = torch.split(hidden_states[token_of_row], selection.sum(dim=0).tolist())
-    outputs = [run_expert(experts, expert, rows) for expert, rows in enumerate(slices) if len(rows)]
-    rows = torch.cat(outputs) if outputs else hidden_states[:0]
-    return _combine(hidden_states, rows, token_of_row, weights[token_of_row, expert_of_row])
+def _by_expert(
+    products: Callable[[Any], _Product], experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor
+) -> Tensor:
+    """One gather and one add for all experts; each runs from its first layer to its last on a slice of the rows."""
+    rows, product = _Rows.of(selection, hidden_states.device), products(experts)
+    outputs = [
+        _feed_forward(experts, part, _layers_of(expert, product))
+        for expert, part in enumerate(rows.split(rows.of_tokens(hidden_states)))
+        if len(part)
+    ]
+    return rows.combine(hidden_states, torch.cat(outputs) if outputs else hidden_states[:0], weights)
 
 
 def _grouped(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
     """Torch's grouped matrix product in place of a loop over slices."""
-    expert_of_row, token_of_row = selection.t().nonzero(as_tuple=True)
-    ends = selection.sum(dim=0).cumsum(dim=0, dtype=torch.int32)
+    rows = _Rows.of(selection, hidden_states.device)
+    ends = torch.from_numpy(rows.counts.cumsum(dtype=np.int32)).to(hidden_states.device)
 
     def linear(name: str, inputs: Tensor) -> Tensor:
-        weight, bias = _parameters(experts, name)
+        weight, bias = layer_parameters(experts, name)
         outputs = functional.grouped_mm(inputs, weight.transpose(-2, -1), offs=ends)
-        return outputs if bias is None else outputs + bias[expert_of_row]
+        return outputs if bias is None else outputs + bias[rows.expert]
 
-    rows = _feed_forward(experts, hidden_states[token_of_row], linear)
-    return _combine(hidden_states, rows, token_of_row, weights[token_of_row, expert_of_row])
-
-
-STRATEGIES: dict[str, ExpertRunner] = {"loop": _loop, "slices": _slices, "grouped": _grouped}
+    return rows.combine(hidden_states, _feed_forward(experts, rows.of_tokens(hidden_states), linear), weights)
 
 
-def _combine(hidden_states: Tensor, rows: Tensor, token_of_row: Tensor, weight_of_row: Tensor) -> Tensor:
-    weighted = rows * weight_of_row[:, None]
-    return torch.zeros_like(hidden_states).index_add_(0, token_of_row, weighted.to(hidden_states.dtype))
+def _layers_of(expert: int, product: _Product) -> _Linear:
+    """The layers of one expert."""
+    return lambda name, inputs: product(name, expert, inputs)
+
+
+def _stock(experts: Any) -> _Product:
+    """Torch's own product."""
+
+    def product(name: str, expert: int, inputs: Tensor) -> Tensor:
+        weight, bias = layer_parameters(experts, name)
+        return functional.linear(inputs, weight[expert], None if bias is None else bias[expert])
+
+    return product
+
+
+def _onednn(experts: Any) -> _Product:
+    """The product of oneDNN, which torch itself takes for half precision alone; on AMD it is faster than MKL's."""
+
+    def product(name: str, expert: int, inputs: Tensor) -> Tensor:
+        weight, bias = layer_parameters(experts, name)
+        bias = None if bias is None else bias[expert]
+        outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight[expert], bias, "none", [], "")
+        return outputs
+
+    return product
+
+
+def _packed(experts: Any) -> _Product:
+    """FBGEMM's product with weights kept in half precision, computed in single precision."""
+    packed = packed_half(experts)
+    if packed is None:
+        raise ValueError("expected experts whose weights are exact in half precision")
+    return lambda name, expert, inputs: torch.ops.quantized.linear_dynamic_fp16(inputs, packed[name][expert])
+
+
+STRATEGIES: dict[str, ExpertRunner] = {
+    "loop": _loop,
+    "slices": partial(_by_expert, _stock),
+    "grouped": _grouped,
+    "onednn": partial(_by_expert, _onednn),
+    "packed": partial(_by_expert, _packed),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The selected pairs in the order of their experts.
+
+    Attributes:
+        expert: (R,) expert of each row.
+        token: (R,) token of each row.
+        pair: (R,) index of each row in a flattened (T, E) matrix.
+        counts: (E,) rows of each expert.
+    """
+
+    expert: Tensor
+    token: Tensor
+    pair: Tensor
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, selection: Tensor, device: torch.device) -> _Rows:
+        """List a selection (T, E) on the CPU, so that no device has to be waited for."""
+        by_expert = np.ascontiguousarray(selection.numpy(force=True).T)
+        expert, token = np.divmod(np.flatnonzero(by_expert), by_expert.shape[1])
+        rows = torch.from_numpy(np.stack((expert, token, token * len(by_expert) + expert))).to(device)
+        counts = np.bincount(expert, minlength=len(by_expert))
+        return cls(rows[0], rows[1], rows[2], counts)
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """The row (R, H) of each pair out of those of the tokens (T, H)."""
+        return values.index_select(0, self.token)
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """The part of each expert of values (R, ...)."""
+        return torch.split_with_sizes(values, self.counts.tolist())
+
+    def combine(self, hidden_states: Tensor, outputs: Tensor, weights: Tensor) -> Tensor:
+        """Weighted sum (T, H) of the outputs (R, H) of each token."""
+        weighted = outputs * weights.flatten().index_select(0, self.pair)[:, None]
+        return torch.zeros_like(hidden_states).index_add_(0, self.token, weighted.to(hidden_states.dtype))
 
 
 def _feed_forward(experts: Any, inputs: Tensor, linear: _Linear) -> Tensor:
     """One or many experts on rows (T, H), of any layout that transformers' experts modules declare."""
-    if experts.has_gate:
-        hidden = experts._apply_gate(linear("gate_up_proj", inputs))
-    else:
-        hidden = experts.act_fn(linear("up_proj", inputs))
-    outputs = linear("down_proj", hidden)
+    first, last = layer_names(experts)
+    hidden = linear(first, inputs)
+    outputs = linear(last, experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden))
     return experts.post_expert_norm(outputs) if getattr(experts, "has_post_expert_norm", False) else outputs
 
 
@@ -122,10 +210,3 @@ def _can_group(weight: Tensor, hidden_states: Tensor) -> bool:
         and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and all(address % 16 == 0 for address in (weight.data_ptr(), *strides))
     )
-
-
-def _parameters(experts: Any, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight (E, outputs, inputs) and bias (E, outputs) of a fused layer."""
-    weight = getattr(experts, name)
-    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
-    return weight.transpose(-2, -1) if experts.is_transposed else weight, bias

@@ -141,15 +141,17 @@ def _observe(model: Any, modules: list[Any], token_ids: Tensor) -> list[tuple[Te
 def _split_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """What runs in place of the forward of every experts module."""
     own = OwnRouting(top_k_index, top_k_weights, experts.num_experts)
-    selection, weights = own.routed(), own.weights()
+    routed = own.routed()
     policy = policy_of_context.get()
     block: _SplitBlock = getattr(experts, "_split_block", _UNSPLIT)
+    choice = None
     if policy is not None and block is not _UNSPLIT:
         gate_probs = block.gate_score(_logits(experts.num_experts))
-        choice = policy(BlockInput(block.index, hidden_states, gate_probs, selection))
-        if choice is not None:
-            selection, weights = choice, combination_weights(own, gate_probs, choice)
-    return block.runner(experts, hidden_states, selection, weights)
+        choice = policy(BlockInput(block.index, hidden_states, gate_probs, routed))
+    if choice is None:
+        return block.runner(experts, hidden_states, routed, own.weights())
+    weights = combination_weights(own, gate_probs, choice.to(routed.device))
+    return block.runner(experts, hidden_states, choice, weights)
 
 
 ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _split_experts)

@@ -82,18 +82,26 @@ class SplitModel:
         self.num_experts = int(self.experts[0].num_experts)
         self.hidden_size, self.intermediate_size = expert_widths(self.experts[0])
 
-    def forward(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> SplitForward:
+    def forward(
+        self,
+        token_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        read_out: Callable[[Any], Any] | None = None,
+    ) -> SplitForward:
         """Start a forward pass and stop at its first block.
 
         Args:
             token_ids: (N, J) int64.
             attention_mask: (N, J), 0 at padding; ``None`` means no padding.
+            read_out: gets the model's output and returns the ``result``, which is the output itself by default.
 
         Raises:
             ValueError: wrong shapes, types or token ids, or more tokens than the model's context.
         """
         inputs = self._inputs(token_ids, attention_mask)
-        return self.run(lambda model: model(**inputs))
+        if read_out is None:
+            return self.run(lambda model: model(**inputs))
+        return self.run(lambda model: read_out(model(**inputs)))
 
     def run(self, function: Callable[[Any], Any]) -> SplitForward:
         """Start any use of the model, such as ``lambda model: model.generate(...)``, and stop at its first block.
@@ -174,7 +182,7 @@ class SplitForward:
         """Run the selected experts and go on to the next block.
 
         Args:
-            selection: (T, E) bool; ``None`` means the model's own routing.
+            selection: (T, E) bool, best on the CPU; ``None`` means the model's own routing.
 
         Returns:
             The next block, or ``None`` when the function has returned.
@@ -188,12 +196,11 @@ class SplitForward:
             raise RuntimeError("a forward pass that has ended cannot be resumed")
         if self._thread != threading.get_ident():
             raise RuntimeError("a paused forward pass can be resumed only by the thread that started it")
-        expected = self.block.routed
-        if selection is not None:
-            if not isinstance(selection, Tensor) or selection.dtype != torch.bool or selection.shape != expected.shape:
-                wanted = f"a bool tensor of shape {tuple(expected.shape)}"
-                raise ValueError(f"the selection must be {wanted} or None, got {_describe(selection)}")
-            selection = selection.to(expected.device)
+        expected = self.block.routed.shape
+        fits = isinstance(selection, Tensor) and selection.dtype == torch.bool and selection.shape == expected
+        if selection is not None and not fits:
+            wanted = f"a bool tensor of shape {tuple(expected)}"
+            raise ValueError(f"the selection must be {wanted} or None, got {_describe(selection)}")
         return self._advance(selection)
 
     def close(self) -> None:

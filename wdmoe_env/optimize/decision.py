@@ -49,6 +49,25 @@ class Point:
         bandwidth = self.bandwidth.where(rows, other.bandwidth)
         return Point(selection, bandwidth, np.where(rows, self.wlr, other.wlr))
 
+    def rows(self, index: NDArray[np.int64]) -> Point:
+        """The point of some rows."""
+        bandwidth = BandwidthSolution(self.bandwidth.shares[index], self.bandwidth.latency_s[index])
+        return Point(self.selection[index], bandwidth, self.wlr[index])
+
+    def replaced(self, index: NDArray[np.int64], other: Point) -> Point:
+        """This point with the rows ``index`` (n,) taken from ``other``, a point of n rows."""
+        copy = Point(
+            self.selection.copy(),
+            BandwidthSolution(self.bandwidth.shares.copy(), self.bandwidth.latency_s.copy()),
+            self.wlr.copy(),
+        )
+        copy.selection[index], copy.wlr[index] = other.selection, other.wlr
+        copy.bandwidth.shares[index], copy.bandwidth.latency_s[index] = (
+            other.bandwidth.shares,
+            other.bandwidth.latency_s,
+        )
+        return copy
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

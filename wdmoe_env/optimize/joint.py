@@ -6,9 +6,10 @@ lets it fall. The paper's alternation is a reconstruction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, min_max_bandwidth
 from wdmoe_env.optimize.decision import JointSolution, Point, Run
@@ -56,6 +57,10 @@ class _Problem:
         latency = np.where(bandwidth.latency_s > 0, bandwidth.latency_s, np.inf)
         return Point(selection, bandwidth, wlr_per_ms(weight_served(self.weights, selection), latency))
 
+    def rows(self, index: NDArray[np.int64]) -> _Problem:
+        """The problem of some rows."""
+        return replace(self, links=self.links.rows(index), weights=self.weights[index], routed=self.routed[index])
+
     def alternate(self, point: Point, threshold: Float, rows: Bool) -> Run:
         """Alternate the paper's selection and the shares to a fixed point in the marked rows.
 
@@ -63,13 +68,16 @@ class _Problem:
         """
         run = Run.at(point)
         for _ in range(self.max_iterations):
-            if not rows.any():
+            active = np.flatnonzero(rows)
+            if not active.size:
                 break
-            latency = expert_token_latency_s(self.links, run.point.bandwidth.shares)
-            trial = self.point(paper_selection(self.weights, self.routed, latency, threshold))
-            better = rows & (trial.wlr > run.point.wlr * (1.0 + LEAST_GAIN))
-            run = run.after(rows, trial.where(better, run.point))
-            rows = better
+            part, present = self.rows(active), run.point.rows(active)
+            latency = expert_token_latency_s(part.links, present.bandwidth.shares)
+            trial = part.point(paper_selection(part.weights, part.routed, latency, threshold[active]))
+            better = trial.wlr > present.wlr * (1.0 + LEAST_GAIN)
+            run = run.after(rows, run.point.replaced(active, trial.where(better, present)))
+            rows = np.zeros_like(rows)
+            rows[active] = better
         return run
 
 

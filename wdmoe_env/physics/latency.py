@@ -46,9 +46,12 @@ class BlockLinks:
 
     def row(self, n: int) -> BlockLinks:
         """Episode n as a batch of one."""
-        one = slice(n, n + 1)
-        placement = self.placement if self.placement.ndim == 2 else self.placement[one]
-        return BlockLinks(self.full_band_snr[one], self.payload_s[one], self.compute_s[one], placement)
+        return self.rows(slice(n, n + 1))
+
+    def rows(self, index: slice | NDArray[np.int64]) -> BlockLinks:
+        """Some of the episodes."""
+        placement = self.placement if self.placement.ndim == 2 else self.placement[index]
+        return BlockLinks(self.full_band_snr[index], self.payload_s[index], self.compute_s[index], placement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +138,12 @@ def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:
     Returns:
         (N, U) seconds; 0 for a device without load, infinite for a loaded one without bandwidth.
     """
-    loaded = load.tokens > 0
-    radio = np.where(loaded, radio_latency_s(links, shares), 0.0)
-    return load.tokens * radio + load.experts * links.compute_s
+    return sum_over_tokens_s(links, load, radio_latency_s(links, shares))
+
+
+def sum_over_tokens_s(links: BlockLinks, load: Load, radio_s: Float) -> Float:
+    """Equation (6) where the radio latency of one token (N, U) is known; returns (N, U) seconds."""
+    return load.tokens * np.where(load.tokens > 0, radio_s, 0.0) + load.experts * links.compute_s
 
 
 def token_latency_s(links: BlockLinks, selection: Bool, shares: Float) -> Float:

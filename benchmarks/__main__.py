@@ -1,0 +1,40 @@
+"""``python -m benchmarks``: measure, print one table, and save it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import growth, ppo, solver, step
+from benchmarks.table import Row, Settings, machine, markdown, save
+
+SECTIONS = {"step": step.rows, "solver": solver.rows, "ppo": ppo.rows, "growth": growth.rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the sections asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="about a minute; rough figures")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
+    parser.add_argument("--device", default="cpu", help="torch device of the section step; the others run on the CPU")
+    parser.add_argument("--steps", type=int, default=200_000, help="environment steps of the memory run")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of results.md and results.json")
+    chosen = parser.parse_args(arguments)
+    settings = Settings(chosen.quick, chosen.device, chosen.steps)
+    rows: list[Row] = []
+    for name in chosen.only:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        rows += SECTIONS[name](settings)
+    if not torch.cuda.is_available():
+        rows.append(Row("CUDA", "step over a block of the plain forward", None))
+    note = machine() + (", quick" if chosen.quick else "")
+    print(f"{note}\n\n{markdown(rows)}")
+    save(chosen.out, rows, note)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

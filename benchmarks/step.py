@@ -1,0 +1,241 @@
+"""Points 1, 2 and 6: a step beside the model's own forward, the batched environment beside others, and its profile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
+from transformers import AutoModelForCausalLM
+
+import wdmoe_env
+from benchmarks.reference import ReferenceEnv
+from benchmarks.table import Row, Settings
+from benchmarks.timing import Timed, clocked, in_turn
+from wdmoe_env import actions, env, process, simulator, vector_env
+from wdmoe_env.moe import experts, lockstep
+from wdmoe_env.physics.channel import Channel
+
+TINY = Path(wdmoe_env.__file__).parent / "assets" / "tiny"
+STOCK = ("eager", "grouped_mm")  # on a CPU "batched_mm" is many times slower than either, and upsets the caches
+PARTS = {
+    "experts": [(experts.STRATEGIES, name) for name in experts.STRATEGIES],
+    "scoring the text": [(lockstep, "score_tokens")],
+    "model without experts": [(lockstep.LockStep, "__init__"), (lockstep.LockStep, "resume")],
+    "physics": [
+        (Channel, "sample"),
+        (simulator.Simulator, "radio"),
+        (simulator.Rollout, "_measure"),
+        (process, "device_load"),
+    ],
+    "solver": [(process, "min_max_bandwidth")],
+    "codecs": [
+        (actions.ActionCodec, "decode"),
+        (process, "repair_selection"),
+        (process, "encode_observation"),
+        (env, "encode_observation"),
+        (vector_env, "encode_observation"),
+        (simulator.Rollout, "_view"),
+    ],
+}
+
+
+def rows(settings: Settings) -> list[Row]:
+    """All rows of the section."""
+    targets = {1: "<= 1.10", 8: "<= 1", 64: "<= 1", 256: "<= 1"}
+    sizes = (1, 8) if settings.quick else tuple(targets)
+    stock = stock_models(settings.device)
+    found = [row for size in sizes for row in overhead(settings, stock, size, targets[size])]
+    found += throughput(settings, stock["eager"])
+    found += [row for size in (sizes if settings.quick else (1, 64)) for row in profile(settings, size)]
+    return found
+
+
+def stock_models(device: str) -> dict[str, Any]:
+    """The untouched model with each of transformers' ways to run experts."""
+    return {
+        name: AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, experts_implementation=name)
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+        for name in (STOCK if device == "cpu" else (*STOCK, "batched_mm"))
+    }
+
+
+def make(num_envs: int, **keywords: Any) -> Any:
+    """One environment, or a batched one that is reset by hand."""
+    if num_envs == 1:
+        return gym.make("wdmoe_env:WDMoE-v0", **keywords)
+    return gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=num_envs, autoreset_mode="DISABLED", **keywords)
+
+
+def vanilla_action(one: Any, observation: Any) -> Any:
+    """The model's own routing at equal shares."""
+    routed = observation["routed"] > 0
+    devices = observation["compute_latency"].shape[-1]
+    return one.encode_action(routed, np.full((*routed.shape[:-2], devices), 1.0 / devices))
+
+
+def episode_seconds(one: Any, options: dict[str, Any] | None = None) -> float:
+    """Time of one episode, its reset included, without what the policy takes."""
+    plain = one.unwrapped
+    began = time.perf_counter()
+    observation, _ = one.reset(options=options)
+    taken = time.perf_counter() - began
+    for _ in range(plain.num_blocks):
+        action = vanilla_action(plain, observation)
+        began = time.perf_counter()
+        observation, *_ = one.step(action)
+        taken += time.perf_counter() - began
+    return taken
+
+
+def overhead(settings: Settings, stock: dict[str, Any], num_envs: int, target: str) -> list[Row]:
+    """Time of a step over that of a block of the plain forward of the same windows, at its best."""
+    one = make(num_envs, device=settings.device)
+    one.reset(seed=0)
+    source = one.unwrapped.simulator.source
+    generator = np.random.default_rng(0)
+    windows = np.zeros(num_envs, dtype=np.int64)
+    inputs: dict[str, Any] = {}
+
+    def step() -> float:
+        windows[:] = generator.integers(len(source.windows), size=num_envs)
+        source.reference_nll(windows)  # of the windows' own routing, once per window in a process
+        token_ids, mask, _ = source.tokens(windows)
+        inputs.update(input_ids=token_ids.to(settings.device), attention_mask=mask.long().to(settings.device))
+        return episode_seconds(one, {"window": int(windows[0]) if num_envs == 1 else windows.copy()})
+
+    def plain(model: Any) -> None:
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+        if settings.device != "cpu":
+            torch.cuda.synchronize()
+
+    alternatives: dict[str, Timed] = {"step": step}
+    alternatives.update({name: clocked(partial(plain, model)) for name, model in stock.items()})
+    taken = in_turn(alternatives, settings.seconds(20.0))
+    best = min(stock, key=taken.__getitem__)
+    blocks = one.unwrapped.num_blocks
+    one.close()
+    section = f"step, N = {num_envs}"
+    return [
+        Row(section, "step over a block of the plain forward", taken["step"] / taken[best], "", target),
+        Row(section, "step", 1e3 * taken["step"] / blocks, "ms"),
+        Row(section, f"block of the plain forward ({best})", 1e3 * taken[best] / blocks, "ms"),
+        Row(section, "environment steps", num_envs * blocks / taken["step"], "1/s"),
+    ]
+
+
+def throughput(settings: Settings, stock: Any) -> list[Row]:
+    """Environment steps per second of the batched environment over other ways to step many."""
+    size = 8 if settings.quick else 64
+    native, selection = (
+        gym.make_vec(f"wdmoe_env:{name}", num_envs=size, autoreset_mode="DISABLED")
+        for name in ("WDMoE-v0", "WDMoE-Selection-v0")
+    )
+    native.reset(seed=0)
+    source = native.simulator.source
+    began = time.perf_counter()
+    if not settings.quick:
+        source.reference_nll(np.arange(len(source.windows)))
+    whole_split = time.perf_counter() - began
+    single = make(1)
+    dummy = DummyVecEnv([partial(make, 1) for _ in range(size)])
+    sync = SyncVectorEnv([partial(make, 1) for _ in range(size)], autoreset_mode="Disabled")
+    sync.num_blocks = dummy.num_blocks = native.num_blocks
+    sync.encode_action = native.encode_action
+    reference = ReferenceEnv(stock)
+    alternatives = {
+        "native": lambda: episode_seconds(native) / size,
+        "the single environment": lambda: episode_seconds(single),
+        "Gymnasium's SyncVectorEnv": lambda: episode_seconds(sync) / size,
+        "SB3's DummyVecEnv": lambda: dummy_seconds(dummy, native) / size,
+        "native, shares solved": lambda: episode_seconds(selection) / size,
+        "a straightforward implementation": clocked(lambda: reference_episode(reference, 0)),
+    }
+    single.reset(seed=0), dummy.seed(0), sync.reset(seed=0), selection.reset(seed=0)
+    taken = in_turn(alternatives, settings.seconds(60.0))
+    rate = {name: native.num_blocks / seconds for name, seconds in taken.items()}
+    section = f"throughput, N = {size}"
+    found = [Row(section, name, value, "1/s") for name, value in rate.items()]
+    pairs = [
+        ("native", "the single environment", ">= 6"),
+        ("native", "SB3's DummyVecEnv", ">= 5"),
+        ("native", "Gymnasium's SyncVectorEnv", ">= 5"),
+        ("native, shares solved", "a straightforward implementation", ">= 20"),
+    ]
+    found += [Row(section, f"{a} over {b}", rate[a] / rate[b], "", target) for a, b, target in pairs]
+    if not settings.quick:
+        found.append(Row(section, "own routing of all windows, once in a process", whole_split, "s"))
+    return found
+
+
+def dummy_seconds(dummy: DummyVecEnv, native: Any) -> float:
+    """Time of one episode under SB3's protocol, which resets within the last step."""
+    observation, taken = dummy.reset(), 0.0
+    for _ in range(native.num_blocks):
+        action = vanilla_action(native, observation)
+        began = time.perf_counter()
+        observation, *_ = dummy.step(action)
+        taken += time.perf_counter() - began
+    return taken
+
+
+def reference_episode(one: ReferenceEnv, seed: int) -> dict[str, float]:
+    """Info at the end of an episode of the straightforward implementation, with the model's own routing."""
+    selection: Any = one.reset(seed)
+    done, info = False, {}
+    while not done:
+        selection, _, done, info = one.step(selection)
+    return info
+
+
+def profile(settings: Settings, num_envs: int) -> list[Row]:
+    """Share of each part in the time of a step, with the shares solved."""
+    name = "wdmoe_env:WDMoE-Selection-v0"
+    one: Any = gym.make(name) if num_envs == 1 else gym.make_vec(name, num_envs=num_envs, autoreset_mode="DISABLED")
+    one.reset(seed=0)
+    windows = np.arange(num_envs)
+    options = {"window": 0 if num_envs == 1 else windows}
+    one.unwrapped.simulator.source.reference_nll(windows)
+    episode_seconds(one, options)
+    spent = dict.fromkeys(PARTS, 0.0)
+    ends, total = time.perf_counter() + settings.seconds(8.0), 0.0
+    with ExitStack() as stack:
+        for part, places in PARTS.items():
+            for holder, function in places:
+                stack.enter_context(_clock(spent, part, holder, function))
+        while time.perf_counter() < ends:
+            total += episode_seconds(one, options)
+    one.close()
+    # Both run inside the model's forward pass.
+    spent["model without experts"] -= spent["experts"] + spent["scoring the text"]
+    spent["Gymnasium and the rest"] = total - sum(spent.values())
+    section = f"profile, N = {num_envs}"
+    return [Row(section, part, 100.0 * seconds / total, "%") for part, seconds in spent.items()]
+
+
+def _clock(spent: dict[str, float], part: str, holder: Any, name: str) -> Any:
+    """A patch that adds the time of a function to its part."""
+    function: Callable[..., Any] = holder[name] if isinstance(holder, dict) else getattr(holder, name)
+
+    def timed(*args: Any, **keywords: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **keywords)
+        finally:
+            spent[part] += time.perf_counter() - began
+
+    if isinstance(holder, dict):
+        return mock.patch.dict(holder, {name: timed})
+    return mock.patch.object(holder, name, timed)

@@ -1,0 +1,42 @@
+"""Wall time of alternatives, measured in turn so that a slow moment of the machine strikes all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Timed = Callable[[], float]
+"""Does something and returns the seconds that count."""
+
+
+def clocked(function: Callable[[], Any]) -> Timed:
+    """The wall time of a call."""
+
+    def timed() -> float:
+        began = time.perf_counter()
+        function()
+        return time.perf_counter() - began
+
+    return timed
+
+
+def in_turn(alternatives: Mapping[str, Timed], seconds: float, least: int = 3) -> dict[str, float]:
+    """Lower quartile of the seconds of each alternative.
+
+    Args:
+        alternatives: called one after the other, over and over, after one round that does not count.
+        seconds: time to spend on all of them.
+        least: fewest rounds that count.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in alternatives}
+    for timed in alternatives.values():
+        timed()
+    ends, rounds = time.perf_counter() + seconds, 0
+    while rounds < least or time.perf_counter() < ends:
+        for name, timed in alternatives.items():
+            taken[name].append(timed())
+        rounds += 1
+    return {name: float(np.quantile(values, 0.25)) for name, values in taken.items()}

@@ -1,0 +1,131 @@
+"""A batch in lock-step: forward passes over its parts, all paused at the same block, then scored.
+
+On a CPU one pass over a large batch is slower than several over parts of it: what a part needs stays in the caches and
+in memory that the process holds already, and its logits are gone before those of the next part are made. So a pass
+takes ``TOKENS_PER_PASS`` tokens for each of torch's threads. On another device it takes the whole batch.
+
+A thread that has few tokens costs more than it brings. So a pass uses one for every ``TOKENS_PER_THREAD`` tokens, at
+most as many as torch is set to; the setting is the user's again whenever the passes are paused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.split import SplitForward, SplitModel
+
+TOKENS_PER_PASS = 1024
+TOKENS_PER_THREAD = 512
+LOGITS_AT_ONCE = 2**19  # 2 MiB, which stay in a core's cache from one use to the next
+
+Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""NLL in nats, and whether the best guess was right; both (N, J)."""
+
+
+class LockStep:
+    """A batch of sequences under way, paused at one MoE block.
+
+    Args:
+        model: the split model.
+        token_ids: (N, J) int64, on the CPU like the rest.
+        attention_mask: (N, J), 0 at padding.
+        targets: (N, J) int64, the tokens that the text goes on with.
+
+    Attributes:
+        blocks: where each pass is paused, in the order of the sequences; empty after the last block.
+    """
+
+    def __init__(self, model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> None:
+        parts = _parts(model, token_ids, attention_mask, targets)
+        self._tokens = parts[0][0].numel()
+        with _threads(self._tokens):
+            self._passes: list[SplitForward] = [
+                model.forward(ids, mask, _scorer(target)) for ids, mask, target in parts
+            ]
+        self.blocks = self._paused()
+
+    def resume(self, selection: Tensor | None) -> None:
+        """Run the selected experts and go on to the next block.
+
+        Args:
+            selection: (N * J, E) bool; ``None`` means the model's own routing.
+        """
+        rows = [len(block.routed) for block in self.blocks]
+        parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
+        with _threads(self._tokens):
+            for one, part in zip(self._passes, parts, strict=True):
+                one.resume(part)
+        self.blocks = self._paused()
+
+    def scores(self) -> Scores:
+        """Scores of the text, after the last block."""
+        return _joined([one.result for one in self._passes])
+
+    def close(self) -> None:
+        """End the passes where they are."""
+        self.blocks = []
+        for one in self._passes:
+            one.close()
+
+    def _paused(self) -> list[BlockInput]:
+        return [one.block for one in self._passes if one.block is not None]
+
+
+def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:
+    """Scores under the model's own routing, without a stop; arguments as of ``LockStep``."""
+    parts = _parts(model, token_ids, attention_mask, targets)
+    with _threads(parts[0][0].numel()):
+        return _joined([score_tokens(model.own_logits(ids, mask), target) for ids, mask, target in parts])
+
+
+def score_tokens(logits: Tensor, targets: Tensor) -> Scores:
+    """Scores of logits (n, J, V) against targets (n, J); a guess that ties with the best one is right."""
+    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else targets.numel()
+    rows = targets.to(logits.device).flatten()[:, None]
+    nll, correct = [], []
+    for part, target in zip(torch.split(logits.flatten(0, 1), at_once), torch.split(rows, at_once), strict=True):
+        nll.append(functional.cross_entropy(part.float(), target[:, 0], reduction="none"))
+        correct.append(part.gather(1, target)[:, 0] >= part.amax(dim=1))
+    both = torch.stack((torch.cat(nll), torch.cat(correct).float())).view(2, *targets.shape).cpu().numpy()
+    return both[0].astype(np.float64), both[1] > 0
+
+
+def _scorer(targets: Tensor) -> Callable[[Any], Scores]:
+    return lambda output: score_tokens(output.logits, targets)
+
+
+def _parts(model: SplitModel, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """The batch of each pass, as equal as can be."""
+    tokens = tensors[0].numel()
+    at_once = TOKENS_PER_PASS * torch.get_num_threads() if model.device.type == "cpu" else tokens
+    passes = min(-(-tokens // at_once), len(tensors[0]))
+    return list(zip(*(tensor.tensor_split(passes) for tensor in tensors), strict=True))
+
+
+def _joined(scores: Sequence[Scores]) -> Scores:
+    nll, correct = zip(*scores, strict=True)
+    return np.concatenate(nll), np.concatenate(correct)
+
+
+@contextmanager
+def _threads(tokens: int) -> Iterator[None]:
+    """Torch on as many threads as a pass of some tokens is worth, and back."""
+    setting = torch.get_num_threads()
+    worth = min(setting, max(1, tokens // TOKENS_PER_THREAD))
+    if worth == setting:
+        yield
+        return
+    torch.set_num_threads(worth)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(setting)

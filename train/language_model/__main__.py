@@ -11,17 +11,21 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
 
 from agents.files import write_whole
 from train.language_model.card import card
-from train.language_model.evaluate import cut, evaluate
+from train.language_model.evaluate import evaluate
 from train.language_model.export import export
 from train.language_model.loop import CHECKPOINT, Progress, Trainer, read_progress
 from train.language_model.model import build
+from train.language_model.pictures import loss_picture, routing_picture
 from train.language_model.recipe import PRESETS, Recipe
 from train.text.shards import read_shard
 from train.text.split import LANGUAGE_MODEL, VALIDATION
+from wdmoe_env.moe.zoo import load_model
+
+SUITE = "suite.json"
+"""What `python -m train.suite --measure` leaves in the folder of a run."""
 
 HELP = """Train a Mixtral-like mixture of experts on the shards of `python -m train.text`.
 
@@ -34,9 +38,11 @@ A run is one schedule of --tokens tokens. It saves a checkpoint and an exported 
 gives the weights that the uninterrupted one would have given, unless --tokens is changed.
 
   python -m train.language_model --data data --evaluate runs/tiny
-measures OUT/model on the validation documents, against unigram and bigram models of the
-training tokens, and writes OUT/model/MODEL_CARD.md and OUT/evaluation.json. The model that
-ships is OUT/model copied to wdmoe_env/assets/tiny."""
+measures OUT/model on the validation documents, against a Kneser-Ney 5-gram model of the
+training tokens and against itself with experts dropped or exchanged, there and on the
+multiple-choice suite. It writes OUT/evaluation.json and, into OUT/model, MODEL_CARD.md with
+its pictures. `python -m train.suite --measure OUT` before it adds the suite to the card. The
+model that ships is OUT/model copied to wdmoe_env/assets/tiny."""
 
 
 def main() -> None:
@@ -49,7 +55,7 @@ def main() -> None:
         recipe = replace(recipe, tokens=options.tokens)
     try:
         if options.evaluate is not None:
-            report(options.evaluate, options.data, device)
+            report(options.evaluate, options.data, options.suite, device)
         else:
             train(recipe, options.data, options.out, device, options.resume, options.save_every)
     except (FileNotFoundError, ValueError) as error:
@@ -81,21 +87,23 @@ def train(recipe: Recipe, data: Path, out: Path, device: torch.device, resume: b
             export(trainer.model, tokenizer, out / "model")
 
 
-def report(run: Path, data: Path, device: torch.device) -> None:
-    """Evaluate a run's exported model, print the losses, and write its card."""
+def report(run: Path, data: Path, suite: Path | None, device: torch.device) -> None:
+    """Evaluate a run's exported model, and write its figures, card and pictures."""
     recipe, progress = read_progress(run / CHECKPOINT)
     training, _ = read_shard(data / f"{LANGUAGE_MODEL}.npy")
-    held_out = cut(*read_shard(data / f"{VALIDATION}.npy"), recipe.positions)
-    evaluation = evaluate(run / "model", training, held_out, device)
-    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    summary = json.loads((data / "summary.json").read_text())
+    evaluation = evaluate(run / "model", training, read_shard(data / f"{VALIDATION}.npy"), suite, device)
+    write_whole(run / "evaluation.json", json.dumps(asdict(evaluation), indent=1).encode() + b"\n")
+    cells = json.loads((run / SUITE).read_text()) if (run / SUITE).exists() else None
+    model = load_model(str(run / "model"), str(device))
     counts = {
-        "parameters": model.num_parameters(),
-        "vocabulary": model.config.vocab_size,
+        "parameters": model.model.num_parameters(),
+        "vocabulary": model.vocabulary_size,
         "corpus": len(training),
     }
-    summary = json.loads((data / "summary.json").read_text())
-    text = card(recipe, progress, evaluation, summary, counts)
-    write_whole(run / "evaluation.json", json.dumps(asdict(evaluation), indent=1).encode() + b"\n")
+    text = card(recipe, progress, evaluation, summary, cells, counts)
+    write_whole(run / "model" / "loss.png", loss_picture(progress, recipe))
+    write_whole(run / "model" / "routing.png", routing_picture(evaluation.load))
     write_whole(run / "model" / "MODEL_CARD.md", text.encode())
     print(text)
 
@@ -113,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (default: 500)")
     parser.add_argument("--evaluate", type=Path, metavar="RUN", help="measure a run and write its card, do not train")
+    parser.add_argument("--suite", type=Path, help="multiple-choice items of --evaluate (default: those that ship)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     return parser
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from train.language_model.evaluate import Evaluation
+from train.language_model.evaluate import NGRAM_ORDER, SUITE_TOKENS, Evaluation
 from train.language_model.loop import Progress
 from train.language_model.recipe import Recipe
-from train.text.sources import SOURCES
-
-Summary = dict[str, dict[str, dict[str, float]]]
+from train.language_model.specialisation import LOST_EXPERTS
+from train.language_model.tables import (
+    Cells,
+    Summary,
+    effect_table,
+    load_table,
+    loss_table,
+    source_table,
+    specialisation_table,
+    suite_table,
+    text_table,
+)
 
 CARD = """# Model card: tiny
 
@@ -25,6 +32,8 @@ instrument. It is not meant to write text for people.
   peak learning rate {learning_rate}, warm-up and cosine, load-balance loss {balance} per block, seed {seed};
   {minutes:.0f} minutes ({rate:.0f} tokens/s) on {hardware}. Last training loss {last:.3f} nats/token.{budgets}
 - Licence: Apache-2.0 for the weights; the text keeps its own terms, below.
+
+![Training loss and balance](loss.png)
 
 Made by `python -m train.text --out data`, then
 `python -m train.language_model --data data --out runs/tiny --tokens {budget}`;
@@ -45,34 +54,66 @@ Sources:
 
 ## Held-out loss
 
-On the validation documents, which neither the model nor the n-grams saw. Windows of {positions} tokens;
-every token but a document's leading end-of-text mark is predicted once, from its own window. Unigram:
-absolute discounting. Bigram: interpolated Kneser-Ney. Both are counted on the same {corpus} tokens that
-the model learned from. Nats per token; the last column is the model's loss in bits per byte.
+On the validation documents, which neither the model nor the n-grams saw. The model reads windows of {positions}
+tokens; every token but a document's leading end-of-text mark is predicted once, from its own window. KN-{order} is
+an interpolated modified Kneser-Ney {order}-gram model counted on the same {corpus} tokens that the model learned
+from, and reads across windows. "top-1" keeps the weights and gives each token its most probable expert only.
 
 {losses}
 
-"top-1" keeps the weights and gives each token its most probable expert only.
+The model is below KN-{order} in {below} of {domains} domains.
 
 ## Routing
 
 Share of (token, expert) assignments per block on the validation documents, in percent; even would be {even:.1f}.
+The least used expert has {least:.2f} times its even share, the most used one {most:.2f} times.
 
 {load}
 
-The two most used experts of each domain (share in percent):
+![Share of each domain's assignments per expert](routing.png)
 
-{preferred}
+### Specialisation
 
+The {lost} (block, expert) pairs with the largest share of a domain's assignments leave the selection; a token that
+loses all experts of a block gets its most probable remaining one, and the weights are renormalised. The domain
+loses more than the others do on average in {specialised} of {domains} cases.
+
+{specialisation}
+
+## What an expert is worth
+
+Against own routing on the same tokens and the same {items:,} items of the multiple-choice suite (accuracy with own
+routing {accuracy:.1%}; windows of {suite_tokens} tokens). Paired differences with 95 % bootstrap intervals.
+A wrong expert is drawn evenly from those that the token was not routed to.
+
+{ablation}
+
+### Sensitivity per block
+
+The second expert is dropped in one block alone; the points are those of a sample of the suite, drawn from each
+format and domain in proportion.
+
+{sensitivity}
+{suite}
 ## Limits
 
 - {parameters} parameters: grammar and vocabulary of the domains, no dependable facts. No
   instruction tuning, no safety tuning.
-- Much of the text is old: speeches since 1790, a novel of 1851, Bible translations of 1905 to 1910. It holds dated
-  and offensive views on peoples, religion and the sexes, and the model repeats them.
-- French, Spanish and German come from one book each; the model knows their biblical register only.
-- The Factbook text dates from one snapshot, and its long lists of numbers make its loss look low.
+- Much of the text is old: speeches since 1790, novels of the nineteenth century, old Bible translations. It holds
+  dated and offensive views on peoples, religion and the sexes, and the model repeats them.
+- Each language but English comes from one book; the model knows its biblical register only.
+- The documentation describes the services of one vendor. The skills are synthetic sentences of a few forms.
+- The facts date from one snapshot, and long lists of numbers make their loss look low.
 - Losses compare policies on this model. They say nothing about how a large model reacts to a lost expert.
+"""
+
+SUITE = """
+## Multiple-choice suite
+
+Accuracy in percent with own routing, against chance and a word trigram with a cache, counted on the learned text.
+The model is above the trigram in {above} of {cells} cells.
+
+{table}
 """
 
 BUDGET = """
@@ -80,7 +121,14 @@ BUDGET = """
   these exact weights."""
 
 
-def card(recipe: Recipe, progress: Progress, evaluation: Evaluation, summary: Summary, counts: dict[str, int]) -> str:
+def card(
+    recipe: Recipe,
+    progress: Progress,
+    evaluation: Evaluation,
+    summary: Summary,
+    cells: Cells | None,
+    counts: dict[str, int],
+) -> str:
     """Return the model card as Markdown.
 
     Args:
@@ -88,73 +136,62 @@ def card(recipe: Recipe, progress: Progress, evaluation: Evaluation, summary: Su
         progress: How the training went.
         evaluation: The figures.
         summary: Documents and bytes per part and domain, from the text recipe.
+        cells: Accuracy per format and domain of the suite, if measured.
         counts: ``"parameters"``, ``"vocabulary"`` and ``"corpus"`` (training tokens in the shard).
     """
-    trained = progress.step * recipe.sequence * recipe.batch
     return CARD.format(
         **vars(recipe),
+        **_training(recipe, progress, counts["corpus"]),
+        **_figures(recipe, evaluation),
         architecture="transformers' `MixtralForCausalLM`",
-        steps=recipe.steps,
-        done=progress.step,
-        budget=recipe.tokens,
-        trained=f"{trained:,}",
-        epochs=trained / counts["corpus"],
-        minutes=progress.seconds / 60,
-        rate=trained / progress.seconds,
-        hardware=progress.hardware,
-        budgets="".join(BUDGET.format(step=step, tokens=tokens) for step, tokens in progress.budgets),
-        last=progress.curve[-1][1],
         parameters=f"{counts['parameters']:,}",
         vocabulary=counts["vocabulary"],
         corpus=f"{counts['corpus']:,}",
-        text=_text_table(summary),
-        sources=_table(
-            ["package", "registry", "domains", "licence of the text"],
-            [[f"{s.name} {s.version}", s.registry, ", ".join(s.domains), s.licence] for s in SOURCES],
-        ),
-        losses=_loss_table(evaluation),
-        even=100 / recipe.experts,
-        load=_load_table(evaluation.load["all"]),
-        preferred=_preferred_table(evaluation.load),
+        text=text_table(summary),
+        sources=source_table(),
+        suite=_suite(cells) if cells else "",
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+def _training(recipe: Recipe, progress: Progress, corpus: int) -> dict[str, object]:
+    trained = progress.step * recipe.sequence * recipe.batch
+    return {
+        "steps": recipe.steps,
+        "done": progress.step,
+        "budget": recipe.tokens,
+        "trained": f"{trained:,}",
+        "epochs": trained / corpus,
+        "minutes": progress.seconds / 60,
+        "rate": trained / progress.seconds,
+        "hardware": progress.hardware,
+        "budgets": "".join(BUDGET.format(step=step, tokens=tokens) for step, tokens in progress.budgets),
+        "last": progress.curve[-1][1],
+    }
 
 
-def _text_table(summary: Summary) -> str:
-    """Documents and kilobytes of each part, and the overlap of the environment's text, per domain."""
-    parts = {"lm-train": "learned", "lm-validation": "validation", "train": "episodes, train", "test": "episodes, test"}
-    rows = []
-    for domain in summary["lm-train"]:
-        cells = [summary[part][domain] for part in parts]
-        sizes = [f"{cell['documents']:.0f} ({cell['bytes'] / 1000:,.0f} kB)" for cell in cells]
-        shared = [f"{cell['overlap_with_lm_train']:.2%}" for cell in cells[2:]]
-        rows.append([domain, *sizes, " / ".join(shared)])
-    return _table(["documents (kB)", *parts.values(), "overlap, train / test"], rows)
+def _figures(recipe: Recipe, evaluation: Evaluation) -> dict[str, object]:
+    domains = {domain: result for domain, result in evaluation.domains.items() if domain != "all"}
+    relative = [recipe.experts * share for shares in evaluation.load["all"] for share in shares]
+    return {
+        "order": NGRAM_ORDER,
+        "losses": loss_table(evaluation),
+        "below": sum(r.bits_per_byte.model < r.bits_per_byte.kneser_ney for r in domains.values()),
+        "domains": len(domains),
+        "even": 100 / recipe.experts,
+        "least": min(relative),
+        "most": max(relative),
+        "load": load_table(evaluation.load["all"]),
+        "lost": LOST_EXPERTS,
+        "specialised": sum(result.own > result.others for result in evaluation.specialisation.values()),
+        "specialisation": specialisation_table(evaluation.specialisation),
+        "items": evaluation.suite_items,
+        "accuracy": evaluation.suite_accuracy,
+        "suite_tokens": SUITE_TOKENS,
+        "ablation": effect_table(evaluation.ablation),
+        "sensitivity": effect_table(evaluation.sensitivity),
+    }
 
 
-def _loss_table(evaluation: Evaluation) -> str:
-    head = ["domain", "tokens", "unigram", "bigram", "model", "model, top-1", "bits per byte"]
-    rows = []
-    for domain, result in evaluation.domains.items():
-        losses = [result.unigram, result.bigram, result.model, result.top1, result.bits_per_byte]
-        rows.append([domain, f"{result.tokens:,}", *(f"{loss:.3f}" for loss in losses)])
-    return _table(head, rows)
-
-
-def _load_table(load: list[list[float]]) -> str:
-    rows = [[str(block), *(f"{100 * share:.1f}" for share in shares)] for block, shares in enumerate(load)]
-    return _table(["block", *(f"expert {expert}" for expert in range(len(load[0])))], rows)
-
-
-def _preferred_table(load: dict[str, list[list[float]]]) -> str:
-    blocks = range(len(load["all"]))
-    rows = [[domain, *(_top_two(load[domain][block]) for block in blocks)] for domain in load if domain != "all"]
-    return _table(["domain", *(f"block {block}" for block in blocks)], rows)
-
-
-def _top_two(shares: list[float]) -> str:
-    ranked: list[Any] = sorted(range(len(shares)), key=lambda expert: -shares[expert])
-    return ", ".join(f"{expert} ({100 * shares[expert]:.0f})" for expert in ranked[:2])
+def _suite(cells: Cells) -> str:
+    above = sum(float(cell["model"]) > float(cell["trigram"]) for cell in cells)
+    return SUITE.format(above=above, cells=len(cells), table=suite_table(cells))

@@ -1,57 +1,71 @@
-"""Held-out losses of a model and of n-grams, and where its routers send the tokens."""
+"""All figures of a trained model: losses, routing, and what changed routings cost."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from train.language_model.ngram import Bigram, Tokens, Unigram
+from eval.suite import DEFAULTS
+from train.language_model.ablation import (
+    DROPPED,
+    OWN,
+    Bench,
+    Effect,
+    Outcome,
+    ablate,
+    first_expert,
+    sensitivity,
+    wrong_runner,
+)
+from train.language_model.held_out import HeldOut, Index, RoutingRecord, cut, token_losses
+from train.language_model.ngram import KneserNey
+from train.language_model.packed_suite import right_items
+from train.language_model.specialisation import Specialisation, specialisations
+from wdmoe_env.moe.split import SplitModel
+from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.text.suite import load_suite, suite_windows
 
-WINDOW_BATCH = 16
+NGRAM_ORDER = 5
+SUITE_TOKENS = int(DEFAULTS["num_tokens"])
+
+Tokens = NDArray[np.integer]
+Sums = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Documents of one domain, cut into windows that begin with the token before the first target.
+class Losses:
+    """Three losses on the same tokens.
 
     Attributes:
-        inputs: (windows, context) token ids, padded with 0.
-        targets: (windows, context) the ids that follow, padded with -100.
-        size: Bytes of text.
+        model: The model with its own routing.
+        top1: The same weights with the most probable expert alone.
+        kneser_ney: The n-gram model.
     """
 
-    inputs: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    size: int
+    model: float
+    top1: float
+    kneser_ney: float
 
 
 @dataclass(frozen=True)
 class DomainResult:
-    """Losses on one domain, in nats per token; ``bits_per_byte`` is the model's.
+    """Losses on one domain.
 
     Attributes:
         tokens: Number of targets.
-        model: The model with its own routing.
-        top1: The same weights with one expert per token.
-        unigram: See ``Unigram``.
-        bigram: See ``Bigram``.
-        bits_per_byte: The model's loss per byte of text.
+        nats_per_token: Losses.
+        bits_per_byte: The same per byte of text.
     """
 
     tokens: int
-    model: float
-    top1: float
-    unigram: float
-    bigram: float
-    bits_per_byte: float
+    nats_per_token: Losses
+    bits_per_byte: Losses
 
 
 @dataclass(frozen=True)
@@ -61,82 +75,83 @@ class Evaluation:
     Attributes:
         domains: Result of each domain, and of all together under ``"all"``.
         load: Per domain (and ``"all"``): share of assignments, (blocks, experts), rows sum to 1.
+        suite_items: Items of the suite.
+        suite_accuracy: Share that own routing answers.
+        ablation: What changed routings cost.
+        sensitivity: What the second expert of each block is worth.
+        specialisation: What each domain's experts are worth to it.
     """
 
     domains: dict[str, DomainResult]
     load: dict[str, list[list[float]]]
+    suite_items: int
+    suite_accuracy: float
+    ablation: list[Effect]
+    sensitivity: list[Effect]
+    specialisation: dict[str, Specialisation]
 
 
-def cut(tokens: Tokens, index: list[tuple[str, str, int, int, int]], context: int) -> dict[str, HeldOut]:
-    """Cut a shard's documents into windows, per domain.
-
-    Every token but each document's leading end-of-text is a target exactly once; a
-    target sees only the tokens of its own window.
-    """
-    rows: dict[str, list[tuple[Tokens, Tokens]]] = {}
-    sizes: dict[str, int] = {}
-    for domain, _, start, length, size in index:
-        sizes[domain] = sizes.get(domain, 0) + size
-        for a in range(start, start + length - 1, context):
-            b = min(a + context, start + length - 1)
-            rows.setdefault(domain, []).append((tokens[a:b], tokens[a + 1 : b + 1]))
-    return {domain: _padded(pairs, sizes[domain], context) for domain, pairs in rows.items()}
-
-
-def _padded(pairs: list[tuple[Tokens, Tokens]], size: int, context: int) -> HeldOut:
-    inputs = np.zeros((len(pairs), context), dtype=np.int64)
-    targets = np.full((len(pairs), context), -100, dtype=np.int64)
-    for row, (before, after) in enumerate(pairs):
-        inputs[row, : len(before)], targets[row, : len(after)] = before, after
-    return HeldOut(inputs, targets, size)
-
-
-@torch.no_grad()
-def model_loss(model: Any, text: HeldOut) -> tuple[float, NDArray[np.float64]]:
-    """Return the summed loss in nats and the number of assignments, (blocks, experts)."""
-    total, load = 0.0, np.zeros((model.config.num_hidden_layers, model.config.num_local_experts))
-    for start in range(0, len(text.inputs), WINDOW_BATCH):
-        inputs = torch.from_numpy(text.inputs[start : start + WINDOW_BATCH]).to(model.device)
-        targets = torch.from_numpy(text.targets[start : start + WINDOW_BATCH]).to(model.device)
-        output = model(input_ids=inputs, output_router_logits=True, use_cache=False)
-        total += functional.cross_entropy(output.logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
-        real = targets.flatten() >= 0
-        for block, logits in enumerate(output.router_logits):
-            chosen = logits[real].topk(model.config.num_experts_per_tok, dim=-1).indices
-            load[block] += torch.bincount(chosen.flatten(), minlength=load.shape[1]).cpu().numpy()
-    return total, load
-
-
-def evaluate(folder: Path, training: Tokens, held_out: dict[str, HeldOut], device: torch.device) -> Evaluation:
-    """Measure a model against n-grams of its training tokens.
+def evaluate(
+    folder: Path, training: Tokens, held_out: tuple[Tokens, Index], suite: Path | None, device: torch.device
+) -> Evaluation:
+    """Measure a model against an n-gram model of its training tokens, and against itself with other routings.
 
     Args:
         folder: An exported model.
-        training: Tokens the n-grams are counted on.
-        held_out: From ``cut``.
+        training: Tokens that the n-grams are counted on.
+        held_out: Validation tokens and their index.
+        suite: Multiple-choice items; ``None`` is the suite that ships.
         device: Where the model runs, in float32.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-    top1 = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, num_experts_per_tok=1).to(device).eval()
-    unigram, bigram = (kind(training, model.config.vocab_size) for kind in (Unigram, Bigram))
-    sums: dict[str, NDArray[np.float64]] = {}
-    load: dict[str, NDArray[np.float64]] = {}
-    for domain, text in held_out.items():
-        real = text.targets >= 0
-        before, after = text.inputs[real], text.targets[real]
-        nats, load[domain] = model_loss(model, text)
-        ngrams = [-ngram.log_prob(before, after).sum() for ngram in (unigram, bigram)]
-        sums[domain] = np.array([len(after), text.size, nats, model_loss(top1, text)[0], *ngrams])
-    sums["all"] = np.sum(list(sums.values()), axis=0)
-    load["all"] = np.sum(list(load.values()), axis=0)
+    model = load_model(str(folder), str(device))
+    text = cut(*held_out, model.context_length)
+    windows = suite_windows(load_suite(suite), model.tokenizer.encode, min(SUITE_TOKENS, model.context_length))
+    bench, record = Bench(text, windows), RoutingRecord()
+    losses = token_losses(model, text, record, OWN)
+    own = Outcome(losses.sum(axis=1), right_items(model, windows, bench.all_items, None, OWN))
+    dropped = bench.outcome(model, first_expert, DROPPED)
+    counts = record.counts(text)
     return Evaluation(
-        {domain: _result(row) for domain, row in sums.items()},
-        {domain: (counts / counts.sum(1, keepdims=True)).round(4).tolist() for domain, counts in load.items()},
+        domains=_results(text, own.nats, dropped.nats, _ngram_nats(training, held_out, model.vocabulary_size)),
+        load=_shares(counts | {"all": np.sum(list(counts.values()), axis=0)}),
+        suite_items=len(own.right),
+        suite_accuracy=float(own.right.mean()),
+        ablation=ablate(bench, model, _answering_wrongly(folder, model), own, dropped),
+        sensitivity=sensitivity(bench, model, own),
+        specialisation=specialisations(model, text, losses, counts),
     )
 
 
-def _result(sums: NDArray[np.float64]) -> DomainResult:
-    tokens, size, model, top1, unigram, bigram = sums.tolist()
-    losses = {"model": model, "top1": top1, "unigram": unigram, "bigram": bigram}
-    per_token = {name: nats / tokens for name, nats in losses.items()}
-    return DomainResult(tokens=int(tokens), bits_per_byte=model / math.log(2) / size, **per_token)
+def _answering_wrongly(folder: Path, model: SplitModel) -> SplitModel:
+    """The same model once more, with an expert runner of its own."""
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(model.device)
+    return SplitModel(again, model.tokenizer, wrong_runner(torch.Generator().manual_seed(0)))
+
+
+def _ngram_nats(training: Tokens, held_out: tuple[Tokens, Index], vocabulary: int) -> dict[str, float]:
+    """Loss of the n-gram model summed over each domain; it sees the whole document before a token."""
+    tokens, index = held_out
+    losses = -KneserNey(training, vocabulary, NGRAM_ORDER).log_prob(tokens)
+    sums: dict[str, float] = {}
+    for domain, _, start, length, _ in index:
+        sums[domain] = sums.get(domain, 0.0) + float(losses[start + 1 : start + length].sum())
+    return sums
+
+
+def _results(text: HeldOut, own: Sums, dropped: Sums, ngram: dict[str, float]) -> dict[str, DomainResult]:
+    rows = {domain: text.domains == domain for domain in text.sizes}
+    sums = {
+        domain: np.array([text.real[row].sum(), text.sizes[domain], own[row].sum(), dropped[row].sum(), ngram[domain]])
+        for domain, row in rows.items()
+    }
+    sums["all"] = np.sum(list(sums.values()), axis=0)
+    return {domain: _result(*row.tolist()) for domain, row in sums.items()}
+
+
+def _result(tokens: float, size: float, *nats: float) -> DomainResult:
+    per_token = Losses(*(loss / tokens for loss in nats))
+    return DomainResult(int(tokens), per_token, Losses(*(loss / math.log(2) / size for loss in nats)))
+
+
+def _shares(counts: dict[str, NDArray[np.int64]]) -> dict[str, list[list[float]]]:
+    return {name: (count / count.sum(axis=1, keepdims=True)).round(4).tolist() for name, count in counts.items()}

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="tiny", help="language model (tiny)")
     parser.add_argument("--episodes", type=int, default=1024, help="training windows, a multiple of 64 (1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of windows and channels (0)")
-    parser.add_argument("--max-loss-points", type=float, default=0.4, help="accuracy that wdmoe may lose (0.4)")
+    parser.add_argument("--max-loss-points", type=float, default=0.3, help="accuracy that wdmoe may lose (0.3)")
     options = parser.parse_args(argv)
 
     env: Any = gym.make_vec(

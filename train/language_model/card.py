@@ -97,7 +97,7 @@ format and domain in proportion.
 {suite}
 ## Limits
 
-- {parameters} parameters: grammar and vocabulary of the domains, no dependable facts. No
+- {parameters} parameters: grammar and vocabulary of the domains; of facts only those of the atlas, and these undependably. No
   instruction tuning, no safety tuning.
 - Much of the text is old: speeches since 1790, novels of the nineteenth century, old Bible translations. It holds
   dated and offensive views on peoples, religion and the sexes, and the model repeats them.

@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m train --reward latency_quality --quality-weight 5 --timesteps 150000 --out $(DEMO)/ppo
+	$(BIN)/python -m train --reward latency_quality --quality-weight 10 --timesteps 150000 --out $(DEMO)/ppo
 	$(BIN)/python -m eval --policies vanilla vanilla-optimal top1 random greedy wdmoe wdmoe-selection wdmoe-bandwidth \
 		wdmoe-history marginal-price fractional $(DEMO)/ppo/policy.safetensors --episodes 256 --out $(DEMO)/eval
 

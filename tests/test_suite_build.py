@@ -187,6 +187,18 @@ def test_shipped_items_are_cut_from_shipped_held_out_documents() -> None:
             assert any(item.context.startswith(r.question.split("{c}")[0]) for r in RELATIONS.values())
 
 
+def test_shipped_skill_questions_stand_in_no_shipped_document() -> None:
+    shipped = [d for part in ("train", "test") for d in held_out_documents(ASSETS / "text" / f"{part}.jsonl.gz")]
+    text = "\n".join(document.text for document in shipped if document.domain == "skills")
+    asked = [item for item in load_suite() if item.format == "skill"]
+    assert not [item for item in asked if item.context + item.choices[item.answer] in text + "\n"]
+
+
+def test_the_first_letters_case_does_not_tell_a_continuation() -> None:
+    for item in (item for item in load_suite() if item.format == "continuation"):
+        assert len({choice.lstrip()[0].isupper() for choice in item.choices}) == 1
+
+
 def test_suite_is_json_lines_without_anything_else() -> None:
     fields = {"format", "domain", "context", "choices", "answer"}
     for line in gzip.decompress((ASSETS / "suite.jsonl.gz").read_bytes()).splitlines()[:50]:

@@ -16,6 +16,8 @@ from wdmoe_env.text.suite import NUM_CHOICES, Item
 
 ITEMS_PER_RELATION = 80
 SKILL_ITEMS = 480
+_SKILL_STREAM = 2
+"""The skills' own documents are drawn from streams 0 and 1."""
 
 
 def read_countries(archive: Path) -> dict[str, Fields]:
@@ -53,7 +55,7 @@ def skill_items(seen: Collection[str], seed: int) -> list[Item]:
         seen: Lines of the episode text; a question that begins one of them is not asked.
         seed: Of the draws.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, _SKILL_STREAM])
     stream = questions(rng, held_out=True)
     made: dict[str, Item] = {}
     while len(made) < SKILL_ITEMS:

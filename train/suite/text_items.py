@@ -68,6 +68,10 @@ class Words:
         """The text of up to ``words`` words before a word, without the white space that parts them."""
         return self.text[self.spans[max(0, index - words)][0] : self.spans[index][0] - 1]
 
+    def begins_with_capital(self, index: int) -> bool:
+        """Whether the word has a capital: choices that differ in this would be told apart by it alone."""
+        return self.text[self.spans[index][0]].isupper()
+
     def follows_space(self, index: int) -> bool:
         """Whether white space parts the word from the one before."""
         return index > 0 and self.text[self.spans[index][0] - 1].isspace()
@@ -192,6 +196,9 @@ def _continuation(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str,
     for number, words in enumerate(pool[i] for i in others):
         least = CONTEXT_WORDS if number == 0 else 1
         starts = [start for start in words.starts if least <= start <= len(words.spans) - CONTINUATION_WORDS]
+        if passages:
+            capital = passages[0][0].begins_with_capital(passages[0][1])
+            starts = [start for start in starts if words.begins_with_capital(start) == capital]
         if not starts:
             return None
         passages.append((words, starts[rng.integers(len(starts))]))

@@ -168,7 +168,8 @@ def test_the_whole_recipe_runs_and_writes_a_card(tmp_path: Path, monkeypatch: py
     ]
     parts = {part: documents[k::4] for k, part in enumerate((LANGUAGE_MODEL, VALIDATION, EPISODE_TRAIN, EPISODE_TEST))}
     write(tmp_path / "data", train_tokenizer(documents, 270, 10_000), parts, context=256)
-    command = ["train", "--data", str(tmp_path / "data"), "--preset", "smoke", "--tokens", "1280", "--save-every", "5"]
+    command = ["train", "--data", str(tmp_path / "data"), "--preset", "smoke", "--save-every", "5"]
+    command += ["--tokens", "640", "--batch", "2"]
     run = str(tmp_path / "run")
     monkeypatch.setattr("sys.argv", [*command, "--out", run])
     main()
@@ -183,7 +184,7 @@ def test_the_whole_recipe_runs_and_writes_a_card(tmp_path: Path, monkeypatch: py
     main()
     card = (tmp_path / "run" / "model" / "MODEL_CARD.md").read_text()
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert "10 of 10 steps" in card
+    assert "10 of 10 steps of 2 x 32 tokens" in card
     assert "2 blocks of 8 experts" in card
     for losses in ("bits_per_byte", "nats_per_token"):
         assert f"{result['domains']['all'][losses]['model']:.3f}" in card
@@ -197,6 +198,9 @@ def test_the_whole_recipe_runs_and_writes_a_card(tmp_path: Path, monkeypatch: py
         assert len(content) < 120_000
     monkeypatch.setattr("sys.argv", [*command, "--out", run])
     with pytest.raises(SystemExit, match="holds a checkpoint: add --resume"):
+        main()
+    monkeypatch.setattr("sys.argv", [*command, "--batch", "0"])
+    with pytest.raises(SystemExit, match="batch must be a whole number of at least 1, got 0"):
         main()
 
 

@@ -22,6 +22,7 @@ from train.language_model.pictures import loss_picture, routing_picture
 from train.language_model.recipe import PRESETS, Recipe
 from train.text.shards import read_shard
 from train.text.split import LANGUAGE_MODEL, VALIDATION
+from wdmoe_env.checks import check_integer
 from wdmoe_env.moe.zoo import load_model
 
 SUITE = "suite.json"
@@ -31,7 +32,7 @@ HELP = """Train a Mixtral-like mixture of experts on the shards of `python -m tr
 
   python -m train.language_model --data data --out runs/tiny
   python -m train.language_model --data data --out runs/tiny --resume       after a kill
-  python -m train.language_model --data data --out runs/big --device cuda --tokens 400000000
+  python -m train.language_model --data data --out runs/big --device cuda --batch 128 --tokens 400000000
 
 A run is one schedule of --tokens tokens. It saves a checkpoint and an exported model
 (OUT/model, for from_pretrained) every --save-every steps and at the end. A resumed run
@@ -51,9 +52,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     recipe = replace(PRESETS[options.preset], seed=options.seed)
-    if options.tokens is not None:
-        recipe = replace(recipe, tokens=options.tokens)
+    given = {name: getattr(options, name) for name in ("tokens", "batch") if getattr(options, name) is not None}
     try:
+        for name, value in given.items():
+            check_integer(name, value, at_least=1)
+        recipe = replace(recipe, **given)
         if options.evaluate is not None:
             report(options.evaluate, options.data, options.suite, device)
         else:
@@ -116,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), help="folder of checkpoints and model")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="tiny", help="sizes (default: tiny)")
     parser.add_argument("--tokens", type=int, help="tokens of the whole run (default: the preset's)")
+    parser.add_argument("--batch", type=int, help="windows per step (default: the preset's; a GPU takes 128 as easily)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")

@@ -111,8 +111,9 @@ SUITE = """
 ## Multiple-choice suite
 
 Accuracy in percent with own routing, against chance and a word trigram with a cache, counted on the learned text.
-The model is above the trigram in {above} of {cells} cells. A cloze choice is the missing word and the next one, and an answer
-ends with its line, since tokens alone do not say where a word ends; this form was settled on a half-trained model.
+The model is above the trigram in {above} of {cells} cells. A cloze choice is the missing word and the next one,
+and an answer ends with its line, since tokens alone do not say where a word ends; this form was settled on a
+half-trained model.
 
 {table}
 """

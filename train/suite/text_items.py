@@ -192,7 +192,7 @@ def _swapped(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str, str,
 
 def _continuation(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str, str, list[str]] | None:
     others = rng.permutation(len(pool))[:NUM_CHOICES]
-    passages = []
+    passages: list[tuple[Words, int]] = []
     for number, words in enumerate(pool[i] for i in others):
         least = CONTEXT_WORDS if number == 0 else 1
         starts = [start for start in words.starts if least <= start <= len(words.spans) - CONTINUATION_WORDS]

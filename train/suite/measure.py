@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch.nn import functional
 from tqdm import tqdm
 
+from train.language_model.packed_suite import right_items
 from train.suite.trigram import CachedTrigram
 from train.text.shards import read_shard
 from wdmoe_env.moe.zoo import load_model
@@ -20,7 +19,6 @@ from wdmoe_env.text.suite import NUM_CHOICES, SUITE_TOKENS, Item, suite_windows
 
 CHARACTERS_PER_DOMAIN = 4_500_000
 VALIDATION_DOCUMENTS = 3
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -48,16 +46,7 @@ def model_is_right(folder: Path, items: Sequence[Item]) -> NDArray[np.bool_]:
     """Whether the language model of a folder chooses each item's answer with its own routing, (M,)."""
     model = load_model(str(folder))
     suite = suite_windows(items, model.tokenizer.encode, SUITE_TOKENS)
-    windows = suite.windows
-    scores = []
-    for start in tqdm(range(0, len(items), BATCH), desc="model", unit="batch"):
-        chosen = np.arange(start, min(start + BATCH, len(items)))
-        rows = np.arange(NUM_CHOICES * chosen[0], NUM_CHOICES * (chosen[-1] + 1))
-        logits = model.own_logits(torch.from_numpy(windows.token_ids[rows]), torch.from_numpy(windows.mask[rows]))
-        targets = torch.from_numpy(windows.targets[rows])
-        token_nll = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").double().numpy()
-        scores.append(suite.choice_scores(token_nll, chosen))
-    return np.concatenate(scores).argmax(-1) == [item.answer for item in items]
+    return right_items(model, suite, np.arange(len(items)), policy=None, label="model")
 
 
 def trigram_is_right(data: Path, items: Sequence[Item]) -> NDArray[np.bool_]:

@@ -151,43 +151,44 @@ def _place(pool: Sequence[Words], rng: np.random.Generator, after: int) -> tuple
     return (words, index) if words.follows_space(index) else None
 
 
-def _cloze(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str, str, list[str]] | None:
-    """One word and the word after it: tokens alone do not say where a word ends."""
-    place = _place(pool, rng, after=2)
-    if place is None:
-        return None
-    words, index = place
-    if not _is_plain(words.word(index)):
-        return None
-    others = words.other_words(index, rng, NUM_CHOICES - 1)
-    wrong = [_changed(words, index, 2, {index: other}) for other in others]
-    return words.context(index, CONTEXT_WORDS), words.stretch(index, index + 1), wrong
+Edits = Callable[[Words, int, np.random.Generator], list[dict[int, str]]]
+"""A document and the first word of a stretch to the words that each wrong choice puts elsewhere, by their index."""
 
 
-def _replaced(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str, str, list[str]] | None:
-    place = _place(pool, rng, after=SPAN_WORDS)
-    if place is None:
-        return None
-    words, first = place
-    span = range(first + 1, first + SPAN_WORDS - 1)
-    plain = [index for index in span if _is_plain(words.word(index))]
-    wrong = []
-    for index in (plain[i] for i in rng.permutation(len(plain))[: NUM_CHOICES - 1]):
-        for other in words.other_words(index, rng, 1):
-            wrong.append(_changed(words, first, SPAN_WORDS, {index: other}))
-    return words.context(first, CONTEXT_WORDS), words.stretch(first, first + SPAN_WORDS - 1), wrong
+def _edited(count: int, edits: Edits) -> Maker:
+    """The maker of a format whose wrong choices are edits of the right one, a stretch of so many words."""
+
+    def make(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str, str, list[str]] | None:
+        place = _place(pool, rng, after=count)
+        if place is None:
+            return None
+        words, first = place
+        wrong = [_changed(words, first, count, new) for new in edits(words, first, rng)]
+        return words.context(first, CONTEXT_WORDS), words.stretch(first, first + count - 1), wrong
+
+    return make
 
 
-def _swapped(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str, str, list[str]] | None:
-    place = _place(pool, rng, after=SPAN_WORDS)
-    if place is None:
-        return None
-    words, first = place
+def _another_first(words: Words, first: int, rng: np.random.Generator) -> list[dict[int, str]]:
+    """Other words in place of the first; none where it is not plain."""
+    if not _is_plain(words.word(first)):
+        return []
+    return [{first: other} for other in words.other_words(first, rng, NUM_CHOICES - 1)]
+
+
+def _one_replaced(words: Words, first: int, rng: np.random.Generator) -> list[dict[int, str]]:
+    """One inner word replaced, a different one each time."""
+    plain = [index for index in range(first + 1, first + SPAN_WORDS - 1) if _is_plain(words.word(index))]
+    chosen = [plain[i] for i in rng.permutation(len(plain))[: NUM_CHOICES - 1]]
+    return [{index: other} for index in chosen for other in words.other_words(index, rng, 1)]
+
+
+def _two_swapped(words: Words, first: int, rng: np.random.Generator) -> list[dict[int, str]]:
+    """Two neighbouring inner words swapped, a different pair each time."""
     span = range(first + 1, first + SPAN_WORDS - 2)
     pairs = [i for i in span if words.word(i).lower() != words.word(i + 1).lower() and words.word(i).isalpha()]
     chosen = [pairs[i] for i in rng.permutation(len(pairs))[: NUM_CHOICES - 1]]
-    wrong = [_changed(words, first, SPAN_WORDS, {i: words.word(i + 1), i + 1: words.word(i)}) for i in chosen]
-    return words.context(first, CONTEXT_WORDS), words.stretch(first, first + SPAN_WORDS - 1), wrong
+    return [{i: words.word(i + 1), i + 1: words.word(i)} for i in chosen]
 
 
 def _continuation(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str, str, list[str]] | None:
@@ -209,9 +210,9 @@ def _continuation(pool: Sequence[Words], rng: np.random.Generator) -> tuple[str,
 
 
 MAKERS: dict[str, Maker] = {
-    "cloze": _cloze,
-    "replaced": _replaced,
-    "swapped": _swapped,
+    "cloze": _edited(2, _another_first),  # and the word after it: tokens alone do not say where a word ends
+    "replaced": _edited(SPAN_WORDS, _one_replaced),
+    "swapped": _edited(SPAN_WORDS, _two_swapped),
     "continuation": _continuation,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
+import greenlet
 import pytest
 import torch
 
@@ -30,3 +31,14 @@ def _no_mode_leaks() -> Iterator[None]:
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
     assert not torch.is_autocast_enabled("cpu")
+
+
+def live_greenlets() -> int:
+    """Paused forward passes of this thread; those of other threads may end, or be let go of, at any time.
+
+    The types are compared since isinstance would wake lazy attributes of torch.
+    """
+    gc.collect()
+    current = greenlet.getcurrent()
+    found = [one for one in gc.get_objects() if issubclass(type(one), greenlet.greenlet)]
+    return sum(bool(one) and one is not current and one.parent is current for one in found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import random
 import re
@@ -13,6 +12,7 @@ import weakref
 import greenlet
 import pytest
 import torch
+from conftest import live_greenlets
 from moe_models import ARCHITECTURES, random_model, random_tokens
 from torch.nn import functional
 
@@ -340,13 +340,6 @@ def test_a_forward_paused_in_autocast_does_not_keep_a_learners_old_weights(split
         with torch.autocast("cpu", torch.bfloat16):
             assert learner(torch.ones(1, 4)).item() == 4 * value
     forward.close()
-
-
-def live_greenlets():
-    gc.collect()
-    return sum(bool(found) for found in gc.get_objects() if type(found) is greenlet.greenlet) - bool(
-        type(greenlet.getcurrent()) is greenlet.greenlet
-    )
 
 
 def resident_bytes():

@@ -6,11 +6,10 @@ import copy
 import gc
 import pickle
 
-import greenlet
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import MICRO
+from conftest import MICRO, live_greenlets
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_env import IDS, assert_same, make
 
@@ -219,13 +218,6 @@ def test_an_environment_that_is_dropped_takes_its_episode_along():
         env.reset(seed=0)
         del env
     assert live_greenlets() == elsewhere
-
-
-def live_greenlets():
-    """Paused forward passes; the types are compared since isinstance would wake lazy attributes of torch."""
-    gc.collect()
-    found = [o for o in gc.get_objects() if issubclass(type(o), greenlet.greenlet)]
-    return sum(bool(o) and o is not greenlet.getcurrent() for o in found)
 
 
 def resident_bytes():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from agents.network import Observation, TokenSharedNetwork, features
+from agents.features import Observation, features
+from agents.network import TokenSharedNetwork
 from wdmoe_env.actions import LEAST_LOGIT
 from wdmoe_env.config import DecisionKind
 
@@ -39,19 +40,24 @@ class ActionDistribution:
         self.network = network
         self.observation = observation
         self.decision = decision
-        self.seen = features(observation)
-        self.logits = network.expert_logits(self.seen)
+        self.seen = features(observation, network.architecture.extra_experts)
+        self.logits = network.expert_logits(observation, self.seen)
+
+    def stranded(self, used: Tensor) -> Tensor:
+        """The best expert (N, J, E) of each token that uses none: the one that the environment gives it."""
+        return self.seen.best & ~used.any(-1, keepdim=True)
 
     def act(self, deterministic: bool) -> Tensor:
         """Actions (N, A): the mode, or a sample from torch's generator."""
         parts = []
         selection = self.observation["routed"] > 0.5
         if self.decision != "bandwidth":
-            keep = self.logits > 0 if deterministic else torch.rand_like(self.logits) < self.logits.sigmoid()
-            selection = (keep & self.seen.optional) | self.seen.best
-            parts.append((2.0 * selection.float() - 1.0).flatten(1))
+            used = self.logits > 0 if deterministic else torch.rand_like(self.logits) < self.logits.sigmoid()
+            used &= self.seen.candidates
+            selection = used | self.stranded(used)
+            parts.append((2.0 * used.float() - 1.0).flatten(1))
         if self.decision != "selection":
-            mean, loaded = self.network.share_logits(self.observation, self.seen, selection)
+            mean, loaded = self.network.share_logits(self.observation, selection)
             noise = 0.0 if deterministic else self.network.log_std.exp() * torch.randn_like(mean)
             parts.append(torch.where(loaded, (mean + noise).clamp(LEAST_LOGIT, 1.0), -1.0))
         return torch.cat(parts, dim=1)
@@ -65,11 +71,12 @@ class ActionDistribution:
         if self.decision != "bandwidth":
             selection = actions[:, :num_scores].view_as(self.logits) > 0
             bits: Any = Bernoulli(logits=self.logits, validate_args=False)
-            optional = self.seen.optional.float()
-            log_prob = log_prob + (bits.log_prob(selection.float()) * optional).sum((1, 2))
-            entropy = entropy + (bits.entropy() * optional).sum((1, 2))
+            candidates = self.seen.candidates.float()
+            log_prob = log_prob + (bits.log_prob(selection.float()) * candidates).sum((1, 2))
+            entropy = entropy + (bits.entropy() * candidates).sum((1, 2))
+            selection = selection | self.stranded(selection)
         if self.decision != "selection":
-            mean, loaded = self.network.share_logits(self.observation, self.seen, selection)
+            mean, loaded = self.network.share_logits(self.observation, selection)
             shares: Any = Normal(mean, self.network.log_std.exp(), validate_args=False)
             log_prob = log_prob + (shares.log_prob(actions[:, num_scores:]) * loaded).sum(1)
             entropy = entropy + (shares.entropy() * loaded).sum(1)

@@ -10,7 +10,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 
 from agents.distribution import ActionDistribution
-from agents.network import TokenSharedNetwork, features
+from agents.features import features
+from agents.network import Architecture, TokenSharedNetwork
 from wdmoe_env.config import DecisionKind
 
 
@@ -20,18 +21,20 @@ class TokenSharedPolicy(ActorCriticPolicy):
     Args:
         *args: what SB3 passes: spaces and the learning-rate schedule.
         decision: which halves the action holds.
-        width: of the network's hidden layers.
+        architecture: sizes of the network.
         **kwargs: passed on to SB3.
     """
 
-    def __init__(self, *args: Any, decision: DecisionKind = "selection", width: int = 64, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, decision: DecisionKind = "selection", architecture: Architecture | None = None, **kwargs: Any
+    ) -> None:
         self.decision = decision
-        self.width = width
+        self.architecture = architecture
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Make the network and its optimizer in place of SB3's layers."""
-        self.network = TokenSharedNetwork(self.width)
+        self.network = TokenSharedNetwork(self.architecture)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +51,7 @@ class TokenSharedPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values (N, 1)."""
-        return self.network.value(features(obs))[:, None]  # type: ignore[arg-type]
+        return self.network.value(features(obs, self.network.architecture.extra_experts))[:, None]  # type: ignore[arg-type]
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions (N, A)."""

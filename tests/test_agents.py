@@ -13,8 +13,9 @@ from test_vector_env import make_vec
 
 from agents import make_policy, policy_names
 from agents.distribution import ActionDistribution
+from agents.features import features
 from agents.learned import LearnedPolicy, load_policy, save_policy
-from agents.network import TokenSharedNetwork, features
+from agents.network import Architecture, TokenSharedNetwork
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.physics.latency import (
     block_latency_s,
@@ -154,7 +155,7 @@ def test_the_network_starts_near_own_routing(env, observation):
 @pytest.mark.parametrize("decision", ["joint", "selection", "bandwidth"])
 def test_log_probabilities_are_those_of_the_samples(decision, env, observation):
     torch.manual_seed(0)
-    network = TokenSharedNetwork(16)
+    network = TokenSharedNetwork(Architecture(16))
     tensors = {name: torch.as_tensor(value[:1]) for name, value in observation.items()}
     repeated = {name: value.expand(20_000, *value.shape[1:]) for name, value in tensors.items()}
     with torch.no_grad():
@@ -180,9 +181,9 @@ def test_features_do_not_depend_on_the_order_of_tokens_experts_or_devices(observ
 
 def test_saved_policy_acts_alike(tmp_path, env, observation):
     torch.manual_seed(1)
-    network = TokenSharedNetwork(16)
+    network = TokenSharedNetwork(Architecture(16))
     torch.nn.init.normal_(network.pair_head.weight)
-    save_policy(tmp_path / "policy.safetensors", network, "selection", {"num_experts": 8})
+    save_policy(tmp_path / "policy.safetensors", network, "selection", {})
     expected, _ = LearnedPolicy(network, "selection", env.codec).predict(observation)
     for spec in ("policy.safetensors", "policy.json"):
         loaded = make_policy(str(tmp_path / spec), env)
@@ -201,18 +202,18 @@ def test_a_learned_policy_runs_at_other_sizes():
 
 def test_files_that_are_not_policies_are_refused(tmp_path, env):
     path = tmp_path / "policy.safetensors"
-    save_policy(path, TokenSharedNetwork(16), "selection", {"num_experts": 4})
+    save_policy(path, TokenSharedNetwork(Architecture(16)), "selection", {"num_experts": 4})
     with pytest.raises(ValueError, match="is for 4 experts, the environment has 8"):
         load_policy(str(path), env.codec)
-    save_policy(path, TokenSharedNetwork(16), "selection", {"num_experts": 8})
+    save_policy(path, TokenSharedNetwork(Architecture(16)), "selection", {})
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"expected the weights of a policy in .*policy\.safetensors"):
         load_policy(str(path), env.codec)
-    broken_network = TokenSharedNetwork(16)
+    broken_network = TokenSharedNetwork(Architecture(16))
     with torch.no_grad():
         broken_network.log_std.fill_(float("nan"))
-    save_policy(path, broken_network, "selection", {"num_experts": 8})
+    save_policy(path, broken_network, "selection", {})
     with pytest.raises(ValueError, match="expected finite weights"):
         load_policy(str(path), env.codec)
     path.write_bytes(whole)

@@ -107,7 +107,7 @@ def train(arguments: Arguments) -> Path:
     save_checkpoint(checkpoint, algorithm.policy, algorithm.num_timesteps)
     returns = [episode["r"] for episode in algorithm.ep_info_buffer or ()]
     card = {
-        "num_experts": env.env.codec.scores_shape[1],
+        "family": "ppo",
         "env_id": arguments.env_id,
         "timesteps": algorithm.num_timesteps,
         "final_mean_return": np.mean(returns).item() if returns else None,

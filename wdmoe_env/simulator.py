@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import load_episodes, mean_over_tokens
 from wdmoe_env.moe.lockstep import LockStep
-from wdmoe_env.observations import Block, Sizes
+from wdmoe_env.observations import Sizes
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.physics.channel import Channel, ChannelTrace
 from wdmoe_env.physics.compute import device_flops
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
+from wdmoe_env.physics.latency import Bool, Float, Load
+from wdmoe_env.view import Radio, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,13 @@ class Simulator:
         return Simulator, (self.config,)
 
     def start(self, generators: Sequence[np.random.Generator], windows: NDArray[np.int64] | None = None) -> Rollout:
-        """Begin N episodes, each drawn from its own generator.
+        """Begin N episodes; arguments and errors as of ``draw``."""
+        return Rollout(self, *self.draw(generators, windows))
+
+    def draw(
+        self, generators: Sequence[np.random.Generator], windows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], ChannelTrace]:
+        """Draw N episodes, each from its own generator: their windows (N,), and the channels of all blocks.
 
         Args:
             generators: N of them; episode n depends on the n-th alone.
@@ -120,39 +127,12 @@ class Simulator:
             whole = drawn.shape == (len(generators),) and np.issubdtype(drawn.dtype, np.integer)
             if not whole or (drawn < 0).any() or (drawn >= count).any():
                 raise ValueError(f"expected {len(generators)} window indices in [0, {count}), got {windows}")
-        return Rollout(self, drawn, self.channel.sample(generators))
+        return drawn, self.channel.sample(generators)
 
-    def radio(self, trace: ChannelTrace) -> Radio:
-        """Links of N episodes in every block, and what equal shares give on them."""
-        batch, devices = trace.full_band_snr.shape[1], self.sizes.num_devices
-        payload_s = np.full(batch, self._payload_s)
-        compute_s = np.broadcast_to(self._compute_s, (batch, devices))
-        equal = np.full((batch, devices), 1.0 / devices)
-        blocks = [
-            BlockLinks(snr, payload_s, compute_s, placement)
-            for snr, placement in zip(trace.full_band_snr, self.placement, strict=True)
-        ]
-        together = BlockLinks(trace.full_band_snr, payload_s, compute_s, self.placement[0])
-        return Radio(
-            blocks,
-            latency.spectral_efficiency(trace.full_band_snr, equal),
-            latency.radio_latency_s(together, equal),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Radio:
-    """What the channel of N episodes comes to.
-
-    Attributes:
-        links: of each of the I blocks.
-        spectral_efficiency: (I, N, 2, U) bit/s/Hz at equal shares.
-        unit_latency_s: (I, N, U) radio time of one token, both ways, at equal shares.
-    """
-
-    links: list[BlockLinks]
-    spectral_efficiency: Float
-    unit_latency_s: Float
+    def view(self, windows: NDArray[np.int64], trace: ChannelTrace) -> View:
+        """How paused passes over windows (N,) on their channels become a block."""
+        radio = Radio.of(trace, self._payload_s, self._compute_s, self.placement)
+        return View(self.sizes, self.source.windows.mask[windows], radio, self.config.observe_hidden_states)
 
 
 class Rollout:
@@ -176,8 +156,7 @@ class Rollout:
         self.windows = windows
         self.trace = trace
         self.token_mask = simulator.source.windows.mask[windows]
-        self._padding = np.nonzero(~self.token_mask)
-        self._radio = simulator.radio(trace)
+        self._view = simulator.view(windows, trace)
         self._selections: list[Bool] = []
         self._latency_s = np.zeros(len(windows))
         self._begin()
@@ -185,7 +164,7 @@ class Rollout:
     def _begin(self) -> None:
         source = self.simulator.source
         self._forward = LockStep(source.model, *source.tokens(self.windows))
-        self.block = self._view()
+        self.block = self._view.block(self._forward.blocks)
 
     @property
     def done(self) -> bool:
@@ -247,36 +226,7 @@ class Rollout:
         on_cpu = self.simulator.source.model.device.type == "cpu"
         unchanged = on_cpu and np.array_equal(selection, self.block.routed)
         self._forward.resume(None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
-        self.block = self._view()
-
-    def _view(self) -> Block:
-        """The paused block as a policy may see it."""
-        sizes, blocks, batch = self.simulator.sizes, self._forward.blocks, len(self.windows)
-        shape = (batch, sizes.num_tokens, sizes.num_experts)
-        probs, routed, hidden = np.zeros(shape), np.zeros(shape, dtype=bool), None
-        if self.simulator.config.observe_hidden_states:
-            hidden = np.zeros((batch, sizes.num_tokens, sizes.hidden_size), dtype=np.float32)
-        if blocks:
-            # One transfer for both, where the model is on another device.
-            gates = [torch.stack((at.gate_probs, at.routed.to(at.gate_probs.dtype))) for at in blocks]
-            scores, chosen = _to_host(gates, axis=1).reshape(2, *shape)
-            probs, routed = scores.astype(np.float64), chosen > 0
-            probs[self._padding], routed[self._padding] = 0.0, False
-        if blocks and hidden is not None:
-            hidden = _to_host([at.hidden_states for at in blocks], axis=0).reshape(hidden.shape)
-            hidden[self._padding] = 0.0
-        index = blocks[0].index if blocks else sizes.num_blocks
-        at = min(index, sizes.num_blocks - 1)
-        return Block(
-            gate_probs=probs,
-            routed=routed,
-            token_mask=self.token_mask,
-            links=self._radio.links[at],
-            spectral_efficiency=self._radio.spectral_efficiency[at],
-            unit_latency_s=self._radio.unit_latency_s[at],
-            index=np.full(batch, index / sizes.num_blocks),
-            hidden_states=hidden,
-        )
+        self.block = self._view.block(self._forward.blocks)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the paused forward pass and what follows from it."""
@@ -289,11 +239,6 @@ class Rollout:
         self._begin()
         for selection in selections:
             self._advance(selection)
-
-
-def _to_host(tensors: list[torch.Tensor], axis: int) -> NDArray[np.float32]:
-    """The tensors of all passes as one array."""
-    return np.concatenate([tensor.float().cpu().numpy() for tensor in tensors], axis=axis)
 
 
 def placement_matrix(placement: Any, sizes: Sizes) -> Float:

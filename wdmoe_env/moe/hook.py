@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from wdmoe_env.moe.experts import ExpertRunner, run_experts
-from wdmoe_env.moe.routing import GateScore, OwnRouting, combination_weights, fit_gate_score
+from wdmoe_env.moe.routing import (
+    GateScore,
+    OwnRouting,
+    RelaxedSelection,
+    combination_weights,
+    fit_gate_score,
+    relaxed_weights,
+)
 
 _IMPLEMENTATION = "wdmoe"
 _ROUTER_NAMES = ("gate", "router")
@@ -43,8 +50,8 @@ class BlockInput:
     routed: Tensor
 
 
-Policy = Callable[[BlockInput], Tensor | None]
-"""Block input to selection (T, E) bool, or ``None`` for the model's own routing."""
+Policy = Callable[[BlockInput], Tensor | RelaxedSelection | None]
+"""Block input to selection (T, E) bool, or one with a gradient, or ``None`` for the model's own routing."""
 
 policy_of_context: ContextVar[Policy | None] = ContextVar("policy_of_context", default=None)
 _router_logits: ContextVar[Tensor] = ContextVar("_router_logits")
@@ -150,6 +157,9 @@ def _split_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top
         choice = policy(BlockInput(block.index, hidden_states, gate_probs, routed))
     if choice is None:
         return block.runner(experts, hidden_states, routed, own.weights())
+    if isinstance(choice, RelaxedSelection):
+        weights = relaxed_weights(own, gate_probs, choice.values)
+        return block.runner(experts, hidden_states, choice.candidates, weights)
     weights = combination_weights(own, gate_probs, choice.to(routed.device))
     return block.runner(experts, hidden_states, choice, weights)
 

@@ -45,6 +45,20 @@ GATE_SCORES: dict[str, GateScore] = {
 _LARGEST_MISFIT = 0.01  # above what rounding to bfloat16 brings, below any other rule
 
 
+@dataclass(frozen=True, eq=False)
+class RelaxedSelection:
+    """A selection that a gradient is wanted for.
+
+    Attributes:
+        values: (T, E) float; above 1/2 stands for chosen.
+        candidates: (T, E) bool, pairs that might have been chosen: their experts run too, so that the gradient can say
+            what each would have brought.
+    """
+
+    values: Tensor
+    candidates: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class OwnRouting:
     """The model's own routing in one block.
@@ -88,6 +102,31 @@ def combination_weights(own: OwnRouting, gate_probs: Tensor, selection: Tensor) 
     rescaled = scores / total * own_weights.sum(dim=-1, keepdim=True)
     unchanged = (selection == own.routed()).all(dim=-1, keepdim=True)
     return torch.where(unchanged, own_weights, rescaled.to(own_weights.dtype))
+
+
+def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor) -> Tensor:
+    """``combination_weights`` of the selection that ``values`` (T, E) stand for, with a gradient.
+
+    The derivative by a value is the difference that its pair makes, chosen against not, the others being as they are:
+    the weights are not linear in a selection, and their slope at either end is wrong by up to the ratio of two scores.
+    A token without any expert has its most probable one, as in the environment.
+    """
+    chosen = values.detach() > 0.5
+    pair = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
+    best = functional.one_hot(gate_probs.argmax(dim=-1), values.shape[-1]).bool()[:, None]
+    total = own.weights().sum(dim=-1)[:, None, None]
+
+    def mended(selection: Tensor) -> Tensor:
+        return selection | best & ~selection.any(dim=-1, keepdim=True)
+
+    def weights(selection: Tensor) -> Tensor:
+        scores = gate_probs[:, None] * mended(selection)
+        return scores / scores.sum(dim=-1, keepdim=True) * total
+
+    difference = weights(chosen[:, None] | pair) - weights(chosen[:, None] & ~pair)
+    change = ((values - values.detach())[..., None] * difference).sum(dim=1)
+    forward = combination_weights(own, gate_probs, mended(chosen[:, None])[:, 0])
+    return forward + change.to(forward.dtype)
 
 
 def fit_gate_score(samples: Sequence[tuple[Tensor, OwnRouting]]) -> GateScore:

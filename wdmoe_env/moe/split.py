@@ -20,7 +20,7 @@ from greenlet import error as greenlet_error
 from torch import Tensor
 
 from wdmoe_env.moe.experts import ExpertRunner, expert_widths, run_experts
-from wdmoe_env.moe.hook import BlockInput, install_hook, policy_of_context
+from wdmoe_env.moe.hook import BlockInput, Policy, install_hook, policy_of_context
 from wdmoe_env.moe.modes import neutral_modes
 
 __all__ = ["BlockInput", "SplitForward", "SplitModel"]
@@ -113,11 +113,24 @@ class SplitModel:
 
     def own_logits(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (N, J, V) with the model's own routing, without stopping; arguments as of ``forward``."""
+        with neutral_modes(self.device.type):
+            return self.logits_under(None, token_ids, attention_mask)
+
+    def logits_under(self, policy: Policy | None, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits (N, J, V) under a policy that is called at each block, in the modes of the caller, without stopping.
+
+        Where the caller has gradients on and the policy answers with a ``RelaxedSelection``, the logits have a gradient
+        by its values.
+
+        Args:
+            policy: called at each block; ``None`` means the model's own routing.
+            token_ids: as of ``forward``.
+            attention_mask: as of ``forward``.
+        """
         inputs = self._inputs(token_ids, attention_mask)
-        token = policy_of_context.set(None)
+        token = policy_of_context.set(policy)
         try:
-            with neutral_modes(self.device.type):
-                logits: Tensor = self.model(**inputs).logits
+            logits: Tensor = self.model(**inputs).logits
         finally:
             policy_of_context.reset(token)
         return logits

@@ -1,0 +1,176 @@
+"""Relaxed episodes: the gradient of latency and quality by the probabilities with which an actor draws its selection.
+
+An episode runs the model once, with gradients, under a selection that the actor drew. Forward, latency and quality are
+exactly the environment's with optimal shares. Backward, a drawn pair passes the gradient on to its probability (the
+straight-through estimator of Bengio et al., arXiv 1308.3432):
+
+- A block's latency has the price of each device at the bandwidth optimum as its gradient.
+- The text's loss is differentiated through the experts' combination weights. It is near its minimum at the model's own
+  routing, where its slope says nothing: what is missing costs in proportion to its square. So the gradient is divided
+  by twice the probability of what was drawn, which makes its expectation the mean of the slopes with and without the
+  pair: the trapezoid rule, exact for a quadratic loss (as in ReinMax, Liu et al., arXiv 2304.08612).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.routing import RelaxedSelection
+from wdmoe_env.observations import Block, encode_observation
+from wdmoe_env.optimize.bandwidth import min_max_bandwidth
+from wdmoe_env.optimize.pricing import device_prices
+from wdmoe_env.physics.latency import block_latency_s, device_latency_s, device_load, equal_shares
+from wdmoe_env.simulator import Simulator
+
+# Of the weight that a rare draw may get: bounds the variance, at the price of a bias where a pair is nearly certain.
+LARGEST_WEIGHT = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A selection that an actor drew.
+
+    Attributes:
+        used: (N, J, E) bool, pairs drawn; a token without any is given its most probable expert.
+        probs: (N, J, E) the probability of each, differentiable; 0 for pairs that are no candidates.
+        candidates: (N, J, E) bool, pairs that it drew from.
+    """
+
+    used: Tensor
+    probs: Tensor
+    candidates: Tensor
+
+    def straight_through(self) -> Tensor:
+        """(N, J, E) 0 or 1, with the gradient of the probabilities."""
+        return self.used + self.probs - self.probs.detach()
+
+    def trapezoid(self) -> Tensor:
+        """(N, J, E) 0 or 1, with the gradient of the probabilities over twice the probability of what was drawn."""
+        probs = self.probs.detach()
+        drawn = torch.where(self.used, probs, 1 - probs)
+        weight = (0.5 / drawn.clamp_min(1e-6)).clamp_max(LARGEST_WEIGHT)
+        return self.used + weight * (self.probs - probs)
+
+
+Actor = Callable[[dict[str, Tensor]], Draw]
+"""From an observation, entries (N, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelaxedBlock:
+    """One block of N episodes, with gradients.
+
+    Attributes:
+        latency_ms: (N,) at optimal shares.
+        vanilla_latency_ms: (N,) of the model's own routing at equal shares; a constant.
+        gate_weight_served: (N,) W.
+    """
+
+    latency_ms: Tensor
+    vanilla_latency_ms: Tensor
+    gate_weight_served: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RelaxedEpisodes:
+    """N episodes, with gradients.
+
+    Attributes:
+        blocks: one entry per MoE block.
+        added_nll: (N,) nats per token more than the model's own routing on the same windows.
+        divergence: (N,) mean over tokens of the Kullback-Leibler divergence, in nats, of the predictions under the
+            actor from those of the own routing: what ``added_nll`` would be in expectation were the model's
+            predictions the text's, without the noise of the one text that came.
+    """
+
+    blocks: tuple[RelaxedBlock, ...]
+    added_nll: Tensor
+    divergence: Tensor
+
+
+def relaxed_episodes(
+    simulator: Simulator,
+    generators: Sequence[np.random.Generator],
+    actor: Actor,
+    windows: NDArray[np.int64] | None = None,
+) -> RelaxedEpisodes:
+    """Run N episodes under an actor.
+
+    Args:
+        simulator: the configuration's simulator.
+        generators: N of them; the episodes are those that ``simulator.start`` would draw.
+        actor: decides in every block.
+        windows: (N,) indices of windows, in place of drawn ones.
+
+    Raises:
+        ValueError: an index outside the split's windows.
+    """
+    windows, trace = simulator.draw(generators, windows)
+    source, view = simulator.source, simulator.view(windows, trace)
+    blocks = []
+
+    def decide(at: BlockInput) -> RelaxedSelection:
+        block = view.block([at])
+        draw = actor({name: torch.from_numpy(value) for name, value in encode_observation(block).items()})
+        blocks.append(relaxed_block(block, draw, simulator.config.min_share))
+        return RelaxedSelection(draw.trapezoid().flatten(0, 1), draw.candidates.flatten(0, 1))
+
+    *inputs, targets = source.tokens(windows)
+    mask = torch.from_numpy(source.windows.mask[windows])
+    own = source.model.own_logits(*inputs).float().log_softmax(-1)
+    log_probs = source.model.logits_under(decide, *inputs).float().log_softmax(-1)
+
+    def mean(token_values: Tensor) -> Tensor:
+        return (token_values * mask).sum(-1) / mask.sum(-1)
+
+    gained = [logs.gather(-1, targets[..., None])[..., 0] for logs in (own, log_probs)]
+    divergence = functional.kl_div(log_probs, own, reduction="none", log_target=True).sum(-1)
+    return RelaxedEpisodes(tuple(blocks), mean(gained[0] - gained[1]), mean(divergence))
+
+
+def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
+    """Latency and gate weight of a draw, with the gradients described above.
+
+    Args:
+        block: N episodes at one block.
+        draw: the actor's.
+        min_share: least share of a loaded device.
+    """
+    links = block.links
+    drawn = draw.straight_through()
+    # A token without any expert is given its best one: the multilinear extension of "none".
+    selection = drawn + _best(block) * (1 - drawn).prod(-1, keepdim=True)
+    chosen = selection.detach().numpy() > 0.5
+    optimum = min_max_bandwidth(links, device_load(chosen, links.placement), min_share)
+    prices = device_prices(links, chosen, optimum, np.ones(len(chosen)), min_share)
+    placement = _tensor(np.broadcast_to(links.placement, (len(chosen), *links.placement.shape[-2:])))
+    # Whether a token is sent to a device: the multilinear extension of "any of its experts".
+    sent = 1 - (1 - selection[..., None] * placement[:, None]).prod(2)
+    token, expert = _tensor(prices.token)[:, None], _tensor(prices.expert)[:, None]
+    priced = (sent * token + selection @ placement * expert).sum((1, 2))
+    own = device_load(block.routed, links.placement)
+    vanilla_s = block_latency_s(device_latency_s(links, own, equal_shares(*links.compute_s.shape)))
+    return RelaxedBlock(
+        latency_ms=_tensor(1e3 * optimum.latency_s) + priced - priced.detach(),
+        vanilla_latency_ms=_tensor(1e3 * vanilla_s),
+        gate_weight_served=(_tensor(block.weights) * selection).sum((1, 2)),
+    )
+
+
+def _best(block: Block) -> Tensor:
+    """Marks (N, J, E) each token's most probable expert, none at padding."""
+    best = torch.from_numpy(block.gate_probs.argmax(-1))
+    return functional.one_hot(best, block.gate_probs.shape[-1]).bool() & torch.from_numpy(block.token_mask)[..., None]
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

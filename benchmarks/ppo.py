@@ -9,7 +9,8 @@ from stable_baselines3 import PPO
 
 from agents.sb3_policy import TokenSharedPolicy
 from benchmarks.table import Row, Settings
-from train.agent import Arguments, hyperparameters, make_env
+from train.arguments import Arguments, hyperparameters
+from train.environment import make_env
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 
 
@@ -52,7 +53,7 @@ class ClockedPPO(PPO):
 def rows(settings: Settings) -> list[Row]:
     """All rows of the section."""
     arguments = Arguments(model="micro" if settings.quick else "tiny", reward="latency_quality")
-    ppo_settings = hyperparameters(arguments.env_id, arguments.reward)
+    ppo_settings = hyperparameters("ppo", arguments.env_id, arguments.reward)
     num_envs = ppo_settings.pop("num_envs")
     env = ClockedVecEnv(make_env(arguments, num_envs))
     algorithm = ClockedPPO(TokenSharedPolicy, env, seed=0, policy_kwargs={"decision": "selection"}, **ppo_settings)

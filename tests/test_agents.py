@@ -14,8 +14,9 @@ from test_vector_env import make_vec
 from agents import make_policy, policy_names
 from agents.distribution import ActionDistribution
 from agents.features import features
-from agents.learned import LearnedPolicy, load_policy, save_policy
+from agents.learned import LearnedPolicy, load_policy
 from agents.network import Architecture, TokenSharedNetwork
+from agents.policy_file import save_policy
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.physics.latency import (
     block_latency_s,

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from test_vector_env import make_vec
 
 from agents import make_policy
-from train import agent
+from train import agent, ppo, sac, straight_through
 from train.__main__ import main
+from train.arguments import Arguments, hyperparameters
 from train.checkpoint import load_checkpoint
+from train.environment import make_env
 
 SMALL = {"num_envs": 8, "n_steps": 4, "batch_size": 16, "n_epochs": 2, "learning_rate": 3e-3, "gamma": 0.0}
 
@@ -24,7 +26,12 @@ SMALL = {"num_envs": 8, "n_steps": 4, "batch_size": 16, "n_epochs": 2, "learning
 def _small(monkeypatch):
     """A table of small settings in place of the shipped one."""
     real = agent.hyperparameters
-    monkeypatch.setattr(agent, "hyperparameters", lambda env_id, reward: {**real(env_id, reward), **SMALL})
+    small = {
+        "ppo": SMALL,
+        "straight-through": {"batch_size": 4},
+        "sac": {"num_envs": 4, "batch_size": 16, "buffer_size": 1000},
+    }
+    monkeypatch.setattr(agent, "hyperparameters", lambda *names: {**real(*names), **small[names[0]]})
 
 
 def flags(out, *more):
@@ -67,7 +74,7 @@ def test_same_seed_same_policy_other_seed_another(tmp_path):
 
 def test_ppo_improves_wlr(tmp_path):
     """Sixty rollouts lift the reward by more than chance does."""
-    arguments = agent.Arguments(
+    arguments = Arguments(
         model="micro", num_tokens=8, timesteps=32 * 60, out=str(tmp_path / "run"), progress=False, seed=0
     )
     path = agent.train(arguments)
@@ -89,7 +96,7 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr(agent.Checkpoints, "_on_step", killed)
+        patch.setattr(ppo.Checkpoints, "_on_step", killed)
         with pytest.raises(KeyboardInterrupt):
             main(flags(run, "--timesteps", "160", "--checkpoint-every", "32"))
     assert not (run / "policy.safetensors").exists()
@@ -117,10 +124,10 @@ def test_a_run_is_resumed_as_what_it_was_or_not_at_all(tmp_path, capsys):
 def test_a_checkpoint_restores_weights_and_moments(tmp_path):
     main(flags(tmp_path / "run", "--timesteps", "64"))
     file = tmp_path / "run" / "checkpoint.safetensors"
-    arguments = agent.Arguments(model="micro", num_tokens=8)
+    arguments = Arguments(model="micro", num_tokens=8)
     policies = [fresh_policy(arguments) for _ in range(2)]
     for policy in policies:
-        assert load_checkpoint(file, policy) == 64
+        assert load_checkpoint(file, policy, {"optimizer": policy.optimizer}) == 64
     saved = load_file(file)
     for policy in policies:
         moments = policy.optimizer.state_dict()["state"]
@@ -140,7 +147,7 @@ def fresh_policy(arguments):
     from agents.sb3_policy import TokenSharedPolicy
     from wdmoe_env.integrations.sb3 import SB3VecEnv
 
-    return PPO(TokenSharedPolicy, SB3VecEnv(agent.make_env(arguments, 2)), n_steps=4, batch_size=8).policy
+    return PPO(TokenSharedPolicy, SB3VecEnv(make_env(arguments, 2)), n_steps=4, batch_size=8).policy
 
 
 def test_mistakes_are_one_sentence_and_exit_2(tmp_path, capsys):
@@ -185,13 +192,114 @@ def test_every_setting_of_the_shipped_table_is_ppos(tmp_path):
     known = set(inspect.signature(PPO).parameters) | {"num_envs"}
     for env_id in ("WDMoE-v0", "WDMoE-Selection-v0", "WDMoE-Bandwidth-v0"):
         for reward in ("wlr", "wlr_device", "latency_quality"):
-            assert set(agent.hyperparameters(env_id, reward)) <= known
+            assert set(hyperparameters("ppo", env_id, reward)) <= known
 
 
 def test_help_names_every_argument(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for field in dataclasses.fields(agent.Arguments):
+    for field in dataclasses.fields(Arguments):
         assert "--" + field.name.replace("_", "-") in text
     assert np.all([word in text for word in ("examples:", "--resume")])
+
+
+def gradient_flags(out, *more):
+    return flags(out, "--algorithm", "straight-through", "--timesteps", "48", *more)
+
+
+@pytest.mark.parametrize("env_id", ["WDMoE-v0", "WDMoE-Selection-v0"])
+@pytest.mark.parametrize("reward", ["wlr", "latency_quality"])
+def test_straight_through_ends_with_a_policy_that_acts(tmp_path, env_id, reward):
+    more = ("--hidden-states", "--extra-experts", "1", "--reward", reward, "--env-id", env_id)
+    assert main(gradient_flags(tmp_path / "run", *more)) == 0
+    path = str(tmp_path / "run" / "policy.safetensors")
+    env = make_vec(4, observe_hidden_states=True).unwrapped
+    env.step(make_policy(path, env).predict(env.reset(seed=0)[0])[0])
+    card = json.loads((tmp_path / "run" / "policy.json").read_text())
+    assert (card["family"], card["timesteps"]) == ("straight-through", 48)
+    blind = make_vec(4).unwrapped
+    with pytest.raises(ValueError, match="make the environment with observe_hidden_states=True"):
+        make_policy(path, blind).predict(blind.reset(seed=0)[0])
+
+
+@pytest.mark.parametrize(("reward", "term"), [("wlr", "wlr"), ("latency_quality", "latency_ratio")])
+def test_straight_through_improves_its_reward(tmp_path, reward, term):
+    arguments = Arguments(
+        algorithm="straight-through", model="micro", num_tokens=8, reward=reward, timesteps=16 * 100, quality_weight=0.0
+    )
+    path = agent.train(dataclasses.replace(arguments, out=str(tmp_path / "run"), progress=False))
+    env = make_vec(256, "WDMoE-Selection-v0").unwrapped
+    terms = {}
+    for name in ("vanilla-optimal", str(path)):
+        observation, _ = env.reset(seed=5)
+        terms[name] = env.step(make_policy(name, env).predict(observation)[0])[4]["reward_terms"][term]
+    gain = (terms[str(path)] - terms["vanilla-optimal"]) * (1 if reward == "wlr" else -1)
+    assert gain.mean() > 3 * gain.std() / len(gain) ** 0.5
+
+
+def test_a_killed_straight_through_run_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(gradient_flags(whole)) == 0
+    real = straight_through.Trainer.update
+
+    def update(self, number, progress):
+        if number >= 2:
+            raise KeyboardInterrupt
+        return real(self, number, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(straight_through.Trainer, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            main(gradient_flags(killed, "--checkpoint-every", "16"))
+    assert main(gradient_flags(killed, "--resume")) == 0
+    assert_weights(weights(whole), weights(killed), same=True)
+    main(gradient_flags(tmp_path / "other", "--seed", "1"))
+    assert_weights(weights(whole), weights(tmp_path / "other"), same=False)
+
+
+def test_straight_through_learns_the_optimal_shares(tmp_path):
+    arguments = Arguments(algorithm="straight-through", env_id="WDMoE-v0", model="micro", num_tokens=8)
+    settings = straight_through.Settings(16, 3e-3, 1.0, 1.0, 0.0)
+    trainer = straight_through.Trainer(arguments, settings, make_env(arguments, 4).unwrapped.simulator, joint=True)
+    losses = [trainer.update(number, 0.0)["share_loss"] for number in range(60)]
+    assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:5])
+
+
+def test_ppo_goes_on_from_a_policy(tmp_path, capsys):
+    first = tmp_path / "first"
+    main(gradient_flags(first))
+    start = ("--start", str(first / "policy.safetensors"))
+    assert main(flags(tmp_path / "then", "--timesteps", "32", *start)) == 0
+    moved = {name: (weights(first)[name] - value).abs().max() for name, value in weights(tmp_path / "then").items()}
+    assert 0 < max(moved.values()) < 0.1
+    capsys.readouterr()
+    assert main(flags(tmp_path / "other", "--timesteps", "32", "--extra-experts", "1", *start)) == 2
+    assert "expected a policy to start from of Architecture" in capsys.readouterr().err
+
+
+def test_domains_are_left_out(tmp_path, capsys):
+    simulator = make_env(Arguments(model="micro", num_tokens=8), 1).unwrapped.simulator
+    names = np.array(simulator.source.windows.domains)
+    left = straight_through.windows_without(simulator, "code, french")
+    assert set(names[left]) == set(names) - {"code", "french"}
+    assert main(gradient_flags(tmp_path / "run", "--without-domains", "poetry")) == 2
+    assert "without_domains must leave some of code" in capsys.readouterr().err
+
+
+def test_sac_is_stock_acts_alike_from_its_file_and_resumes(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    more = ("--algorithm", "sac", "--env-id", "WDMoE-v0")
+    seen = []
+    real = sac.optimizers
+    monkeypatch.setattr(sac, "optimizers", lambda algorithm: seen.append(algorithm) or real(algorithm))
+    assert main(flags(run, "--timesteps", "64", *more)) == 0
+    env = make_vec(4).unwrapped
+    observation, _ = env.reset(seed=0)
+    expected, _ = seen[-1].predict(observation, deterministic=True)
+    actions, _ = make_policy(str(run / "policy.safetensors"), env).predict(observation)
+    np.testing.assert_array_equal(np.sign(actions[:, :64]), np.sign(expected[:, :64]))
+    shares = [env.codec.decode(action, (4,)).shares for action in (actions, expected)]
+    np.testing.assert_allclose(*shares, rtol=1e-4, atol=4e-4)
+    assert main(flags(run, "--timesteps", "128", "--resume", *more)) == 0
+    assert json.loads((run / "policy.json").read_text())["timesteps"] == 128

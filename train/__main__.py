@@ -7,13 +7,16 @@ import dataclasses
 import sys
 from typing import Any
 
-from train.agent import Arguments, train
+from train.agent import train
+from train.arguments import Arguments
 
 EXAMPLES = """
 examples:
   python -m train                                             # selection, reward "wlr", into runs/ppo
   python -m train --reward latency_quality --quality-weight 20 --out runs/quality
   python -m train --env-id WDMoE-v0 --out runs/joint          # learns the bandwidth shares too
+  python -m train --algorithm straight-through --hidden-states --reward latency_quality --out runs/gradient
+  python -m train --start runs/gradient/policy.safetensors --hidden-states --reward latency_quality --out runs/both
   python -m train --out runs/joint --env-id WDMoE-v0 --resume # goes on after a kill
   tensorboard --logdir runs                                   # curves
 
@@ -27,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     """A flag for every field of ``Arguments``."""
     result = argparse.ArgumentParser(
         prog="python -m train",
-        description="Train a policy with PPO on the batched WDMoE environment.",
+        description="Train a policy on the batched WDMoE environment: PPO, straight through the model, or stock SAC.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

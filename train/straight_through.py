@@ -1,66 +1,252 @@
-"""Train a selection straight through the model: no reward, but the gradient of latency and text themselves."""
+"""Train a policy straight through the model: not by its reward, but by the gradient of what the reward is made of.
+
+Reads top to bottom: settings, simulator, network, updates, saving. Every update draws its episodes and its noise from
+(seed, number of the update), so that a killed run which is resumed ends with the weights of one that was not.
+"""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
 
 from agents.distribution import ActionDistribution
 from agents.features import Observation
 from agents.network import TokenSharedNetwork
+from agents.policy_file import save_policy
+from train.arguments import Arguments
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.environment import architecture_of, make_env, start_from
+from train.folder import card, curves, open_run
+from wdmoe_env.actions import LOGIT_SCALE
 from wdmoe_env.relaxed import Draw, RelaxedEpisodes, relaxed_episodes
+from wdmoe_env.rewards import RewardFunction, reward_function
 from wdmoe_env.simulator import Simulator
+
+LOG_EVERY = 10  # updates
+LAST_LEARNING_RATE = 0.05  # of the first
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    max_grad_norm: float = 1.0
-    divergence_share: float = 0.5
+    """Of the optimisation, from ``hyperparameters.yml``.
+
+    Attributes:
+        batch_size: episodes in an update.
+        learning_rate: Adam's at first; it falls linearly to a twentieth.
+        max_grad_norm: to which gradients are clipped.
+        divergence_share: part of the text's loss that is the divergence from the own routing's predictions, which is
+            less noisy than the added NLL that makes up the rest.
+        entropy_weight: worth of a nat of entropy per episode, so that no pair is given up before it is known.
+    """
+
+    batch_size: int
+    learning_rate: float
+    max_grad_norm: float
+    divergence_share: float
+    entropy_weight: float
 
 
-def draw(network: TokenSharedNetwork, observation: Observation, generator: torch.Generator) -> Draw:
-    """A selection drawn from the network's probabilities."""
-    distribution = ActionDistribution(network, observation, "selection")
-    candidates = distribution.seen.candidates
-    probs = distribution.logits.sigmoid() * candidates
-    return Draw(torch.rand(probs.shape, generator=generator) < probs, probs, candidates)
+class Actor:
+    """Draws selections from a network, and keeps what its losses need.
+
+    Args:
+        network: what is trained.
+        noise: the source of the draws.
+
+    Attributes:
+        seen: observation and selection of every block.
+        entropy: mean over episodes of the entropy of all draws, nats.
+    """
+
+    def __init__(self, network: TokenSharedNetwork, noise: torch.Generator) -> None:
+        self.network = network
+        self.noise = noise
+        self.seen: list[tuple[Observation, Tensor]] = []
+        self.entropy = torch.zeros(())
+
+    def __call__(self, observation: Observation) -> Draw:
+        """Draw for a block."""
+        distribution = ActionDistribution(self.network, observation, "selection")
+        candidates = distribution.seen.candidates
+        probs = distribution.logits.sigmoid() * candidates
+        used = torch.rand(probs.shape, generator=self.noise) < probs
+        self.entropy = self.entropy + torch.special.entr(probs).add(torch.special.entr(1 - probs)).sum((1, 2)).mean()
+        self.seen.append((observation, used | distribution.stranded(used)))
+        return Draw(used, probs, candidates)
 
 
-def objective(episodes: RelaxedEpisodes, reward: str, quality_weight: float, settings: Settings) -> Tensor:
-    if reward == "wlr":
-        returns = sum(block.gate_weight_served / block.latency_ms for block in episodes.blocks)
-    else:
-        loss = settings.divergence_share * episodes.divergence + (1 - settings.divergence_share) * episodes.added_nll
-        if reward == "ms":
-            cost = sum(block.latency_ms for block in episodes.blocks) / 18.0
-        else:
-            cost = sum(block.latency_ms / block.vanilla_latency_ms for block in episodes.blocks)
-        returns = -cost - quality_weight * loss
-    return -torch.as_tensor(returns).mean()
+class Trainer:
+    """A network and all that its updates need.
+
+    Args:
+        arguments: of the run.
+        settings: of the optimisation.
+        simulator: of the training split.
+        joint: whether the shares are learned too.
+
+    Raises:
+        ValueError: an unknown reward, domain or policy to start from.
+    """
+
+    def __init__(self, arguments: Arguments, settings: Settings, simulator: Simulator, joint: bool) -> None:
+        self.settings = settings
+        self.simulator = simulator
+        self.joint = joint
+        self.seed = arguments.seed
+        self.reward = reward_function(arguments.reward, arguments.quality_weight)
+        self.windows = windows_without(simulator, arguments.without_domains)
+        torch.manual_seed(arguments.seed)
+        self.network = TokenSharedNetwork(architecture_of(arguments, simulator.sizes))
+        start_from(arguments, self.network)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+
+    def update(self, number: int, progress: float) -> dict[str, float]:
+        """Take one step down the gradient.
+
+        Args:
+            number: of the update, from which its episodes and draws follow.
+            progress: part of the run that is over.
+
+        Returns:
+            Means over the episodes, by name.
+        """
+        size, draws = self.settings.batch_size, np.random.default_rng([self.seed, number])
+        generators = [np.random.default_rng([self.seed, number, episode]) for episode in range(size)]
+        actor = Actor(self.network, torch.Generator().manual_seed(int(draws.integers(2**62))))
+        windows = self.windows[draws.integers(len(self.windows), size=size)]
+        episodes = relaxed_episodes(self.simulator, generators, actor, windows)
+        returns = episode_returns(episodes, self.reward, self.settings.divergence_share).mean()
+        share_loss = self._share_loss(actor, episodes) if self.joint else torch.zeros(())
+        loss = -returns - self.settings.entropy_weight * actor.entropy + share_loss
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * max(LAST_LEARNING_RATE, 1.0 - progress)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        latency, vanilla = (
+            sum(getattr(block, name) for block in episodes.blocks) for name in ("latency_ms", "vanilla_latency_ms")
+        )
+        values = {
+            "return": returns,
+            "latency_ratio": (latency / vanilla).mean(),
+            "added_nll": episodes.added_nll.mean(),
+            "divergence": episodes.divergence.mean(),
+            "entropy": actor.entropy,
+        }
+        values |= {"share_loss": share_loss} if self.joint else {}
+        return {name: value.item() for name, value in values.items()}
+
+    def save(self, path: Path, timesteps: int) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(path, self.network, {"optimizer": self.optimizer}, timesteps)
+
+    def load(self, path: Path) -> int:
+        """Go on from a checkpoint; returns its environment steps."""
+        return load_checkpoint(path, self.network, {"optimizer": self.optimizer})
+
+    def _share_loss(self, actor: Actor, episodes: RelaxedEpisodes) -> Tensor:
+        """Mean over loaded devices of the squared error in the logarithm of the share, against the optimum."""
+        total = torch.zeros(())
+        for (observation, selection), block in zip(actor.seen, episodes.blocks, strict=True):
+            logits, loaded = self.network.share_logits(observation, selection)
+            scaled = (LOGIT_SCALE * logits).masked_fill(~loaded, -torch.inf).log_softmax(-1)
+            error = torch.where(loaded, scaled - block.shares.clamp_min(1e-6).log(), 0.0)
+            total = total + (error**2).sum() / loaded.sum()
+        return total / len(episodes.blocks)
 
 
-def update(
-    network: TokenSharedNetwork,
-    optimizer: torch.optim.Optimizer,
-    simulator: Simulator,
-    settings: Settings,
-    objective_of: tuple[str, float],
-    seed: int,
-    step: int,
-) -> RelaxedEpisodes:
-    """Take one step; returns its episodes."""
-    generators = [np.random.default_rng([seed, step, episode]) for episode in range(settings.batch_size)]
-    noise = torch.Generator().manual_seed(int(np.random.default_rng([seed, step]).integers(2**62)))
-    episodes = relaxed_episodes(simulator, generators, lambda seen: draw(network, seen, noise))
-    optimizer.zero_grad()
-    loss = objective(episodes, *objective_of, settings)
-    torch.autograd.backward(loss)
-    clip_grad_norm_(network.parameters(), settings.max_grad_norm)
-    optimizer.step()
-    return episodes
+def episode_returns(episodes: RelaxedEpisodes, reward: RewardFunction, divergence_share: float) -> Tensor:
+    """Returns (N,) of the environment's reward, the text's loss being partly its divergence."""
+    lost = divergence_share * episodes.divergence + (1.0 - divergence_share) * episodes.added_nll
+    returns = torch.zeros_like(lost)
+    for index, block in enumerate(episodes.blocks):
+        terms: dict[str, Any] = {
+            "gate_weight_served": block.gate_weight_served,
+            "block_latency_ms": block.latency_ms,
+            "vanilla_latency_ms": block.vanilla_latency_ms,
+            "wlr": block.gate_weight_served / block.latency_ms,
+            "latency_ratio": block.latency_ms / block.vanilla_latency_ms,
+            "added_nll": lost if index + 1 == len(episodes.blocks) else torch.zeros_like(lost),
+        }
+        returns = returns + reward(terms)
+    return returns
+
+
+def windows_without(simulator: Simulator, domains: str) -> NDArray[np.int64]:
+    """Indices of the windows of all kinds of text but some.
+
+    Args:
+        simulator: of the windows.
+        domains: names with commas between.
+
+    Raises:
+        ValueError: an unknown kind, or none is left.
+    """
+    names = np.array(simulator.source.windows.domains)
+    out = [name.strip() for name in domains.split(",") if name.strip()]
+    unknown = sorted(set(out) - set(names))
+    left = np.flatnonzero(~np.isin(names, out))
+    if unknown or not left.size:
+        raise ValueError(f"without_domains must leave some of {', '.join(sorted(set(names)))}, got {domains!r}")
+    return left
+
+
+def train_straight_through(arguments: Arguments, settings: dict[str, Any]) -> Path:
+    """Train, and save the policy.
+
+    Args:
+        arguments: of the run.
+        settings: fields of ``Settings``.
+
+    Returns:
+        Path of the policy's weights; the JSON lies beside it.
+
+    Raises:
+        ValueError, TypeError, OSError: see ``train.agent.train``.
+    """
+    chosen = Settings(**settings)
+    env = make_env(arguments, chosen.batch_size).unwrapped
+    decision = env.config.decision
+    trainer = Trainer(arguments, chosen, env.simulator, joint=decision == "joint")
+    checkpoint = open_run(arguments, settings)
+    steps = chosen.batch_size * env.simulator.sizes.num_blocks
+    updates = -(-arguments.timesteps // steps)
+    done = trainer.load(checkpoint) // steps if arguments.resume else 0
+    every = max(1, arguments.checkpoint_every // steps)
+    results: dict[str, float] = {}
+    progress = tqdm(total=updates * steps, initial=done * steps, unit="block", disable=not arguments.progress)
+    with closing(curves(Path(arguments.out), done * steps)) as log, progress as bar:
+        for number in range(done, updates):
+            results = trainer.update(number, progress=number / updates)
+            now, last = (number + 1) * steps, number + 1 == updates
+            bar.update(steps)
+            if last or (number + 1) % LOG_EVERY == 0:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in results.items()})
+                record(log, results, now)
+            if last or (number + 1) % every == 0:
+                trainer.save(checkpoint, now)
+    path = Path(arguments.out, "policy.safetensors")
+    told = card(arguments, settings, max(done, updates) * steps, {"last_update": results})
+    save_policy(path, trainer.network, decision, told)
+    env.close()
+    return path
+
+
+def record(log: Logger, results: dict[str, float], timesteps: int) -> None:
+    """Add a point to the curves."""
+    for name, value in results.items():
+        log.record(f"train/{name}", value)
+    log.record("time/total_timesteps", timesteps)
+    log.dump(timesteps)

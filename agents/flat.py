@@ -1,0 +1,68 @@
+"""A plain multilayer perceptron over the flattened observation: what stock algorithms learn, as a file.
+
+It is tied to the sizes of its environment, unlike ``agents.network``. The file is read as that of a learned policy is:
+weights in safetensors, the rest in JSON, no code.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.policy import Observation, State, batched, first
+from wdmoe_env.actions import ActionCodec
+from wdmoe_env.observations import Sizes
+
+
+def perceptron(sizes: list[int]) -> nn.Sequential:
+    """Linear layers of these sizes, ReLU between them, and a last tanh."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1], nn.Tanh())
+
+
+class FlatPolicy:
+    """Acts with a perceptron.
+
+    Args:
+        network: from the flattened observation to the flat ``box`` action of both decisions.
+        codec: of the environment it acts in.
+    """
+
+    def __init__(self, network: Any, codec: ActionCodec) -> None:
+        self.network = network
+        self.codec = codec
+        self._own = ActionCodec(Sizes(*codec.scores_shape, codec.num_devices, 0, 0), "joint", "box")
+
+    def predict(
+        self,
+        observation: Observation,
+        state: State = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, State]:
+        """Actions of observations; see ``Policy``.
+
+        Raises:
+            ValueError: an observation of other sizes.
+        """
+        batch, single = batched(observation)
+        rows, width = flatten(batch), self.network[0].in_features
+        if rows.shape[1] != width:
+            raise ValueError(f"this policy is for observations of {width} numbers, got {rows.shape[1]}")
+        with torch.no_grad():
+            flat = self.network(rows).numpy()
+        decided = self._own.decode(np.clip(flat, -1.0, 1.0), (len(flat),))
+        actions = self.codec.encode(decided.selection, decided.shares)
+        return (first(actions) if single else actions), state
+
+
+def flatten(observation: dict[str, Any]) -> Tensor:
+    """Entries (N, ...) in alphabetical order, one row each; hidden states are not read."""
+    names = sorted(set(observation) - {"hidden_states"})
+    return torch.cat([torch.as_tensor(observation[name], dtype=torch.float32).flatten(1) for name in names], dim=1)

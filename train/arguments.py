@@ -1,0 +1,63 @@
+"""What a training run is told, and the settings of its algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wdmoe_env.checks import check_integer
+
+ALGORITHMS = ("ppo", "straight-through", "sac")
+HYPERPARAMETERS = Path(__file__).parent / "hyperparameters.yml"
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What to train; each field is a flag of ``python -m train``."""
+
+    algorithm: str = field(default="ppo", metadata={"help": "ppo, straight-through or sac"})
+    env_id: str = field(default="WDMoE-Selection-v0", metadata={"help": "environment id"})
+    model: str = field(default="tiny", metadata={"help": "language model: tiny, micro, or a checkpoint folder"})
+    reward: str = field(default="wlr", metadata={"help": "wlr, wlr_device or latency_quality"})
+    quality_weight: float = field(default=10.0, metadata={"help": "cost of a nat of added NLL in latency_quality"})
+    num_tokens: int = field(default=32, metadata={"help": "tokens of a window"})
+    hidden_states: bool = field(default=False, metadata={"help": "let the actor read the model's hidden states"})
+    extra_experts: int = field(default=0, metadata={"help": "experts of a token beside its routed ones to choose from"})
+    without_domains: str = field(default="", metadata={"help": "kinds of text to leave out, with commas between"})
+    start: str = field(default="", metadata={"help": "policy file whose weights to start from"})
+    timesteps: int = field(default=100_000, metadata={"help": "environment steps (blocks), over all environments"})
+    seed: int = field(default=0, metadata={"help": "seed of weights, episodes and actions"})
+    out: str = field(default="runs/ppo", metadata={"help": "run folder: policy, curves, checkpoint, arguments"})
+    checkpoint_every: int = field(default=10_240, metadata={"help": "environment steps between checkpoints"})
+    resume: bool = field(default=False, metadata={"help": "go on from the checkpoint in the run folder"})
+    progress: bool = field(default=True, metadata={"help": "show a progress bar"})
+
+    def check(self) -> None:
+        """Check what the environment will not.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong.
+        """
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
+        check_integer("timesteps", self.timesteps, at_least=1)
+        check_integer("checkpoint_every", self.checkpoint_every, at_least=1)
+        check_integer("extra_experts", self.extra_experts, at_least=0)
+        check_integer("seed", self.seed, at_least=0)
+
+
+def hyperparameters(algorithm: str, env_id: str, reward: str) -> dict[str, Any]:
+    """Settings of an algorithm for an environment id and a reward, from ``hyperparameters.yml``.
+
+    Raises:
+        ValueError: there are none; the known ones are listed.
+    """
+    table = yaml.safe_load(HYPERPARAMETERS.read_text())[algorithm]
+    if env_id not in table:
+        raise ValueError(f"env_id must be one of {', '.join(table)} for {algorithm}, got {env_id!r}")
+    if reward not in table[env_id]:
+        raise ValueError(f"reward must be one of {', '.join(table[env_id])} for {algorithm}, got {reward!r}")
+    return dict(table[env_id][reward])

@@ -1,0 +1,77 @@
+"""The folder of a run: what it was told, its curves, and whether it may be written or resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import Logger, make_output_format
+
+from agents.files import write_whole
+from train.arguments import Arguments
+from wdmoe_env import __version__
+
+# What a run may change half-way.
+FREE_ON_RESUME = ("timesteps", "out", "checkpoint_every", "resume", "progress")
+
+
+def open_run(arguments: Arguments, settings: dict[str, Any]) -> Path:
+    """Refuse a run folder in use, and one to resume that holds no checkpoint or that of another run; else write it.
+
+    Args:
+        arguments: of the run.
+        settings: of its algorithm, for the record.
+
+    Returns:
+        Path of the checkpoint.
+
+    Raises:
+        ValueError: as above.
+    """
+    run = Path(arguments.out)
+    checkpoint, record = run / "checkpoint.safetensors", run / "arguments.json"
+    if checkpoint.exists() and not arguments.resume:
+        raise ValueError(f"{run} holds a run already: pass --resume to go on with it, or another --out")
+    if arguments.resume and not checkpoint.is_file():
+        raise ValueError(f"expected a checkpoint to resume in {checkpoint}, but there is none")
+    told = dataclasses.asdict(arguments)
+    if arguments.resume:
+        began = json.loads(record.read_text())
+        for name in told.keys() - set(FREE_ON_RESUME):
+            if began.get(name) != told[name]:
+                raise ValueError(f"{run} was begun with {name}={began.get(name)!r}, got {told[name]!r}")
+    made_by = {"hyperparameters": settings, "version": __version__, "commit": commit()}
+    write_whole(record, (json.dumps({**told, **made_by}, indent=2) + "\n").encode())
+    return checkpoint
+
+
+def curves(run: Path, timesteps: int) -> Logger:
+    """Curves as CSV and for TensorBoard; those of a resumed run lie beside the earlier ones."""
+    suffix = f"-{timesteps}" if timesteps else ""
+    return Logger(str(run), [make_output_format(name, str(run), suffix) for name in ("csv", "tensorboard")])
+
+
+def card(arguments: Arguments, settings: dict[str, Any], timesteps: int, result: dict[str, Any]) -> dict[str, Any]:
+    """What a policy's JSON says of its training, the same for every algorithm."""
+    return {
+        "family": arguments.algorithm,
+        "env_id": arguments.env_id,
+        "timesteps": timesteps,
+        **result,
+        "arguments": dataclasses.asdict(arguments),
+        "hyperparameters": settings,
+        "version": __version__,
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of this checkout, ``None`` outside one."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

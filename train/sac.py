@@ -1,0 +1,110 @@
+"""Stock SAC from Stable-Baselines3 on the flat Box action: a baseline that knows nothing of tokens and devices.
+
+A run resumed with ``--resume`` has its networks and optimizers back, and fills its replay buffer anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import nn
+
+from agents.policy_file import save_flat_policy
+from train.arguments import Arguments
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.environment import make_env
+from train.folder import card, curves, open_run
+from wdmoe_env.integrations.sb3 import SB3VecEnv
+
+
+class Learned(nn.Module):
+    """Everything that SAC learns: its networks, and the weight of its entropy."""
+
+    def __init__(self, algorithm: SAC) -> None:
+        super().__init__()
+        self.networks = algorithm.policy
+        self.register_buffer("log_ent_coef", algorithm.log_ent_coef)
+
+
+class Checkpoints(BaseCallback):
+    """Writes a checkpoint at the first rollout past every ``every`` environment steps."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__()
+        self.path = path
+        self.every = every
+        self._saved_at = 0
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps - self._saved_at >= self.every:
+            save(self.path, self.model)
+            self._saved_at = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def train_sac(arguments: Arguments, settings: dict[str, Any]) -> Path:
+    """Train, and save the policy.
+
+    Args:
+        arguments: of the run.
+        settings: SAC's, and ``num_envs``.
+
+    Returns:
+        Path of the policy's weights; the JSON lies beside it.
+
+    Raises:
+        ValueError, TypeError, OSError: see ``train.agent.train``.
+    """
+    if arguments.hidden_states or arguments.extra_experts or arguments.start or arguments.without_domains:
+        raise ValueError(
+            "algorithm sac takes none of hidden_states, extra_experts, start and without_domains: its action is the "
+            "flat Box over all experts"
+        )
+    sac_settings = dict(settings)
+    env = SB3VecEnv(make_env(arguments, sac_settings.pop("num_envs")))
+    algorithm = SAC("MultiInputPolicy", env, seed=arguments.seed, **sac_settings)
+    checkpoint = open_run(arguments, settings)
+    if arguments.resume:
+        algorithm.num_timesteps = load_checkpoint(checkpoint, Learned(algorithm), optimizers(algorithm))
+        env.seed(arguments.seed + algorithm.num_timesteps)
+    log = curves(Path(arguments.out), algorithm.num_timesteps)
+    algorithm.set_logger(log)
+    try:
+        algorithm.learn(
+            max(arguments.timesteps - algorithm.num_timesteps, 0),
+            callback=Checkpoints(checkpoint, arguments.checkpoint_every),
+            reset_num_timesteps=not arguments.resume,
+            progress_bar=arguments.progress,
+        )
+    finally:
+        log.close()
+    save(checkpoint, algorithm)
+    returns = [episode["r"] for episode in algorithm.ep_info_buffer or ()]
+    result = {"final_mean_return": np.mean(returns).item() if returns else None}
+    path = Path(arguments.out, "policy.safetensors")
+    actor: Any = algorithm.policy.actor
+    layers = [*(layer for layer in actor.latent_pi if isinstance(layer, nn.Linear)), actor.mu]
+    save_flat_policy(path, layers, card(arguments, settings, algorithm.num_timesteps, result))
+    env.close()
+    return path
+
+
+def save(path: Path, algorithm: Any) -> None:
+    """Write a checkpoint."""
+    save_checkpoint(path, Learned(algorithm), optimizers(algorithm), algorithm.num_timesteps)
+
+
+def optimizers(algorithm: Any) -> dict[str, torch.optim.Optimizer]:
+    """SAC's three, by name."""
+    return {
+        "actor": algorithm.actor.optimizer,
+        "critic": algorithm.critic.optimizer,
+        "entropy": algorithm.ent_coef_optimizer,
+    }

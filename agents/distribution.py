@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from agents.features import Observation, features
+from agents.features import Observation
 from agents.network import TokenSharedNetwork
 from wdmoe_env.actions import LEAST_LOGIT
 from wdmoe_env.config import DecisionKind
@@ -40,8 +40,7 @@ class ActionDistribution:
         self.network = network
         self.observation = observation
         self.decision = decision
-        self.seen = features(observation, network.architecture.extra_experts)
-        self.logits = network.expert_logits(observation, self.seen)
+        self.seen, self.logits = network.look(observation)
 
     def stranded(self, used: Tensor) -> Tensor:
         """The best expert (N, J, E) of each token that uses none: the one that the environment gives it."""

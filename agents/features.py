@@ -2,116 +2,144 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.draft import Draft, first_drafts, priced
+from wdmoe_env.observations import Block, decode_observation
+
 Observation = dict[str, Tensor]
 
-PAIR_FEATURES = 13
-DEVICE_FEATURES = 9
+PAIR_FEATURES = 19
+DEVICE_FEATURES = 13
 TINY = 1e-6
+LARGEST_LOG = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Features of an observation.
+    """What is known of an observation, given a draft of the selection.
 
     Attributes:
-        pairs: (N, J, E, PAIR_FEATURES).
-        devices: (N, U, DEVICE_FEATURES).
+        observation: entries (N, ...).
+        block: the same, decoded.
         candidates: (N, J, E) bool, pairs that the actor decides on.
         routed: (N, J, E) bool, the model's own choice.
         best: (N, J, E) bool, each token's most probable expert, which is used where no other is.
-        work_ms: (N, U) latency of each device under the model's own routing at equal shares.
+        own: prices at the model's own routing.
+        first: prices at the first draft, near the best weight-to-latency ratio.
+        draft: prices at the draft.
     """
 
-    pairs: Tensor
-    devices: Tensor
+    observation: Observation
+    block: Block
     candidates: Tensor
     routed: Tensor
     best: Tensor
-    work_ms: Tensor
+    own: Draft
+    first: Draft
+    draft: Draft
+
+    @classmethod
+    def of(cls, observation: Observation, extra_experts: int = 0) -> Self:
+        """Features at the first draft.
+
+        Args:
+            observation: entries (N, ...).
+            extra_experts: of each token, so many of its most probable experts beside its routed ones are candidates.
+        """
+        probs, routed = observation["gate_probs"], observation["routed"]
+        chosen = routed > 0.5
+        candidates = chosen if not extra_experts else chosen | _most_probable(probs * (1 - routed), extra_experts)
+        candidates = candidates & (observation["token_mask"][..., None] > 0.5)
+        best = nn.functional.one_hot((probs * routed).argmax(-1), probs.shape[-1]).bool() & chosen
+        block = decode_observation({name: value.cpu().numpy() for name, value in observation.items()})
+        own, first = first_drafts(block, candidates.cpu().numpy())
+        return cls(observation, block, candidates, chosen, best, own, first, first)
+
+    def redrafted(self, used: Tensor) -> Self:
+        """Features at a draft of one's own, (N, J, E) from 0 to 1."""
+        return replace(self, draft=priced(self.block, used.detach().double().cpu().numpy()))
+
+    def work_ms(self) -> Tensor:
+        """(N, U) latency of each device under the model's own routing at equal shares."""
+        seen = self.observation
+        return (seen["routed"] @ seen["placement"]).sum(1) * (seen["unit_latency"] + seen["compute_latency"])
+
+    def tokens(self) -> Tensor:
+        """(N, 1) number of tokens."""
+        return self.observation["token_mask"].sum(-1, keepdim=True).clamp_min(1.0)
+
+    def pairs(self) -> Tensor:
+        """(N, J, E, PAIR_FEATURES): the token, its weights, the expert's price, and one against the other."""
+        seen, one = self.observation, torch.ones(())
+        probs, routed, placement, block = (seen[name] for name in ("gate_probs", "routed", "placement", "block"))
+        weight = probs / (probs * routed).sum(-1, keepdim=True).clamp_min(TINY)
+        best_weight = (weight * self.best).sum(-1, keepdim=True)
+        own_cost = self._cost(self.own)[:, None]
+        own_latency = _tensor(self.own.latency_ms, probs)[:, None]
+        of_drafts = []
+        for draft in (self.first, self.draft):
+            cost = self._cost(draft)[:, None]
+            value = _tensor(draft.ratio * draft.latency_ms, probs)[:, None, None] / self.tokens()[..., None]
+            of_drafts += [log_ratio(cost, one), log_ratio(weight, value * cost), _tensor(draft.used, probs)]
+        # Whether the token is sent to the expert's device anyway.
+        beside = ((routed @ placement) @ placement.mT - routed > 0.5).float()
+        columns = [
+            probs,
+            weight.clamp_max(2.0),
+            routed,
+            self.best.float(),
+            best_weight.clamp_max(1.0),
+            log_ratio(best_weight, weight),
+            beside,
+            torch.linspace(0.0, 1.0, probs.shape[1], device=probs.device)[None, :, None],
+            block[:, None],
+            (block == 0).float()[:, None],
+            log_ratio(own_cost, one),
+            log_ratio(own_latency, self.work_ms().max(-1, keepdim=True).values)[:, None],
+            log_ratio(weight, own_cost),
+            *of_drafts,
+        ]
+        return torch.stack([column.expand_as(probs) for column in columns], dim=-1)
+
+    def devices(self) -> Tensor:
+        """(N, U, DEVICE_FEATURES): what a device is asked for by the own routing and the draft, and at what price."""
+        seen, work = self.observation, self.work_ms()
+        placement, tokens = seen["placement"], self.tokens()
+        token_ms = seen["unit_latency"] + seen["compute_latency"]
+        load, own_price = (seen["routed"] @ placement).sum(1), _tensor(self.own.price_ms, work)
+        of_drafts = []
+        for draft in (self.first, self.draft):
+            served, price = (_tensor(draft.used, work) @ placement).sum(1), _tensor(draft.price_ms, work)
+            paid = price * served / _tensor(draft.latency_ms, work)[:, None]
+            of_drafts += [served / tokens, paid, log_ratio(price, own_price)]
+        columns = [
+            work / work.sum(-1, keepdim=True).clamp_min(TINY),
+            work / work.max(-1, keepdim=True).values.clamp_min(TINY),
+            load / tokens,
+            own_price * load / _tensor(self.own.latency_ms, work)[:, None],
+            *of_drafts,
+            log_ratio(token_ms, token_ms.mean(-1, keepdim=True)),
+            seen["spectral_efficiency"].mean(1) / 10.0,
+            seen["compute_latency"] / token_ms.clamp_min(TINY),
+        ]
+        return torch.stack(columns, dim=-1)
+
+    def _cost(self, prices: Draft) -> Tensor:
+        """(N, E) part of a block's latency that a token on the expert costs, times the number of tokens."""
+        placement = self.observation["placement"]
+        relative = _tensor(prices.price_ms / prices.latency_ms[:, None], placement) * self.tokens()
+        return (placement @ relative[..., None])[..., 0]
 
 
-def features(observation: Observation, extra_experts: int = 0) -> Features:
-    """Scale-free features: what a gate weight is worth against what it costs.
-
-    Args:
-        observation: entries (N, ...).
-        extra_experts: of each token, so many of its most probable experts beside its routed ones are candidates.
-    """
-    probs, routed = observation["gate_probs"], observation["routed"]
-    placement, mask = observation["placement"], observation["token_mask"]
-    chosen = routed > 0.5
-    weight = probs / (probs * routed).sum(-1, keepdim=True).clamp_min(TINY)
-    best = one_hot((probs * routed).argmax(-1), probs) & chosen
-    load = routed @ placement
-    token_ms = observation["unit_latency"] + observation["compute_latency"]
-    work = load.sum(1) * token_ms
-    total = work.sum(-1, keepdim=True).clamp_min(TINY)
-    cost = at_experts(placement, token_ms / total)
-    served = (weight * routed) @ placement
-    share_of_weight = weight / mask.sum(-1).clamp_min(1.0)[:, None, None]
-    best_weight = (weight * best).sum(-1, keepdim=True)
-    position = torch.linspace(0.0, 1.0, probs.shape[1], device=probs.device).expand_as(mask)
-    block = observation["block"]
-    # Whether the token is sent to the expert's device anyway.
-    beside = ((load @ placement.mT) - routed > 0.5).float()
-    columns = [
-        probs,
-        weight.clamp_max(2.0),
-        routed,
-        best.float(),
-        best_weight.clamp_max(1.0),
-        beside,
-        _per_pair(at_experts(placement, work / total), probs),
-        _per_pair(cost.clamp_min(TINY).log() / 4.0, probs),
-        position[..., None],
-        _per_pair(block, probs),
-        _per_pair((block == 0).float(), probs),
-        _log_ratio(share_of_weight, cost[:, None]),
-        _log_ratio(best_weight / weight.clamp_min(TINY), torch.ones_like(weight)),
-    ]
-    candidates = chosen if not extra_experts else chosen | _most_probable(probs * (1 - routed), extra_experts)
-    return Features(
-        pairs=torch.stack([column.expand_as(probs) for column in columns], dim=-1),
-        devices=_device_features(observation, load.sum(1), served.sum(1), work),
-        candidates=candidates & (mask[..., None] > 0.5),
-        routed=chosen,
-        best=best,
-        work_ms=work,
-    )
-
-
-def _device_features(observation: Observation, load: Tensor, served: Tensor, work: Tensor) -> Tensor:
-    """(N, U, DEVICE_FEATURES): what a device is asked for under the own routing, and what it would bring."""
-    total, most = work.sum(-1, keepdim=True).clamp_min(TINY), work.max(-1, keepdim=True).values.clamp_min(TINY)
-    token_ms = observation["unit_latency"] + observation["compute_latency"]
-    weight_share = served / served.sum(-1, keepdim=True).clamp_min(TINY)
-    columns = [
-        work / total,
-        work / most,
-        (total / most / work.shape[-1]).expand_as(work),
-        load / load.sum(-1, keepdim=True).clamp_min(1.0),
-        weight_share,
-        _log_ratio(weight_share, work / total),
-        _log_ratio(token_ms, token_ms.mean(-1, keepdim=True)),
-        observation["spectral_efficiency"].mean(1) / 10.0,
-        observation["compute_latency"] / token_ms.clamp_min(TINY),
-    ]
-    return torch.stack(columns, dim=-1)
-
-
-def one_hot(index: Tensor, like: Tensor) -> Tensor:
-    """Indices (...) as bool marks (..., E) of the last axis of ``like``."""
-    return nn.functional.one_hot(index, like.shape[-1]).bool()
-
-
-def at_experts(placement: Tensor, per_device: Tensor) -> Tensor:
-    """Device values (N, U) at the experts they hold, (N, E)."""
-    return (placement @ per_device[..., None])[..., 0]
+def log_ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Logarithm of a ratio, bounded."""
+    return (above.clamp_min(TINY) / below.clamp_min(TINY)).log().clamp(-LARGEST_LOG, LARGEST_LOG)
 
 
 def _most_probable(probs: Tensor, count: int) -> Tensor:
@@ -120,11 +148,5 @@ def _most_probable(probs: Tensor, count: int) -> Tensor:
     return torch.zeros_like(probs).scatter(-1, index, 1.0) > 0.5
 
 
-def _per_pair(per_expert: Tensor, like: Tensor) -> Tensor:
-    """(N, E) or (N, 1) spread over tokens, (N, J, E)."""
-    return per_expert[:, None, :].expand_as(like)
-
-
-def _log_ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Logarithm of a ratio, scaled and bounded."""
-    return ((above.clamp_min(TINY) / below.clamp_min(TINY)).log() / 4.0).clamp(-3.0, 3.0)
+def _tensor(values: Any, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(like.device)

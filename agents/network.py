@@ -37,6 +37,7 @@ class Architecture:
         hidden_size: H of the model whose hidden states the actor reads; 0 where it reads none.
         num_blocks: I of that model, whose blocks are read each by weights of its own.
         num_experts: E of that model, likewise.
+        rounds: looks that the actor takes; from the second on it sees the prices of its own last answer.
     """
 
     width: int = 64
@@ -44,6 +45,7 @@ class Architecture:
     hidden_size: int = 0
     num_blocks: int = 0
     num_experts: int = 0
+    rounds: int = 2
 
 
 class HiddenStateReader(nn.Module):
@@ -96,27 +98,43 @@ class TokenSharedNetwork(nn.Module):
         self.device_in = _mlp(DEVICE_FEATURES, width, width)
         self.device_out = nn.Linear(3 * width, width)
         self.reader = HiddenStateReader(self.architecture) if self.architecture.hidden_size else None
-        self.pair_body = nn.Sequential(nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+        # No unit that saturates: the logits of a trained actor are far from where they start.
+        self.pair_body = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.pair_head = _small(nn.Linear(width, 1))
+        self.pair_line = _small(nn.Linear(PAIR_FEATURES, 1))
+        self.start = nn.Parameter(torch.tensor([USE_OTHER, USE_ROUTED, USE_BEST]))
         self.share_net = nn.Sequential(_mlp(SHARE_FEATURES, width, width), _small(nn.Linear(width, 1)))
         self.log_std = nn.Parameter(torch.full((1,), INITIAL_LOG_STD))
         self.value_net = nn.Sequential(_mlp(PAIR_FEATURES + WORK_FEATURES, width, width), nn.Linear(width, 1))
 
-    def expert_logits(self, observation: Observation, seen: Features) -> Tensor:
+    def look(self, observation: Observation) -> tuple[Features, Tensor]:
+        """Features (at the actor's own draft) and log-odds (N, J, E) of using each candidate; those of others are 0.
+
+        The actor answers to the prices of its own last answer, so that tokens do not all flee to the same device.
+        """
+        seen = Features.of(observation, self.architecture.extra_experts)
+        with torch.no_grad():
+            for _ in range(self.architecture.rounds - 1):
+                used = self.expert_logits(seen).sigmoid() * seen.candidates
+                left = (1.0 - used.sum(-1, keepdim=True)).clamp_min(0.0)
+                seen = seen.redrafted(torch.maximum(used, seen.best * left))
+        return seen, self.expert_logits(seen)
+
+    def expert_logits(self, seen: Features) -> Tensor:
         """Log-odds (N, J, E) of using each candidate; those of other pairs are 0 and do not count."""
         episode, _, expert = seen.candidates.nonzero(as_tuple=True)
-        context = observation["placement"] @ self.device_context(seen)
-        rows = self.pair_in(seen.pairs[seen.candidates]) + context[episode, expert]
+        context = seen.observation["placement"] @ self.device_context(seen)
+        pairs = seen.pairs()[seen.candidates]
+        rows = self.pair_in(pairs) + context[episode, expert]
         if self.reader is not None:
-            rows = rows + self.reader(observation, seen.candidates)
-        start = torch.where(seen.routed[seen.candidates], USE_ROUTED, USE_OTHER)
-        start = torch.where(seen.best[seen.candidates], USE_BEST, start)
-        chosen = start + self.pair_head(self.pair_body(rows))[..., 0]
-        return torch.zeros_like(seen.pairs[..., 0]).masked_scatter(seen.candidates, chosen)
+            rows = rows + self.reader(seen.observation, seen.candidates)
+        kind = seen.routed[seen.candidates].long() + seen.best[seen.candidates].long()
+        chosen = self.start[kind] + (self.pair_head(self.pair_body(rows)) + self.pair_line(pairs))[..., 0]
+        return torch.zeros_like(seen.observation["gate_probs"]).masked_scatter(seen.candidates, chosen)
 
     def device_context(self, seen: Features) -> Tensor:
         """(N, U, width): each device beside the mean and the most of all."""
-        each = self.device_in(seen.devices)
+        each = self.device_in(seen.devices())
         pooled = torch.cat([each.mean(1), each.amax(1)], dim=-1)[:, None].expand(-1, each.shape[1], -1)
         context: Tensor = self.device_out(torch.cat([each, pooled], dim=-1))
         return context
@@ -144,15 +162,15 @@ class TokenSharedNetwork(nn.Module):
 
     def value(self, seen: Features) -> Tensor:
         """State values (N,) from the mean features of the candidates and the devices' work."""
-        candidates = seen.candidates[..., None].to(seen.pairs.dtype)
-        pooled = (seen.pairs * candidates).sum((1, 2)) / candidates.sum((1, 2)).clamp_min(1.0)
-        work = torch.stack([seen.work_ms.sum(-1), seen.work_ms.max(-1).values], dim=-1)
-        values: Tensor = self.value_net(torch.cat([pooled, work.clamp_min(TINY).log()], dim=-1))[..., 0]
+        candidates, work = seen.candidates[..., None].float(), seen.work_ms()
+        pooled = (seen.pairs() * candidates).sum((1, 2)) / candidates.sum((1, 2)).clamp_min(1.0)
+        total = torch.stack([work.sum(-1), work.max(-1).values], dim=-1)
+        values: Tensor = self.value_net(torch.cat([pooled, total.clamp_min(TINY).log()], dim=-1))[..., 0]
         return values
 
 
 def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, outputs), nn.Tanh())
+    return nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, outputs), nn.SiLU())
 
 
 def _small(layer: nn.Linear) -> nn.Linear:

@@ -98,7 +98,10 @@ def read_card(path: Path) -> Card:
 
 
 def _token_shared(card: Card, path: Path) -> nn.Module:
-    sizes = {size.name: _size(card, size.name, path, least=int(size.name == "width")) for size in fields(Architecture)}
+    sizes = {
+        size.name: _size(card, size.name, path, least=int(size.name in ("width", "rounds")))
+        for size in fields(Architecture)
+    }
     return TokenSharedNetwork(Architecture(**sizes))
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from agents import rules
-from agents.policy import Policy, RulePolicy
+from agents.policy import Policy, Rule, RulePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,18 @@ ENTRIES: dict[str, Entry] = {
 def policy_names() -> tuple[str, ...]:
     """Names that ``make_policy`` knows."""
     return tuple(ENTRIES)
+
+
+def named_rule(name: str) -> Rule:
+    """The rule of a name, as a function of a block, for what imitates it.
+
+    Raises:
+        ValueError: a name that is none of a rule without a state.
+    """
+    known = {"fractional": rules.fractional, "marginal-price": rules.marginal_price, "wdmoe": rules.wdmoe}
+    if name not in known:
+        raise ValueError(f"expected a rule to imitate of {', '.join(known)}, got {name!r}")
+    return known[name]
 
 
 def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:

@@ -10,7 +10,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 
 from agents.distribution import ActionDistribution
-from agents.features import features
 from agents.network import Architecture, TokenSharedNetwork
 from wdmoe_env.config import DecisionKind
 
@@ -51,7 +50,7 @@ class TokenSharedPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values (N, 1)."""
-        return self.network.value(features(obs, self.network.architecture.extra_experts))[:, None]  # type: ignore[arg-type]
+        return self.network.value(self.network.look(obs)[0])[:, None]  # type: ignore[arg-type]
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions (N, A)."""

@@ -13,7 +13,7 @@ from test_vector_env import make_vec
 
 from agents import make_policy, policy_names
 from agents.distribution import ActionDistribution
-from agents.features import features
+from agents.features import Features
 from agents.learned import LearnedPolicy, load_policy
 from agents.network import Architecture, TokenSharedNetwork
 from agents.policy_file import save_policy
@@ -174,10 +174,10 @@ def test_features_do_not_depend_on_the_order_of_tokens_experts_or_devices(observ
     for name in ("gate_probs", "routed"):
         moved[name] = tensors[name][..., order]
     moved["placement"] = tensors["placement"][:, order]
-    torch.testing.assert_close(features(moved).pairs, features(tensors).pairs[:, :, order])
+    torch.testing.assert_close(Features.of(moved).pairs(), Features.of(tensors).pairs()[:, :, order])
     devices = {name: tensors[name][..., order] for name in ("placement", "spectral_efficiency")}
     devices |= {name: tensors[name][..., order] for name in ("compute_latency", "unit_latency")}
-    torch.testing.assert_close(features({**tensors, **devices}).pairs, features(tensors).pairs)
+    torch.testing.assert_close(Features.of({**tensors, **devices}).pairs(), Features.of(tensors).pairs())
 
 
 def test_saved_policy_acts_alike(tmp_path, env, observation):

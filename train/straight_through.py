@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -23,14 +24,19 @@ from agents.distribution import ActionDistribution
 from agents.features import Observation
 from agents.network import TokenSharedNetwork
 from agents.policy_file import save_policy
+from agents.registry import named_rule
 from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import architecture_of, make_env, start_from
 from train.folder import card, curves, open_run
 from wdmoe_env.actions import LOGIT_SCALE
+from wdmoe_env.observations import Block, encode_observation
+from wdmoe_env.physics.latency import device_load
 from wdmoe_env.relaxed import Draw, RelaxedEpisodes, relaxed_episodes
 from wdmoe_env.rewards import RewardFunction, reward_function
 from wdmoe_env.simulator import Simulator
+
+Generators = list[np.random.Generator]
 
 LOG_EVERY = 10  # updates
 LAST_LEARNING_RATE = 0.05  # of the first
@@ -46,7 +52,10 @@ class Settings:
         max_grad_norm: to which gradients are clipped.
         divergence_share: part of the text's loss that is the divergence from the own routing's predictions, which is
             less noisy than the added NLL that makes up the rest.
-        entropy_weight: worth of a nat of entropy per episode, so that no pair is given up before it is known.
+        entropy_weight: worth of a nat of entropy per episode at first, so that no pair is given up before it is known;
+            it falls to nothing.
+        imitation_updates: so many updates imitate a rule before the gradient of the reward takes over.
+        imitated_rule: its name.
     """
 
     batch_size: int
@@ -54,6 +63,8 @@ class Settings:
     max_grad_norm: float
     divergence_share: float
     entropy_weight: float
+    imitation_updates: int = 0
+    imitated_rule: str = "fractional"
 
 
 class Actor:
@@ -104,6 +115,7 @@ class Trainer:
         self.joint = joint
         self.seed = arguments.seed
         self.reward = reward_function(arguments.reward, arguments.quality_weight)
+        self.rule = named_rule(settings.imitated_rule)
         self.windows = windows_without(simulator, arguments.without_domains)
         torch.manual_seed(arguments.seed)
         self.network = TokenSharedNetwork(architecture_of(arguments, simulator.sizes))
@@ -122,19 +134,43 @@ class Trainer:
         """
         size, draws = self.settings.batch_size, np.random.default_rng([self.seed, number])
         generators = [np.random.default_rng([self.seed, number, episode]) for episode in range(size)]
-        actor = Actor(self.network, torch.Generator().manual_seed(int(draws.integers(2**62))))
         windows = self.windows[draws.integers(len(self.windows), size=size)]
-        episodes = relaxed_episodes(self.simulator, generators, actor, windows)
-        returns = episode_returns(episodes, self.reward, self.settings.divergence_share).mean()
-        share_loss = self._share_loss(actor, episodes) if self.joint else torch.zeros(())
-        loss = -returns - self.settings.entropy_weight * actor.entropy + share_loss
-
+        noise = torch.Generator().manual_seed(int(draws.integers(2**62)))
+        if number < self.settings.imitation_updates:
+            loss, values = self._imitation(generators, windows)
+        else:
+            entropy_weight = self.settings.entropy_weight * (1.0 - progress)
+            loss, values = self._gradient(generators, windows, noise, entropy_weight)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * max(LAST_LEARNING_RATE, 1.0 - progress)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         clip_grad_norm_(self.network.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
+        return {name: value.item() for name, value in values.items()}
+
+    def _imitation(self, generators: Generators, windows: NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy with a rule's selection on the rule's own episodes."""
+        rollout, losses = self.simulator.start(generators, windows), []
+        while not rollout.done:
+            selection, shares = self.rule(rollout.block)
+            seen, logits = self.network.look(tensors(rollout.block))
+            target = torch.from_numpy(selection).float()
+            each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            losses.append((each * seen.candidates).sum() / seen.candidates.sum())
+            rollout.step(selection, device_load(selection, rollout.block.links.placement), shares)
+        loss = torch.stack(losses).mean()
+        return loss, {"imitation_loss": loss}
+
+    def _gradient(
+        self, generators: Generators, windows: NDArray[np.int64], noise: torch.Generator, entropy_weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the mean return of the episodes that the network's draws lead to."""
+        actor = Actor(self.network, noise)
+        episodes = relaxed_episodes(self.simulator, generators, actor, windows)
+        returns = episode_returns(episodes, self.reward, self.settings.divergence_share).mean()
+        share_loss = self._share_loss(actor, episodes) if self.joint else torch.zeros(())
+        loss = share_loss - returns - entropy_weight * actor.entropy
         latency, vanilla = (
             sum(getattr(block, name) for block in episodes.blocks) for name in ("latency_ms", "vanilla_latency_ms")
         )
@@ -145,8 +181,7 @@ class Trainer:
             "divergence": episodes.divergence.mean(),
             "entropy": actor.entropy,
         }
-        values |= {"share_loss": share_loss} if self.joint else {}
-        return {name: value.item() for name, value in values.items()}
+        return loss, values | ({"share_loss": share_loss} if self.joint else {})
 
     def save(self, path: Path, timesteps: int) -> None:
         """Write a checkpoint."""
@@ -182,6 +217,11 @@ def episode_returns(episodes: RelaxedEpisodes, reward: RewardFunction, divergenc
         }
         returns = returns + reward(terms)
     return returns
+
+
+def tensors(block: Block) -> Observation:
+    """A block as a network sees it."""
+    return {name: torch.from_numpy(value) for name, value in encode_observation(block).items()}
 
 
 def windows_without(simulator: Simulator, domains: str) -> NDArray[np.int64]:

@@ -73,11 +73,13 @@ class RelaxedBlock:
         latency_ms: (N,) at optimal shares.
         vanilla_latency_ms: (N,) of the model's own routing at equal shares; a constant.
         gate_weight_served: (N,) W.
+        shares: (N, U) the optimal shares; constants.
     """
 
     latency_ms: Tensor
     vanilla_latency_ms: Tensor
     gate_weight_served: Tensor
+    shares: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +152,9 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
     # A token without any expert is given its best one: the multilinear extension of "none".
     selection = drawn + _best(block) * (1 - drawn).prod(-1, keepdim=True)
     chosen = selection.detach().numpy() > 0.5
-    optimum = min_max_bandwidth(links, device_load(chosen, links.placement), min_share)
-    prices = device_prices(links, chosen, optimum, np.ones(len(chosen)), min_share)
+    load = device_load(chosen, links.placement)
+    optimum = min_max_bandwidth(links, load, min_share)
+    prices = device_prices(links, load, optimum, np.ones(len(chosen)), min_share)
     placement = _tensor(np.broadcast_to(links.placement, (len(chosen), *links.placement.shape[-2:])))
     # Whether a token is sent to a device: the multilinear extension of "any of its experts".
     sent = 1 - (1 - selection[..., None] * placement[:, None]).prod(2)
@@ -163,6 +166,7 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
         latency_ms=_tensor(1e3 * optimum.latency_s) + priced - priced.detach(),
         vanilla_latency_ms=_tensor(1e3 * vanilla_s),
         gate_weight_served=(_tensor(block.weights) * selection).sum((1, 2)),
+        shares=_tensor(optimum.shares),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, first_token_latency_s, marginal_latency_s
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, experts_per_device
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, experts_per_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +24,17 @@ class DevicePrices:
 
 
 def device_prices(
-    links: BlockLinks, selection: Bool, bandwidth: BandwidthSolution, price_per_ms: Float, min_share: float
+    links: BlockLinks, load: Load, bandwidth: BandwidthSolution, price_per_ms: Float, min_share: float
 ) -> DevicePrices:
-    """Marginal block latency of each device at the bandwidth optimum of a selection, times the price.
+    """Marginal block latency of each device at the bandwidth optimum of a load, times the price.
 
     Args:
         links: the block's links.
-        selection: (N, J, E).
+        load: of a selection.
         bandwidth: the optimum of ``min_max_bandwidth`` for it.
         price_per_ms: (N,) gate weight per millisecond.
         min_share: least share of a loaded device.
     """
-    load = device_load(selection, links.placement)
     token_s, expert_s = marginal_latency_s(links, load, bandwidth)
     if (load.tokens == 0).any():
         token_s = token_s + first_token_latency_s(links, load, bandwidth, min_share)

@@ -148,7 +148,8 @@ class _PricedProblem:
 
     def response(self, selection: Bool, bandwidth: BandwidthSolution) -> tuple[Bool, Float]:
         """Best selection at the marginal prices, and what each token (N, J) gains by it."""
-        prices = device_prices(self.links, selection, bandwidth, self.price_per_ms, self.min_share)
+        load = device_load(selection, self.links.placement)
+        prices = device_prices(self.links, load, bandwidth, self.price_per_ms, self.min_share)
         return best_response(prices, self.weights, self.candidates, self.kept, selection, self.links.placement)
 
     def single_move(self, selection: Bool) -> Bool:

@@ -1,4 +1,4 @@
-"""Names to policies: ``vanilla``, ``wdmoe:0.9``, or the file of a learned policy."""
+"""Names to policies: a rule such as ``wdmoe:0.9``, a learned policy that ships, or the file of another."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from agents import rules
@@ -53,9 +54,26 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
+TRAINED = Path(__file__).parent / "trained"
+
+
 def policy_names() -> tuple[str, ...]:
-    """Names that ``make_policy`` knows."""
+    """Names of the rules."""
     return tuple(ENTRIES)
+
+
+def trained_names() -> tuple[str, ...]:
+    """Names of the learned policies that ship."""
+    return tuple(sorted(path.stem for path in TRAINED.glob("*.safetensors")))
+
+
+def policy_file(spec: str) -> Path | None:
+    """The weights of a learned policy: one that ships, or a file; ``None`` for a rule."""
+    if spec in trained_names():
+        return TRAINED / f"{spec}.safetensors"
+    name = spec.partition(":")[0]
+    written = spec.endswith((".safetensors", ".json")) or os.sep in spec or os.path.exists(spec)
+    return Path(spec) if name not in ENTRIES and written else None
 
 
 def named_rule(name: str) -> Rule:
@@ -74,7 +92,7 @@ def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
     """The policy of a name, of a name with a parameter, or of a file.
 
     Args:
-        spec: ``"vanilla"``, ``"wdmoe:0.9"``, or the path of a learned policy.
+        spec: ``"vanilla"``, ``"wdmoe:0.9"``, a name of ``trained_names()``, or the path of a learned policy.
         env: single or batched environment that it will act in.
         seed: of the policy's own randomness.
 
@@ -83,13 +101,15 @@ def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
             is not a policy or does not fit the environment.
     """
     codec = getattr(env, "unwrapped", env).codec
-    name, colon, text = spec.partition(":")
-    if name not in ENTRIES and (spec.endswith((".safetensors", ".json")) or os.sep in spec or os.path.exists(spec)):
+    file = policy_file(spec)
+    if file is not None:
         from agents.learned import load_policy
 
-        return load_policy(spec, codec)
+        return load_policy(str(file), codec)
+    name, colon, text = spec.partition(":")
     if name not in ENTRIES:
-        near = difflib.get_close_matches(name, ENTRIES, n=3) or policy_names()
+        known = (*policy_names(), *trained_names())
+        near = difflib.get_close_matches(name, known, n=3) or known
         raise ValueError(f"unknown policy {name!r}; the nearest known are {', '.join(near)}")
     return ENTRIES[name].build(codec, _parameter(name, text) if colon else None, seed)
 

@@ -303,3 +303,13 @@ def test_sac_is_stock_acts_alike_from_its_file_and_resumes(tmp_path, monkeypatch
     np.testing.assert_allclose(*shares, rtol=1e-4, atol=4e-4)
     assert main(flags(run, "--timesteps", "128", "--resume", *more)) == 0
     assert json.loads((run / "policy.json").read_text())["timesteps"] == 128
+
+
+def test_certain_choices_have_an_entropy_without_nan():
+    arguments = Arguments(algorithm="straight-through", model="micro", num_tokens=8)
+    settings = straight_through.Settings(4, 1e-3, 1.0, 1.0, 0.01)
+    trainer = straight_through.Trainer(arguments, settings, make_env(arguments, 4).unwrapped.simulator, joint=False)
+    with torch.no_grad():
+        trainer.network.start.fill_(200.0)
+    assert trainer.update(0, 0.0)["entropy"] == 0.0
+    assert all(parameter.isfinite().all() for parameter in trainer.network.parameters())

@@ -89,9 +89,11 @@ class Actor:
         """Draw for a block."""
         distribution = ActionDistribution(self.network, observation, "selection")
         candidates = distribution.seen.candidates
-        probs = distribution.logits.sigmoid() * candidates
+        logits, probs = distribution.logits, distribution.logits.sigmoid() * candidates
         used = torch.rand(probs.shape, generator=self.noise) < probs
-        self.entropy = self.entropy + torch.special.entr(probs).add(torch.special.entr(1 - probs)).sum((1, 2)).mean()
+        # By the logits: the slope of p log p is infinite where a probability is 0 or 1 to the last bit.
+        entropy = (functional.softplus(logits) - logits * logits.sigmoid()) * candidates
+        self.entropy = self.entropy + entropy.sum((1, 2)).mean()
         self.seen.append((observation, used | distribution.stranded(used)))
         return Draw(used, probs, candidates)
 

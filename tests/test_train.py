@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_vector_env import make_vec
 
 from agents import make_policy
-from train import agent, ppo, sac, straight_through
+from train import agent, ppo, sac, search, straight_through
 from train.__main__ import main
 from train.arguments import Arguments, hyperparameters
 from train.checkpoint import load_checkpoint
@@ -313,3 +313,22 @@ def test_certain_choices_have_an_entropy_without_nan():
         trainer.network.start.fill_(200.0)
     assert trainer.update(0, 0.0)["entropy"] == 0.0
     assert all(parameter.isfinite().all() for parameter in trainer.network.parameters())
+
+
+def test_a_search_ranks_its_grid_and_goes_on_where_it_was(tmp_path, capsys):
+    grid = ("--grid", "batch_size=4", "learning_rate=1e-3,2e-3")
+    argv = gradient_flags(tmp_path / "search", "--reward", "latency_quality", *grid)
+    assert search.main(argv) == 0
+    found = rows(tmp_path / "search" / "search.csv")
+    assert [row["learning_rate"] for row in found] == ["0.001", "0.002"]
+    printed = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert float(printed[0]["return"]) >= float(printed[1]["return"])
+    policy = tmp_path / "search" / "batch_size=4-learning_rate=0.001" / "policy.safetensors"
+    written = policy.stat().st_mtime_ns
+    assert search.main(argv) == 0
+    assert policy.stat().st_mtime_ns == written
+    assert rows(tmp_path / "search" / "search.csv") == found
+    for entry, message in (("speed=1", "expected settings of"), ("learning_rate", "such as learning_rate=1e-3,2e-3")):
+        capsys.readouterr()
+        assert search.main(gradient_flags(tmp_path / "other", "--grid", entry)) == 2
+        assert message in capsys.readouterr().err

@@ -27,20 +27,25 @@ The language model has recipes of its own: python -m train.text --help, python -
 
 
 def parser() -> argparse.ArgumentParser:
-    """A flag for every field of ``Arguments``."""
+    """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m train",
         description="Train a policy on the batched WDMoE environment: PPO, straight through the model, or stock SAC.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_arguments(result)
+    return result
+
+
+def add_arguments(target: argparse.ArgumentParser) -> None:
+    """Add a flag for every field of ``Arguments``."""
     for field in dataclasses.fields(Arguments):
         flag = "--" + field.name.replace("_", "-")
         options: dict[str, Any] = {"default": field.default, "help": f"{field.metadata['help']} ({field.default})"}
         kind = type(field.default)
         options |= {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
-        result.add_argument(flag, **options)
-    return result
+        target.add_argument(flag, **options)
 
 
 def main(argv: list[str] | None = None) -> int:

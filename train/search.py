@@ -3,8 +3,8 @@
     python -m train.search --algorithm straight-through --hidden-states --reward latency_quality --timesteps 19200 \
         --grid learning_rate=1e-3,2e-3,4e-3 entropy_weight=0,0.002 --out runs/search
 
-Episodes come from the training split, with seeds of their own: nothing here looks at held-out text. ``search.csv`` has a
-row for each run; a search that was interrupted goes on where it was.
+Episodes come from the training split, with seeds of their own: nothing here looks at held-out text. ``search.csv`` has
+a row for each run; a search that was interrupted goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# make demo   train an agent on the model that ships and compare it with the analytical optimizer
+# make demo   train a policy on the model that ships; compare it with one that ships and the analytical optimizer
 # make test   the test suite, in a virtual environment of its own
 # make bench  speed and memory beside their targets, in about ten minutes; FLAGS=--quick for one
 # make lint   style and types
@@ -22,9 +22,11 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m train --reward latency_quality --quality-weight 10 --timesteps 150000 --out $(DEMO)/ppo
+	$(BIN)/python -m train --algorithm straight-through --hidden-states --extra-experts 1 --reward latency_quality \
+		--quality-weight 10 --timesteps 57600 --out $(DEMO)/policy
 	$(BIN)/python -m eval --policies vanilla vanilla-optimal top1 random greedy wdmoe wdmoe-selection wdmoe-bandwidth \
-		wdmoe-history marginal-price fractional $(DEMO)/ppo/policy.safetensors --episodes 256 --out $(DEMO)/eval
+		wdmoe-history marginal-price fractional straight-through-10 $(DEMO)/policy/policy.safetensors \
+		--episodes 256 --out $(DEMO)/eval
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-fail-under=85

@@ -12,7 +12,7 @@ from agents.network import TokenSharedNetwork
 from agents.policy import Observation, Policy, State, batched, first
 from agents.policy_file import read_policy
 from agents.rules import with_optimal_shares
-from wdmoe_env.actions import ActionCodec
+from wdmoe_env.actions import ActionCodec, repair_selection
 from wdmoe_env.config import DecisionKind
 from wdmoe_env.observations import Sizes, decode_observation
 
@@ -56,7 +56,9 @@ class LearnedPolicy:
             flat = ActionDistribution(self.network, tensors, self.decision).act(deterministic).numpy()
         decided = self._own.decode(flat, (len(flat),))
         block = decode_observation(batch)
-        selection = block.routed if decided.selection is None else decided.selection & block.token_mask[..., None]
+        selection = block.routed
+        if decided.selection is not None:  # mended here too: the shares are for what the environment will run
+            selection, _ = repair_selection(decided.selection, block.gate_probs, block.token_mask)
         shares = with_optimal_shares(block, selection)[1] if decided.shares is None else decided.shares
         actions = self.codec.encode(selection, shares)
         return (first(actions) if single else actions), state

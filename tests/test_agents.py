@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -11,13 +14,15 @@ from conftest import MICRO
 from test_env import make
 from test_vector_env import make_vec
 
-from agents import make_policy, policy_names
+from agents import make_policy, policy_file, policy_names, trained_names
 from agents.distribution import ActionDistribution
+from agents.draft import first_drafts, priced
 from agents.features import Features
 from agents.learned import LearnedPolicy, load_policy
 from agents.network import Architecture, TokenSharedNetwork
-from agents.policy_file import save_policy
+from agents.policy_file import read_card, save_flat_policy, save_policy
 from wdmoe_env.observations import decode_observation
+from wdmoe_env.optimize.joint import fractional_program
 from wdmoe_env.physics.latency import (
     block_latency_s,
     device_latency_s,
@@ -236,3 +241,96 @@ def test_policies_act_in_every_environment():
             for name in policy_names():
                 actions, _ = make_policy(name, env).predict(observation)
                 assert env.action_space.contains(actions)
+
+
+def test_what_ships_covers_both_rewards():
+    cards = {name: read_card(policy_file(name).with_suffix(".json")) for name in trained_names()}
+    rewards = [card["arguments"]["reward"] for card in cards.values()]
+    assert rewards.count("wlr") >= 1
+    assert rewards.count("latency_quality") >= 3
+
+
+@pytest.mark.parametrize("name", trained_names())
+def test_a_policy_that_ships_is_small_says_where_it_is_from_and_acts(name):
+    path = policy_file(name)
+    assert path.stat().st_size <= 1_000_000
+    card = read_card(path.with_suffix(".json"))
+    assert card["command"].startswith("python -m train ")
+    assert {"family", "timesteps", "commit", "data", "result"} <= card.keys()
+    assert card["arguments"]["seed"] >= 0
+    env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=8, split="test", observe_hidden_states=True).unwrapped
+    observation, _ = env.reset(seed=0)
+    first_ms = env.step(make_policy(name, env).predict(observation)[0])[4]["block_latency_ms"]
+    env.reset(seed=0)
+    optimal_ms = env.step(make_policy("vanilla-optimal", env).predict(observation)[0])[4]["block_latency_ms"]
+    assert first_ms.mean() < optimal_ms.mean()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 10**12}, "expected width in .*, a whole number of 1 to 65536, got 1000000000000"),
+        ({"width": 65_536, "hidden_size": 65_536, "num_blocks": 65_536, "num_experts": 65_536}, "in place of"),
+        ({"width": True}, "a whole number of 1 to 65536, got True"),
+        ({"rounds": 0}, "expected rounds"),
+        ({"network": "pickle"}, "expected a network in .*, one of token-shared, flat, got 'pickle'"),
+        ({"network": "flat", "layers": [10**9, 2]}, "expected layers"),
+        ({"network": "flat", "layers": "many"}, "expected layers in .*, 2 to 16 sizes, got 'many'"),
+        ({"decision": "all"}, "expected a decision"),
+        ({"format": "wdmoe-policy-1"}, "expected the JSON of a policy"),
+    ],
+)
+def test_a_crafted_card_is_refused_before_any_memory_is_taken(tmp_path, env, change, message):
+    path = tmp_path / "policy.safetensors"
+    save_policy(path, TokenSharedNetwork(Architecture(16)), "selection", {})
+    card = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_policy(str(path), env.codec)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_in_place_of_weights_runs_nothing(tmp_path, env):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / "policy.safetensors"
+    save_policy(path, TokenSharedNetwork(Architecture(16)), "selection", {})
+    for content in (pickle.dumps(Trap()), b"", b"\xff" * 64, (10**15).to_bytes(8, "little") + b"{}"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"expected the weights of a policy in .* got a file that is not"):
+            load_policy(str(path), env.codec)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_flat_policy_takes_only_its_sizes(tmp_path, env, observation):
+    path = tmp_path / "policy.safetensors"
+    save_flat_policy(path, [torch.nn.Linear(7, 5), torch.nn.Linear(5, 3)], {})
+    with pytest.raises(ValueError, match="is for actions of 3 numbers, the environment has 72"):
+        load_policy(str(path), env.codec)
+    save_flat_policy(path, [torch.nn.Linear(7, 5), torch.nn.Linear(5, 72)], {})
+    with pytest.raises(ValueError, match="is for observations of 7 numbers"):
+        load_policy(str(path), env.codec).predict(observation)
+
+
+def test_prices_of_the_first_draft_come_near_the_best_ratio(observation):
+    """Choosing by them gains more than half of what the fractional programme gains over the own routing."""
+    block = decode_observation(observation)
+    _, draft = first_drafts(block, block.routed)
+    paid = draft.ratio[:, None, None] * (draft.price_ms @ block.links.placement[0].T)[:, None]
+    net = np.where(block.routed, block.weights - paid, -np.inf)
+    chosen = block.routed & ((net > 0) | (net == net.max(-1, keepdims=True)))
+    best = fractional_program(block.links, block.weights, block.routed).wlr_per_ms.mean()
+    reached, own = (priced(block, kept.astype(float)).ratio.mean() for kept in (chosen, block.routed))
+    assert own < 0.5 * (own + best) < reached <= best
+
+
+def test_tokens_that_the_network_leaves_without_expert_are_served_at_optimal_shares(env, observation):
+    network = TokenSharedNetwork()
+    with torch.no_grad():
+        network.start.fill_(-100.0)
+    selection, shares = env.decode_action(LearnedPolicy(network, "selection", env.codec).predict(observation)[0])
+    top1, optimal = decide("top1", env, observation)
+    np.testing.assert_array_equal(selection, top1)
+    np.testing.assert_allclose(shares, optimal, rtol=1e-4)

@@ -218,6 +218,8 @@ def test_straight_through_ends_with_a_policy_that_acts(tmp_path, env_id, reward)
     env.step(make_policy(path, env).predict(env.reset(seed=0)[0])[0])
     card = json.loads((tmp_path / "run" / "policy.json").read_text())
     assert (card["family"], card["timesteps"]) == ("straight-through", 48)
+    assert card["command"].startswith("python -m train --algorithm straight-through")
+    assert "--hidden-states --extra-experts 1 --timesteps 48 --out" in card["command"]
     blind = make_vec(4).unwrapped
     with pytest.raises(ValueError, match="make the environment with observe_hidden_states=True"):
         make_policy(path, blind).predict(blind.reset(seed=0)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,23 @@ def card(arguments: Arguments, settings: dict[str, Any], timesteps: int, result:
         "env_id": arguments.env_id,
         "timesteps": timesteps,
         **result,
+        "command": command(arguments),
         "arguments": dataclasses.asdict(arguments),
         "hyperparameters": settings,
         "version": __version__,
         "commit": commit(),
     }
+
+
+def command(arguments: Arguments) -> str:
+    """The command line of a run: its arguments where they are not the defaults."""
+    words = ["python", "-m", "train"]
+    for field in dataclasses.fields(Arguments):
+        value, flag = getattr(arguments, field.name), "--" + field.name.replace("_", "-")
+        if value == field.default or field.name in ("resume", "progress"):
+            continue
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
 
 
 def commit() -> str | None:

@@ -15,15 +15,18 @@ from typing import Any, NoReturn
 EXAMPLES = """
 examples:
   python -m eval                                              # every rule, 256 windows of held-out text
-  python -m eval --list                                       # names of the rules
+  python -m eval --list                                       # names of the policies
   python -m eval --policies vanilla wdmoe runs/ppo/policy.safetensors --episodes 512 --out runs/eval/mine
   python -m eval --policies wdmoe:0.3 wdmoe:0.5 wdmoe:0.7     # a sweep, joined by a line in the picture
   python -m eval --num-tokens 64 --config radio.json          # {"channel": {"fading": "rician"}}
   python -m eval --suite --policies top1 wdmoe                # accuracy on the multiple-choice suite
+  python -m eval --transfer --policies wdmoe:0.8 runs/ppo/policy.safetensors --out runs/eval/transfer
+  python -m eval --report runs/eval/mine runs/eval/suite      # one HTML page of results folders
   python -m eval --replay runs/eval/mine                      # recompute a result: match (0) or mismatch (1)
 
 The results folder holds results.csv (a row per episode and policy), results.json (means with 95 % intervals),
-report.md and pareto.png; with --suite the first two are suite.csv (a row per item and policy) and suite.json.
+leaderboard.csv (a row per setting, over its training seeds), report.md, pareto.png and profiles.png; with --suite the
+first two are suite.csv (a row per item and policy) and suite.json, and the last is missing.
 Every policy runs the same episodes or items; `vanilla` is the reference and always among them.
 Exit code 2: a mistake in the command, named in one sentence, and nothing was written.
 """
@@ -53,14 +56,17 @@ def parser() -> Parser:
     add("--suite-items", type=int, metavar="N", help="items, from each format and domain in proportion (all)")
     add("--seed", type=int, default=7, help="of episodes or items, policies and intervals (7)")
     add("--split", choices=("train", "test"), help="documents that the windows come from (test)")
-    add("--out", type=Path, help="results folder (runs/eval/TIME)")
+    add("--out", type=Path, help="results folder (runs/eval/TIME), or the page (DIR/report.html)")
     add("--overwrite", action="store_true", help="replace earlier results in --out")
     add("--model", help="tiny, micro, or the folder of a transformers mixture of experts (tiny)")
     add("--num-tokens", type=int, help="tokens of a window (32; with --suite 128)")
     add("--batch-size", type=int, default=64, help="windows in one forward pass (64)")
     add("--config", type=Path, metavar="FILE", help="JSON of the environment's settings; flags go before it")
-    add("--list", action="store_true", help="print the names of the rules and exit")
+    add("--domains", nargs="+", metavar="NAME", help="kinds of text that the windows come from (all)")
+    add("--transfer", nargs="*", metavar="CONDITION", help="evaluate under other conditions, one table of all")
+    add("--list", action="store_true", help="print the names of the policies and exit")
     add("--replay", type=Path, metavar="DIR", help="recompute a results folder and compare")
+    add("--report", type=Path, nargs="+", metavar="DIR", help="write one HTML page of results folders")
     return result
 
 
@@ -73,17 +79,20 @@ def main(argv: list[str] | None = None) -> int:
             return print_names()
         if options.replay:
             return replay(options.replay)
-        return evaluate(options, shlex.join(["python", "-m", "eval", *arguments]))
+        if options.report:
+            return report(options.report, options.out)
+        run = evaluate if options.transfer is None else transfer
+        return run(options, shlex.join(["python", "-m", "eval", *arguments]))
     except KeyboardInterrupt:
         print("python -m eval: interrupted; nothing was written", file=sys.stderr)
         return 130
 
 
 def print_names() -> int:
-    """Print the names of the rules, one a line."""
-    from agents import policy_names
+    """Print the names of the rules and of the learned policies that ship, one a line."""
+    from agents import policy_names, trained_names
 
-    print("\n".join(policy_names()))
+    print("\n".join((*policy_names(), *trained_names())))
     return 0
 
 
@@ -106,6 +115,36 @@ def evaluate(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def transfer(options: argparse.Namespace, command: str) -> int:
+    """Evaluate under every condition, each into a folder of its own, and write one table."""
+    from agents.files import write_whole
+    from eval import transfer
+    from eval.folder import check_folder, write_results
+    from eval.kinds import EPISODES
+    from eval.plan import EvaluationConfig
+    from eval.tables import aligned
+
+    names = options.transfer or list(transfer.CONDITIONS)
+    out = options.out or Path("runs", "eval", time.strftime("%Y%m%d-%H%M%S"))
+    with mistakes_as_one_sentence():
+        if options.suite:
+            raise ValueError("--transfer does not go with --suite")
+        for name in names:
+            check_folder(out / name, options.overwrite)
+        evaluations = transfer.evaluations(EvaluationConfig(**run_settings(options)), names)
+    summaries = {}
+    for name, evaluation in evaluations.items():
+        results = evaluation.run()
+        summaries[name] = EPISODES.json(results, command)
+        with mistakes_as_one_sentence():
+            write_results(EPISODES, results, summaries[name], out / name)
+    rows = transfer.transfer_rows(summaries)
+    write_whole(out / transfer.TABLE, transfer.transfer_csv(rows).encode())
+    write_whole(out / transfer.REPORT, transfer.transfer_report(rows, command).encode())
+    print(f"\n{aligned(transfer.transfer_table(rows))}\n\nreport: {out / transfer.REPORT}")
+    return 0
+
+
 def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     """Fields of the kind's configuration: flags before ``--config``, that before the defaults.
 
@@ -116,14 +155,14 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     from eval.suite import DEFAULTS
     from wdmoe_env.config import EnvConfig
 
-    for name in ("episodes", "split") if options.suite else ("suite_items",):
+    for name in ("episodes", "split", "domains") if options.suite else ("suite_items",):
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} does not go with --suite" if options.suite else f"{flag} goes with --suite alone")
     flags = {"model": options.model, "num_tokens": options.num_tokens, "split": options.suite or options.split}
     settings = {**(DEFAULTS if options.suite else {"split": "test"}), **read_settings(options.config)}
     environment = EnvConfig.make(settings, **{name: value for name, value in flags.items() if value is not None})
-    amounts = {"episodes": options.episodes, "suite_items": options.suite_items}
+    amounts = {"episodes": options.episodes, "suite_items": options.suite_items, "domains": options.domains}
     return {
         "policies": tuple(options.policies or policy_names()),
         "environment": environment,
@@ -153,6 +192,12 @@ def read_settings(path: Path | None) -> dict[str, Any]:
 
 
 def replay(folder: Path) -> int:
+    """Recompute a results folder, or those of a transfer; 0 where all matches, 1 where not."""
+    conditions = sorted(path.parent for path in folder.glob("*/results.json")) if folder.is_dir() else []
+    return max(map(replay_one, conditions)) if conditions else replay_one(folder)
+
+
+def replay_one(folder: Path) -> int:
     """Recompute a results folder; 0 where it matches, 1 where not."""
     from eval.replay import changed_inputs, differences, read_results
 
@@ -165,6 +210,18 @@ def replay(folder: Path) -> int:
         print("\n".join(f"  {difference}" for difference in found[:5]))
         return 1
     print(f"match: {len(saved.rows)} rows of {folder} came again, wall-clock times left out")
+    return 0
+
+
+def report(folders: list[Path], out: Path | None) -> int:
+    """Write the HTML page of results folders."""
+    from eval.kinds import PAGE
+    from eval.page.write import write_page
+
+    out = out or folders[0] / PAGE
+    with mistakes_as_one_sentence():
+        write_page(folders, out)
+    print(f"page: {out}")
     return 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eval.kinds import KINDS, Kind
+from eval.kinds import KINDS, LEADERBOARD, PAGE, REPORT, Kind
+from eval.leaderboard import leaderboard_csv
 from eval.results import Results
 from eval.summary import Summary
 
@@ -23,7 +25,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder for the results, got the file {out}")
     held = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    foreign = [name for name in held if not any(name in kind.files for kind in KINDS)]
+    foreign = [name for name in held if name != PAGE and not any(name in kind.files for kind in KINDS)]
     if foreign:
         raise ValueError(f"expected a new folder or an empty one for the results, but {out} holds {foreign[0]}")
     if held and not overwrite:
@@ -33,6 +35,13 @@ def check_folder(out: Path, overwrite: bool) -> None:
     parent = next(path for path in out.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"expected a place for the results that can be written to, got {out}")
+
+
+def json_text(summary: Summary) -> str:
+    """Indented JSON, but a list of numbers on one line."""
+    text = json.dumps(summary, indent=2)
+    # A line break never stands within a string of JSON, so that only lists are met.
+    return re.sub(r"\[\n\s+([-+.\deE,\s]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 @contextmanager
@@ -62,6 +71,8 @@ def write_results(kind: Kind, results: Results, summary: Summary, out: Path) -> 
     """
     with replaced_folder(out) as part:
         (part / f"{kind.stem}.csv").write_text(results.csv(), encoding="utf-8")
-        (part / f"{kind.stem}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (part / "report.md").write_text(kind.report(summary), encoding="utf-8")
-        kind.draw(summary, part / "pareto.png")
+        (part / f"{kind.stem}.json").write_text(json_text(summary), encoding="utf-8")
+        (part / LEADERBOARD).write_text(leaderboard_csv(summary["settings"]), encoding="utf-8")
+        (part / REPORT).write_text(kind.report(summary), encoding="utf-8")
+        for name, draw in kind.pictures.items():
+            draw(summary, part / name)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from importlib.resources.abc import Traversable
-from pathlib import Path
 
 import torch
 
+from agents.registry import policy_file
 from wdmoe_env.moe.split import SplitModel
 
 
 def policy_hashes(policies: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the weights of each policy that is a file."""
-    files = {policy: Path(policy).with_suffix(".safetensors") for policy in policies}
-    return {f"the file of policy {policy}": file_hash(path) for policy, path in files.items() if path.is_file()}
+    """SHA-256 of the weights of each learned policy."""
+    files = {policy: file for policy in policies if (file := policy_file(policy))}
+    weights = {policy: file.with_suffix(".safetensors") for policy, file in files.items()}
+    return {f"the file of policy {policy}": file_hash(path) for policy, path in weights.items()}
 
 
 def file_hash(path: Traversable) -> str:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval import plots
 from eval.plan import EvaluationConfig, RunConfig
+from eval.profile_plot import plot_profiles
+from eval.provenance import how_made
 from eval.report import markdown_report, terminal_table
 from eval.results import EpisodeResults, Results
 from eval.runner import Evaluation
 from eval.suite import SuiteConfig, SuiteEvaluation, SuiteResults
 from eval.suite_report import suite_report, suite_terminal
-from eval.suite_summary import suite_json, summarize_suite
-from eval.summary import Summary, results_json, summarize
+from eval.suite_summary import suite_statistics
+from eval.summary import Summary
+from eval.windows_summary import statistics
+
+LEADERBOARD = "leaderboard.csv"
+REPORT = "report.md"
+PAGE = "report.html"
+"""What a folder may hold besides: ``--report`` puts it there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,31 +35,34 @@ class Kind:
         config: what it is told.
         evaluation: loads and runs it.
         results: what it gives.
-        summarize: from results to the statistics of every policy.
-        json: from results and the command to the content of the JSON.
+        statistics: from results to what the JSON says of them.
         terminal: from that to what the terminal shows.
         report: from that to the text of ``report.md``.
-        quality: what the picture draws against latency.
+        pictures: what draws each picture of the folder from that.
     """
 
     stem: str
     config: type[RunConfig]
     evaluation: Callable[[Any], Evaluation | SuiteEvaluation]
     results: type[Results]
-    summarize: Callable[[Any], list[Summary]]
-    json: Callable[[Any, str], Summary]
+    statistics: Callable[[Any], Summary]
     terminal: Callable[[Summary], str]
     report: Callable[[Summary], str]
-    quality: plots.Quality
+    pictures: Mapping[str, Callable[[Summary, Path], None]]
 
     @property
     def files(self) -> tuple[str, ...]:
         """What a results folder holds."""
-        return (f"{self.stem}.csv", f"{self.stem}.json", "report.md", "pareto.png")
+        return (f"{self.stem}.csv", f"{self.stem}.json", LEADERBOARD, REPORT, *self.pictures)
 
-    def draw(self, summary: Summary, path: Path) -> None:
-        """Draw the picture."""
-        plots.plot_pareto(summary["policies"], path, self.quality)
+    def json(self, results: Results, command: str) -> Summary:
+        """The content of the JSON.
+
+        Args:
+            results: what was measured.
+            command: what made it, for the reader.
+        """
+        return {**how_made(results, command), **self.statistics(results)}
 
 
 EPISODES = Kind(
@@ -59,21 +70,22 @@ EPISODES = Kind(
     config=EvaluationConfig,
     evaluation=Evaluation,
     results=EpisodeResults,
-    summarize=summarize,
-    json=results_json,
+    statistics=statistics,
     terminal=terminal_table,
     report=markdown_report,
-    quality=plots.ADDED_NLL,
+    pictures={
+        "pareto.png": lambda summary, path: plots.plot_pareto(summary, path, plots.ADDED_NLL),
+        "profiles.png": plot_profiles,
+    },
 )
 SUITE = Kind(
     stem="suite",
     config=SuiteConfig,
     evaluation=SuiteEvaluation,
     results=SuiteResults,
-    summarize=summarize_suite,
-    json=suite_json,
+    statistics=suite_statistics,
     terminal=suite_terminal,
     report=suite_report,
-    quality=plots.SUITE_ACCURACY,
+    pictures={"pareto.png": lambda summary, path: plots.plot_pareto(summary, path, plots.SUITE_ACCURACY)},
 )
 KINDS = (EPISODES, SUITE)

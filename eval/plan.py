@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -51,16 +51,17 @@ class RunConfig:
         """The inverse of ``to_dict``; other keys are ignored.
 
         Raises:
-            ValueError, TypeError, KeyError: a field is missing or wrong.
+            ValueError, TypeError, KeyError: the policies or the environment are missing, or a field is wrong.
         """
-        given = {field.name: values[field.name] for field in fields(cls)}
+        given = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         policies, environment = tuple(given.pop("policies")), EnvConfig.make(given.pop("environment"))
         return cls(policies=policies, environment=environment, **given)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, ready for JSON."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"policies": list(self.policies), "environment": self.environment.to_dict()}
+        lists = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
+        return plain | lists | {"environment": self.environment.to_dict()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +70,18 @@ class EvaluationConfig(RunConfig):
 
     Attributes:
         episodes: how many windows, each with a channel of its own.
+        domains: kinds of text that the windows come from; none for all.
     """
 
     environment: EnvConfig = field(default_factory=lambda: EnvConfig(split="test"))
     episodes: int = 256
+    domains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field, and put the reference in."""
         RunConfig.__post_init__(self)
         check_integer("episodes", self.episodes, at_least=1)
+        object.__setattr__(self, "domains", tuple(self.domains))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,22 @@ class Episodes:
         """Consecutive parts of at most ``size`` episodes."""
         for start in range(0, len(self), size):
             yield Episodes(self.windows[start : start + size], self.seeds[start : start + size])
+
+
+def windows_of(text: Sequence[str], domains: Sequence[str]) -> NDArray[np.int64]:
+    """Indices of the windows that belong to some kinds of text; all where none is named.
+
+    Args:
+        text: the kind of each window.
+        domains: wanted ones.
+
+    Raises:
+        ValueError: no window is of such a kind.
+    """
+    unknown = sorted(set(domains) - set(text))
+    if unknown:
+        raise ValueError(f"expected domains among {', '.join(sorted(set(text)))}, got {unknown[0]!r}")
+    return np.flatnonzero(np.isin(text, domains or list(set(text))))
 
 
 def plan_episodes(count: int, num_windows: int, seed: int) -> Episodes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from eval.labels import is_file, place_labels, short_names
+from eval.fronts import family_fronts
+from eval.labels import place_labels
+from eval.names import point_label
+from eval.placing import sampled
 from eval.plan import REFERENCE
 from eval.statistics import Float
 from eval.summary import Summary
@@ -34,6 +37,7 @@ class Quality:
     Attributes:
         key: of the statistic in a policy's summary.
         scale: from the statistic to what is drawn.
+        better: 1 where less is better, -1 where more is.
         latency: name of the horizontal axis.
         label: name of the vertical axis.
         title: of the picture.
@@ -43,6 +47,7 @@ class Quality:
 
     key: str
     scale: float
+    better: float
     latency: str
     label: str
     title: str
@@ -66,6 +71,7 @@ def _chance(axes: Axes) -> None:
 ADDED_NLL = Quality(
     key="added_nll",
     scale=1.0,
+    better=1.0,
     latency="latency of an episode, sum over blocks (ms)",
     label=f"added NLL (nats per token; linear up to {LINEAR_UP_TO:g}, then logarithmic)",
     title="Latency against quality: mean and 95 % interval; lower left is better",
@@ -75,6 +81,7 @@ ADDED_NLL = Quality(
 SUITE_ACCURACY = Quality(
     key="accuracy",
     scale=100.0,
+    better=-1.0,
     latency="latency of a window, sum over blocks (ms)",
     label="accuracy on the suite (%)",
     title="Latency against accuracy: mean and 95 % interval; upper left is better",
@@ -83,85 +90,66 @@ SUITE_ACCURACY = Quality(
 )
 
 
-def plot_pareto(summaries: list[Summary], path: Path, quality: Quality = ADDED_NLL) -> None:
-    """Draw mean latency against mean quality with 95 % intervals.
+def plot_pareto(summary: Summary, path: Path, quality: Quality = ADDED_NLL) -> None:
+    """Draw mean latency against mean quality with 95 % intervals, a point per setting.
 
-    Policies that differ in a parameter alone (``wdmoe:0.5``, ``wdmoe:0.7``) share a colour and a line; the reference
-    is a star, learned policies are diamonds.
+    Settings of one family (``wdmoe:0.5``, ``wdmoe:0.7``) share a colour, and a line along what no mixture of them
+    beats. The reference is a star; learned policies are diamonds, with a faint one for each training seed.
 
     Args:
-        summaries: the policies of the folder's JSON.
+        summary: the folder's JSON.
         path: of the PNG.
         quality: the vertical axis.
     """
     figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    policies = [summary["policy"] for summary in summaries]
-    bars = [_bars(summary, quality) for summary in summaries]
-    points = np.array([[s[LATENCY]["mean"], quality.scale * s[quality.key]["mean"]] for s in summaries])
-    colors = _colors(policies)
-    for policy, point, ends, color in zip(policies, points, bars, colors, strict=True):
-        _draw_point(axes, policy, point, ends, color)
-    sweeps = _sweeps(policies)
-    for family, members in sweeps.items():
-        axes.plot(*points[members].T, color=colors[members[0]], lw=1, alpha=0.6, label=f"{family}:parameter")
-    _dress(axes, quality, bool(sweeps))
+    settings = summary["settings"]
+    points = np.array([_point(setting, quality) for setting in settings])
+    bars = [_bars(setting, quality) for setting in settings]
+    colors = family_colors([setting["family"] for setting in settings])
+    of_policy = {policy["policy"]: _point(policy, quality) for policy in summary["policies"]}
+    for setting, point, ends in zip(settings, points, bars, strict=True):
+        seeds = [of_policy[policy] for policy in setting["policies"]]
+        _draw_point(axes, setting, point, ends, seeds, colors[setting["family"]])
+    fronts = family_fronts([setting["family"] for setting in settings], points, quality.better)
+    for family, corners in fronts.items():
+        axes.plot(*corners.T, color=colors[family], lw=1, alpha=0.6, label=family)
+    _dress(axes, quality, bool(fronts))
     figure.canvas.draw()  # fixes the layout, on which the labels' places depend
-    lines = [points[members] for members in sweeps.values()] + [bar for ends in bars for bar in ends]
-    drawn = np.concatenate([_sampled(axes, line) for line in lines])
-    place_labels(axes, _labels(policies, sweeps), points, drawn, colors)
+    lines = [*fronts.values(), *(bar for ends in bars for bar in ends)]
+    drawn = np.concatenate([sampled(axes.transData.transform(line)) for line in lines])
+    labels = [point_label(setting, setting["family"] in fronts) for setting in settings]
+    place_labels(axes, labels, points, drawn, [colors[setting["family"]] for setting in settings])
     figure.savefig(path)
 
 
-def _draw_point(axes: Axes, policy: str, point: Float, bars: list[Float], color: str) -> None:
+def family_colors(families: Sequence[str]) -> dict[str, str]:
+    """Black for the reference and a colour per family."""
+    others = [family for family in dict.fromkeys(families) if family != REFERENCE]
+    wheel = [to_hex(color) for name in ("tab10", "Dark2") for color in colormaps[name].colors]  # type: ignore[attr-defined]
+    return {REFERENCE: "black"} | {family: wheel[n % len(wheel)] for n, family in enumerate(others)}
+
+
+def _point(statistics: Summary, quality: Quality) -> Float:
+    return np.array([statistics[LATENCY]["mean"], quality.scale * statistics[quality.key]["mean"]])
+
+
+def _draw_point(axes: Axes, setting: Summary, point: Float, bars: list[Float], seeds: list[Float], color: str) -> None:
     for bar in bars:
         axes.plot(*bar.T, color=color, lw=1.2, solid_capstyle="butt")
-    marker, size = ("*", 14) if policy == REFERENCE else ("D", 7) if is_file(policy) else ("o", 6)
+    marker, size = ("*", 14) if setting["family"] == REFERENCE else ("D", 7) if setting["learned"] else ("o", 6)
     axes.plot(*point, marker, ms=size, color=color, zorder=3)
+    if len(seeds) > 1:
+        axes.plot(*np.array(seeds).T, marker, ms=0.6 * size, color=color, alpha=0.35, lw=0)
 
 
-def _bars(summary: Summary, quality: Quality) -> list[Float]:
+def _bars(statistics: Summary, quality: Quality) -> list[Float]:
     """Ends (2, 2) of the two interval bars."""
-    x, y = summary[LATENCY], summary[quality.key]
+    x, y = statistics[LATENCY], statistics[quality.key]
     horizontal = [[x["low"], y["mean"]], [x["high"], y["mean"]]]
     vertical = [[x["mean"], y["low"]], [x["mean"], y["high"]]]
     return [np.array(bar) * [1.0, quality.scale] for bar in (horizontal, vertical)]
-
-
-def _colors(policies: list[str]) -> list[str]:
-    """Black for the reference and a colour per family."""
-    families = list(dict.fromkeys(_family(policy) for policy in policies if policy != REFERENCE))
-    wheel = [to_hex(color) for name in ("tab10", "Dark2") for color in colormaps[name].colors]  # type: ignore[attr-defined]
-    of_family = {family: wheel[n % len(wheel)] for n, family in enumerate(families)}
-    return [of_family.get(_family(policy), "black") for policy in policies]
-
-
-def _family(policy: str) -> str:
-    return policy if is_file(policy) else policy.partition(":")[0]
-
-
-def _sweeps(policies: list[str]) -> dict[str, list[int]]:
-    """Families with two parameters or more: positions of their members, by rising parameter."""
-    swept: dict[str, list[int]] = {}
-    for at, policy in enumerate(policies):
-        if ":" in policy and not is_file(policy):
-            swept.setdefault(_family(policy), []).append(at)
-    by_parameter = {
-        family: sorted(members, key=lambda at: _parameter(policies[at])) for family, members in swept.items()
-    }
-    return {family: members for family, members in by_parameter.items() if len(members) > 1}
-
-
-def _parameter(policy: str) -> float:
-    return float(policy.partition(":")[2])
-
-
-def _labels(policies: list[str], sweeps: dict[str, list[int]]) -> list[str]:
-    """Names of points; of a sweep, which the legend names, the parameter alone."""
-    names = short_names(policies)
-    swept = {at for members in sweeps.values() for at in members}
-    return [policy.partition(":")[2] if at in swept else names[policy] for at, policy in enumerate(policies)]
 
 
 def _dress(axes: Axes, quality: Quality, swept: bool) -> None:
@@ -177,10 +165,3 @@ def _dress(axes: Axes, quality: Quality, swept: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if swept:
         axes.legend(frameon=False, loc=quality.legend)
-
-
-def _sampled(axes: Axes, line: Float) -> Float:
-    """Points (m, 2) in pixels along a polyline in data coordinates."""
-    corners = axes.transData.transform(line)
-    along = np.linspace(0, len(corners) - 1, 25 * (len(corners) - 1) + 1)
-    return np.stack([np.interp(along, np.arange(len(corners)), corners[:, axis]) for axis in (0, 1)], axis=1)

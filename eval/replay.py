@@ -12,6 +12,7 @@ from typing import Any
 
 from eval.kinds import EPISODES, KINDS, Kind
 from eval.plan import RunConfig
+from eval.provenance import HOW_MADE
 from eval.results import WALL_CLOCK, Results
 from eval.summary import Summary
 
@@ -29,14 +30,19 @@ class SavedResults:
         config: of the evaluation.
         sha256: hashes of what the configuration names.
         rows: of the CSV.
-        summaries: the policies of the JSON.
+        summary: the content of the JSON.
     """
 
     kind: Kind
     config: RunConfig
     sha256: dict[str, str]
     rows: list[dict[str, str]]
-    summaries: list[Summary]
+    summary: Summary
+
+    @property
+    def statistics(self) -> Summary:
+        """What the JSON says of the measurements."""
+        return {name: self.summary[name] for name in self.summary.keys() - HOW_MADE}
 
 
 def read_results(folder: Path) -> SavedResults:
@@ -53,7 +59,7 @@ def read_results(folder: Path) -> SavedResults:
     try:
         summary = json.loads(described.read_text(encoding="utf-8"))
         config = kind.config.from_dict(summary["config"])
-        hashes, summaries = summary["sha256"], summary["policies"]
+        hashes = summary["sha256"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"expected {described} as an evaluation wrote it, got {error!r}") from None
     with open(table, encoding="utf-8", newline="") as file:
@@ -62,7 +68,7 @@ def read_results(folder: Path) -> SavedResults:
     columns = kind.results.columns()
     if tuple(reader.fieldnames or ()) != columns:
         raise ValueError(f"expected the columns {', '.join(columns)} in {table}, got others")
-    return SavedResults(kind, config, hashes, rows, summaries)
+    return SavedResults(kind, config, hashes, rows, summary)
 
 
 def changed_inputs(saved: SavedResults, sha256: dict[str, str]) -> list[str]:
@@ -81,7 +87,9 @@ def differences(saved: SavedResults, results: Results) -> Iterator[str]:
             measured = column in results.METRICS
             if column not in WALL_CLOCK and not _same_cell(measured, old[column], new[column]):
                 yield f"{stem}.csv line {line}, {column}: {old[column]} saved, {new[column]} recomputed"
-    yield from _json_differences(f"{stem}.json policies", saved.summaries, saved.kind.summarize(results))
+    recomputed = saved.kind.statistics(results)
+    for name in recomputed.keys() | saved.statistics.keys():
+        yield from _json_differences(f"{stem}.json {name}", saved.statistics.get(name), recomputed.get(name))
 
 
 def _same_cell(measured: bool, old: str | None, new: str) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from eval.labels import short_names
+from eval.leaderboard import leaderboard_table, matched_table
+from eval.names import short_names
 from eval.plan import REFERENCE
 from eval.summary import Summary
-
-Table = list[list[str]]
+from eval.tables import Table, aligned, cell, markdown
 
 NOTES = """\
 Every policy ran the same episodes: the same windows of text, devices, shadowing and fading. In brackets stand 95 %
@@ -18,6 +17,24 @@ resampled by batches). Latency is the sum over the blocks of an episode; WLR is 
 served per millisecond of block latency; added NLL is against `vanilla` on the same episode, in nats per token;
 `vs vanilla` is the ratio of mean latencies; `points` is the difference in accuracy in percentage points. Decision
 time is the wall time of one decision for one block of one episode, decided in batches of {batch_size}, on {machine}.
+"""
+
+
+FAMILY_NOTES = """\
+A row is one method at one setting, over all its training seeds. Its intervals come from 2,000 resamples of seeds within
+the setting and of episodes, the same episodes for every row. IQM is the interquartile mean over seeds and episodes of
+the ratio on the same episode: of latency to that of `vanilla`, and of WLR to that of `vanilla`, of the threshold of
+`wdmoe` that has the greatest mean WLR, and of `fractional`. The profiles show the share of runs above a score, each
+family by its best setting.
+"""
+
+MATCHED_NOTES = """\
+Each figure is a family's latency over that of the rule on the left, at the same mean added NLL. Drawing at random
+before every episode which of two policies runs gives every point of the line between theirs, so a family's front is
+interpolated linearly, along the lower convex hull of its settings and of own routing at optimal shares. Every resample
+draws seeds and episodes anew and recomputes both sides. Nothing is extrapolated: there is no figure where the rule adds
+less than the front's left end (`adds more`), or may do so by chance (`within noise of nothing added`), or more than the
+family's fastest setting does (`beyond its fastest`).
 """
 
 
@@ -59,24 +76,6 @@ def domain_table(summaries: list[Summary]) -> Table:
     return [["policy", *domains], *rows]
 
 
-def aligned(table: Table) -> str:
-    """A table for the terminal: names to the left, figures to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in table
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def markdown(table: Table) -> str:
-    """A table in Markdown."""
-    rule = ["---", *("---:" for _ in table[0][1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [table[0], rule, *table[1:]])
-
-
 def terminal_table(summary: Summary) -> str:
     """What the terminal shows of ``results.json``."""
     return aligned(results_table(summary["policies"], intervals=False))
@@ -102,8 +101,24 @@ def markdown_report(summary: Summary) -> str:
         NOTES.format(batch_size=config["batch_size"], machine=made_by["machine"]),
         "## Added NLL by kind of text",
         markdown(domain_table(summary["policies"])),
+        *families(summary),
         *how_it_was_made(summary),
     )
+
+
+def families(summary: Summary) -> list[str]:
+    """Sections on families of policies, where one has two settings or training seeds."""
+    settings = summary["settings"]
+    if len({setting["family"] for setting in settings}) == len(summary["policies"]):
+        return []
+    matched = summary["matched_quality"]
+    return [
+        "## Families",
+        markdown(leaderboard_table(settings)),
+        FAMILY_NOTES,
+        "![Performance profiles](profiles.png)",
+        *(["## Latency at matched quality", markdown(matched_table(matched)), MATCHED_NOTES] if matched else []),
+    ]
 
 
 def sections(*parts: str) -> str:
@@ -126,9 +141,3 @@ def how_it_was_made(summary: Summary) -> list[str]:
         "## Versions",
         markdown([["package", "version"], *map(list, versions.items())]),
     ]
-
-
-def cell(statistic: dict[str, Any], form: str, scale: float, interval: bool) -> str:
-    """A figure, with its interval or without."""
-    mean, low, high = (format(scale * statistic[key], form) for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]" if interval else mean

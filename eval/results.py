@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from eval.members import Member
 from eval.plan import Episodes, RunConfig
 
 WALL_CLOCK = frozenset({"decision_ms"})
@@ -25,6 +26,7 @@ class Results(ABC):
     Attributes:
         config: what was evaluated.
         sha256: hashes of what the configuration only names, see ``eval.inputs``.
+        members: place of each policy in its family.
         measurements: for each policy the metrics, each (n,).
     """
 
@@ -35,6 +37,7 @@ class Results(ABC):
 
     config: RunConfig
     sha256: dict[str, str]
+    members: tuple[Member, ...]
     measurements: dict[str, Measurements]
 
     @abstractmethod

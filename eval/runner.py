@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from agents import make_policy, policy_names
+from agents import policy_names
+from eval.drops import count_drops
 from eval.inputs import model_hash, policy_hashes
-from eval.plan import REFERENCE, Episodes, EvaluationConfig, RunConfig, plan_episodes
+from eval.members import member, reads_hidden_states
+from eval.oracle import make_policy
+from eval.plan import REFERENCE, Episodes, EvaluationConfig, RunConfig, plan_episodes, windows_of
 from eval.results import EpisodeResults, Measurements
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.vector_env import WDMoEVectorEnv
@@ -72,6 +76,7 @@ class Evaluation:
         self.config = config
         self._runner = Runner(config, config.episodes)
         self.sha256 = self._runner.sha256
+        self._windows = windows_of(self._runner.source.windows.domains, config.domains)
 
     def run(self, progress: bool = True) -> EpisodeResults:
         """Run every policy on every episode.
@@ -80,13 +85,14 @@ class Evaluation:
             progress: whether to show a bar.
         """
         text = self._runner.source.windows
-        episodes = plan_episodes(self.config.episodes, len(text), self.config.seed)
-        measurements = dict(self._runner.run(episodes, run_batch, "episode", progress))
+        drawn = plan_episodes(self.config.episodes, len(self._windows), self.config.seed)
+        episodes = Episodes(self._windows[drawn.windows], drawn.seeds)
+        measurements = dict(self._runner.run(episodes, run_and_count, "episode", progress))
         reference = measurements[REFERENCE]["nll"]
         for values in measurements.values():
             values["added_nll"] = values["nll"] - reference
         domains = tuple(text.domains[window] for window in episodes.windows)
-        return EpisodeResults(self.config, self.sha256, measurements, episodes, domains)
+        return EpisodeResults(self.config, self.sha256, self._runner.members, measurements, episodes, domains)
 
 
 class Runner:
@@ -99,6 +105,7 @@ class Runner:
     Attributes:
         source: the windows.
         policies: the policy of each name.
+        members: the place of each in its family.
         sha256: hashes of the model and of the policies' files.
 
     Raises:
@@ -107,10 +114,13 @@ class Runner:
 
     def __init__(self, config: RunConfig, episodes: int) -> None:
         self.config = config
+        hidden = any(map(reads_hidden_states, config.policies)) or config.environment.observe_hidden_states
+        self._settings = replace(config.environment, observe_hidden_states=hidden)
         self._environments: dict[int, WDMoEVectorEnv] = {}
         env = self._environment(min(config.batch_size, episodes))
         self.source = env.simulator.source
         self.policies = {spec: make_policy(spec, env, config.seed) for spec in config.policies}
+        self.members = tuple(map(member, config.policies))
         weights = {f"the model {config.environment.model}": model_hash(self.source.model)}
         self.sha256 = weights | policy_hashes(config.policies)
 
@@ -141,23 +151,36 @@ class Runner:
                 "wdmoe_env:WDMoE-v0",
                 num_envs=size,
                 autoreset_mode="DISABLED",
-                config=self.config.environment,
+                config=self._settings,
             )
         return self._environments[size]
 
 
 def run_batch(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measurements:
     """Run one policy on as many episodes as the environment has, and measure all but ``added_nll``."""
+    return _measure(*play(env, policy, episodes), len(episodes))
+
+
+def run_and_count(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measurements:
+    """What ``run_batch`` measures, and by block what ``eval.drops`` counts."""
     blocks, decision_s = play(env, policy, episodes)
+    return _measure(blocks, decision_s, len(episodes)) | count_drops(blocks)
+
+
+def _measure(blocks: list[dict[str, Any]], decision_s: float, count: int) -> Measurements:
     measured = {name: np.mean([info[name] for info in blocks], axis=0) for name in MEAN_OVER_BLOCKS}
     measured |= {name: np.sum([info[name] for info in blocks], axis=0) for name in SUM_OVER_BLOCKS}
     measured |= {name: blocks[-1][name] for name in OF_EPISODE}
-    measured["decision_ms"] = np.full(len(episodes), 1e3 * decision_s / len(episodes))
+    measured["decision_ms"] = np.full(count, 1e3 * decision_s / count)
     return {name: np.asarray(value, dtype=np.float64) for name, value in measured.items()}
 
 
 def play(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> tuple[list[dict[str, Any]], float]:
-    """Run one policy on as many episodes as the environment has; the info of every block, and seconds per decision."""
+    """Run one policy on as many episodes as the environment has.
+
+    Returns:
+        The info of every block, with the ``observation`` that was decided on, and seconds per decision.
+    """
     observation, _ = env.reset(seed=episodes.seeds.tolist(), options={"window": episodes.windows})
     state, episode_start = None, np.ones(len(episodes), dtype=bool)
     blocks: list[dict[str, Any]] = []
@@ -167,8 +190,9 @@ def play(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> tuple[list[dic
         began = time.perf_counter()
         actions, state = policy.predict(observation, state=state, episode_start=episode_start, deterministic=True)
         decision_s.append(time.perf_counter() - began)
-        observation, _, terminated, _, info = env.step(actions)
-        blocks.append(info)
+        following, _, terminated, _, info = env.step(actions)
+        blocks.append({**info, "observation": observation})
+        observation = following
         episode_start = np.zeros(len(episodes), dtype=bool)
         ended = bool(terminated.all())
     return blocks, float(np.mean(decision_s))

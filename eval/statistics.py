@@ -44,7 +44,10 @@ class PairedBootstrap:
     Args:
         count: units n, such as episodes.
         generator: draws the resamples, all at once.
-        resamples: how many.
+        resamples: R, how many.
+
+    Attributes:
+        multiplicity: (R, n), how often each unit was drawn.
 
     Raises:
         ValueError: no unit.
@@ -54,13 +57,11 @@ class PairedBootstrap:
         if count < 1:
             raise ValueError(f"expected at least one episode to resample, got {count}")
         self.count = count
-        rows = max(1, DRAWS_PER_CHUNK // count)
-        sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-        self._multiplicity = np.concatenate([_draw(size, count, generator) for size in sizes])
+        self.multiplicity = multiplicities(resamples, count, generator)
 
     def mean(self, values: Float) -> Interval:
         """The mean of values (n,)."""
-        return _interval(values.mean(), self.resampled_means(values))
+        return interval_of(values.mean(), self.resampled_means(values))
 
     def mean_difference(self, values: Float, reference: Float) -> Interval:
         """The mean of values minus the mean of reference, both (n,) on the same units."""
@@ -68,7 +69,7 @@ class PairedBootstrap:
 
     def ratio_of_means(self, values: Float, reference: Float) -> Interval:
         """The mean of values over the mean of reference, both (n,) on the same units; reference is positive."""
-        return _interval(
+        return interval_of(
             values.mean() / reference.mean(), self.resampled_means(values) / self.resampled_means(reference)
         )
 
@@ -78,8 +79,8 @@ class PairedBootstrap:
         Summed without BLAS, so that equal values give equal bits on any machine and number of threads.
         """
         rows = max(1, DRAWS_PER_CHUNK // self.count)
-        chunks = range(0, len(self._multiplicity), rows)
-        sums = [np.einsum("rn,n->r", self._multiplicity[at : at + rows].astype(np.float64), values) for at in chunks]
+        chunks = range(0, len(self.multiplicity), rows)
+        sums = [np.einsum("rn,n->r", self.multiplicity[at : at + rows].astype(np.float64), values) for at in chunks]
         return np.concatenate(sums) / self.count
 
 
@@ -95,13 +96,21 @@ def mcnemar_p(lost: int, gained: int) -> float:
     return min(1.0, 2 * tail / 2**pairs)
 
 
+def multiplicities(resamples: int, count: int, generator: np.random.Generator) -> NDArray[np.uint16]:
+    """How often each of ``count`` units was drawn in ``count`` draws with replacement, (resamples, count)."""
+    rows = max(1, DRAWS_PER_CHUNK // count)
+    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    return np.concatenate([_draw(size, count, generator) for size in sizes])
+
+
 def _draw(resamples: int, count: int, generator: np.random.Generator) -> NDArray[np.uint16]:
     """How often each unit was drawn, (resamples, count)."""
     drawn = generator.integers(count, size=(resamples, count)) + count * np.arange(resamples)[:, None]
     return np.bincount(drawn.ravel(), minlength=resamples * count).reshape(resamples, count).astype(np.uint16)
 
 
-def _interval(statistic: float, resampled: Float) -> Interval:
+def interval_of(statistic: float, resampled: Float) -> Interval:
+    """A statistic with the interval that its values (R,) on the resamples span."""
     tail = (1.0 - CONFIDENCE) / 2.0
     low, high = np.quantile(resampled, [tail, 1.0 - tail])
     return Interval(float(statistic), float(low), float(high))

@@ -142,7 +142,9 @@ class SuiteEvaluation:
             latency_ms = measured["latency_ms"].reshape(-1, NUM_CHOICES).mean(axis=1)
             measurements[policy] = judged(scores, items) | {"latency_ms": latency_ms}
         cut = self._suite.context_cut[numbers]
-        return SuiteResults(self.config, self.sha256, measurements, numbers, items, self._seeds, cut)
+        return SuiteResults(
+            self.config, self.sha256, self._runner.members, measurements, numbers, items, self._seeds, cut
+        )
 
 
 def score_batch(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measurements:

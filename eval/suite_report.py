@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from eval.labels import short_names
-from eval.report import Table, aligned, cell, how_it_was_made, made_with, markdown, sections
+from eval.names import short_names
+from eval.report import how_it_was_made, made_with, sections
 from eval.suite_summary import GROUPINGS
 from eval.summary import Summary
+from eval.tables import Table, aligned, cell, markdown
 
 NOTES = """\
 Every policy answered the same items, each on devices, shadowing and fading of its own, the same for its four choices.

@@ -7,10 +7,12 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.members import Setting
 from eval.plan import REFERENCE
 from eval.statistics import PairedBootstrap, mcnemar_p
+from eval.study import Study, described
 from eval.suite import SuiteResults
-from eval.summary import Summary, how_made
+from eval.summary import Summary
 
 GROUPINGS = ("format", "domain")
 
@@ -45,15 +47,23 @@ def summarize_suite(results: SuiteResults) -> list[Summary]:
     return list(summaries.values())
 
 
-def suite_json(results: SuiteResults, command: str) -> Summary:
-    """The content of ``suite.json``.
-
-    Args:
-        results: what was measured.
-        command: what made it, for the reader.
-    """
+def suite_statistics(results: SuiteResults) -> Summary:
+    """The statistics of ``suite.json``."""
     counts = {"items": len(results.items), "contexts_cut": int(results.context_cut.sum())}
-    return {**how_made(results, command), **counts, "policies": summarize_suite(results)}
+    study = Study(results)
+    settings = [_setting_summary(study, setting) for setting in study.settings]
+    return {**counts, "policies": summarize_suite(results), "settings": settings}
+
+
+def _setting_summary(study: Study, setting: Setting) -> Summary:
+    points = 100.0 * (study.runs(setting, "correct") - study.runs(study.reference, "correct"))
+    intervals = {
+        "accuracy": study.mean(setting, "correct"),
+        "accuracy_points_to_vanilla": study.bootstrap.mean(setting, points),
+        "latency_ms": study.mean(setting, "latency_ms"),
+        "latency_ratio_to_vanilla": study.ratio_of_means(setting, study.reference, "latency_ms"),
+    }
+    return {**described(setting), **{name: asdict(interval) for name, interval in intervals.items()}}
 
 
 def _accuracy(results: SuiteResults, policy: str, where: NDArray[np.bool_], resample: PairedBootstrap) -> Summary:

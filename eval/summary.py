@@ -1,22 +1,15 @@
-"""From measurements to means with intervals: the content of a results folder's JSON."""
+"""From measurements on windows of text to means with intervals, for every policy."""
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
-import wdmoe_env
 from eval.plan import REFERENCE
-from eval.results import WALL_CLOCK, EpisodeResults, Measurements, Results
+from eval.results import WALL_CLOCK, EpisodeResults, Measurements
 from eval.statistics import Float, Interval, PairedBootstrap
-
-PACKAGES = ("gymnasium", "numpy", "torch", "transformers")
 
 Summary = dict[str, Any]
 
@@ -39,12 +32,22 @@ def summarize(results: EpisodeResults) -> list[Summary]:
     for policy, values in results.measurements.items():
         statistics = _statistics(values, results.measurements[REFERENCE], bootstrap)
         statistics["decision_ms"] = _batch_mean(values["decision_ms"], size, over_batches)
-        by_domain = {
-            str(name): asdict(resample.mean(values["added_nll"][domains == name]))
-            for name, resample in over_domain.items()
-        }
         named = {name: asdict(interval) for name, interval in statistics.items()}
-        summaries.append({"policy": policy, **named, "added_nll_by_domain": by_domain})
+        latency, vanilla = (results.measurements[name]["latency_ms"] for name in (policy, REFERENCE))
+        summaries.append(
+            {
+                "policy": policy,
+                **named,
+                "added_nll_by_domain": {
+                    str(name): asdict(resample.mean(values["added_nll"][domains == name]))
+                    for name, resample in over_domain.items()
+                },
+                "latency_ratio_by_domain": {
+                    str(name): asdict(resample.ratio_of_means(latency[domains == name], vanilla[domains == name]))
+                    for name, resample in over_domain.items()
+                },
+            }
+        )
     return summaries
 
 
@@ -63,34 +66,3 @@ def _batch_mean(values: Float, size: int, over_batches: PairedBootstrap) -> Inte
     batch = np.arange(len(values)) // size
     sums, sizes = np.bincount(batch, weights=values), np.bincount(batch)
     return over_batches.ratio_of_means(np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64))
-
-
-def results_json(results: EpisodeResults, command: str) -> Summary:
-    """The content of ``results.json``.
-
-    Args:
-        results: what was measured.
-        command: what made it, for the reader.
-    """
-    return {**how_made(results, command), "policies": summarize(results)}
-
-
-def how_made(results: Results, command: str) -> Summary:
-    """What a results folder's JSON says beside its figures."""
-    return {
-        "config": results.config.to_dict(),
-        "sha256": results.sha256,
-        "made_by": {"command": command, "versions": versions(), "machine": machine()},
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    own = {"python": platform.python_version(), "wdmoe-env": wdmoe_env.__version__}
-    return own | {package: version(package) for package in PACKAGES}
-
-
-def machine() -> str:
-    """What decision times were measured on."""
-    system, threads = f"{platform.system()} {platform.machine()}", torch.get_num_threads()
-    return f"{system}, {os.cpu_count()} processors, torch on {threads} of them"

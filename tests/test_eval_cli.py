@@ -7,14 +7,16 @@ import json
 import shutil
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from agents import policy_names
-from agents.learned import save_policy
-from agents.network import TokenSharedNetwork
+from agents import policy_names, trained_names
+from agents.network import Architecture, TokenSharedNetwork
+from agents.policy_file import save_policy
 from eval.__main__ import main
+from eval.oracle import make_policy
 from eval.plan import EvaluationConfig
 from eval.results import WALL_CLOCK, EpisodeResults
 from eval.runner import Evaluation, evaluate
@@ -31,7 +33,7 @@ CONTRACT = (
     "decision_ms",
     "latency_ratio_to_vanilla",
 )
-FILES = ["pareto.png", "report.md", "results.csv", "results.json"]
+FILES = ["leaderboard.csv", "pareto.png", "profiles.png", "report.md", "results.csv", "results.json"]
 
 
 def run(out, *flags):
@@ -65,7 +67,7 @@ def learned(tmp_path_factory):
     path = tmp_path_factory.mktemp("ppo") / "policy.safetensors"
     torch.manual_seed(0)
     num_experts = load_episodes("micro", 8, "test", "cpu").model.num_experts
-    save_policy(path, TokenSharedNetwork(8), "joint", {"num_experts": num_experts})
+    save_policy(path, TokenSharedNetwork(Architecture(8, num_experts=num_experts)), "joint", {})
     return path
 
 
@@ -84,7 +86,7 @@ def copied(folder, tmp_path):
 
 def test_the_list_has_a_name_a_line(capsys):
     assert main(["--list"]) == 0
-    assert capsys.readouterr().out.splitlines() == list(policy_names())
+    assert capsys.readouterr().out.splitlines() == [*policy_names(), *trained_names()]
 
 
 def test_the_folder_holds_what_scripts_rely_on(folder, learned):
@@ -127,6 +129,15 @@ def test_means_are_those_of_the_rows(folder):
         for metric in METRICS:
             values = [float(row[metric]) for row in table[6 * n : 6 * n + 6]]
             assert policy[metric]["mean"] == pytest.approx(np.mean(values), rel=1e-12, abs=1e-15)
+
+
+def test_a_row_of_the_leaderboard_per_setting(folder):
+    with open(folder / "leaderboard.csv", newline="") as file:
+        board = {(row["family"], row["setting"]): row for row in csv.DictReader(file)}
+    assert list(board)[2:] == [("wdmoe", "0.5"), ("wdmoe", "0.9"), ("random", ""), ("ppo", "")]
+    policies = json.loads((folder / "results.json").read_text())["policies"]
+    assert float(board["wdmoe", "0.9"]["latency_ms_mean"]) == pytest.approx(policies[3]["latency_ms"]["mean"], rel=1e-5)
+    assert float(board["vanilla", ""]["iqm_latency_ratio_to_vanilla_high"]) == 1.0
 
 
 def test_own_routing_adds_exactly_nothing(folder):
@@ -228,7 +239,7 @@ def test_replay_sees_another_policy_file(tmp_path, learned, capsys):
         shutil.copy(learned.with_suffix(part.suffix), part)
     out = run(tmp_path / "out", "--policies", str(path))
     torch.manual_seed(1)
-    save_policy(path, TokenSharedNetwork(8), "joint", json.loads(path.with_suffix(".json").read_text()))
+    save_policy(path, TokenSharedNetwork(Architecture(8)), "joint", json.loads(path.with_suffix(".json").read_text()))
     assert main(["--replay", str(out)]) == 1
     assert f"the file of policy {path}" in capsys.readouterr().out
 
@@ -239,6 +250,47 @@ def test_replay_sees_another_model(copied, capsys):
     (copied / "results.json").write_text(json.dumps(summary))
     assert main(["--replay", str(copied)]) == 1
     assert "the model micro has changed since" in capsys.readouterr().out
+
+
+def test_windows_of_named_domains_alone(tmp_path, capsys):
+    out = run(tmp_path / "out", "--policies", "vanilla", "--domains", "speeches", "code")
+    assert {row["domain"] for row in rows(out)} == {"speeches", "code"}
+    assert main(["--replay", str(out)]) == 0
+
+
+def test_no_policy_beats_the_oracle_on_any_first_block(tmp_path):
+    out = run(tmp_path / "out", "--policies", "oracle", "fractional", "wdmoe", "top1")
+    assert {row["policy"] for row in rows(out)} == {"vanilla", "oracle", "fractional", "wdmoe", "top1"}
+    env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=6, config={"model": "micro", "num_tokens": 8, "min_share": 1e-9})
+    observation, _ = env.reset(seed=0)
+    for name in ("fractional", "wdmoe", "top1", "marginal-price:0.5"):
+        observation, _ = env.reset(seed=0)
+        wlr = env.step(make_policy(name, env).predict(observation)[0])[4]["wlr"]
+        observation, _ = env.reset(seed=0)
+        best = env.step(make_policy("oracle", env).predict(observation)[0])[4]["wlr"]
+        assert (best >= wlr * (1 - 1e-6)).all()
+
+
+def test_a_transfer_has_a_folder_per_condition_and_one_table(tmp_path, capsys):
+    out = tmp_path / "transfer"
+    policies = ["--policies", "vanilla-optimal", "wdmoe:0.5", "marginal-price:0.5", "marginal-price:2"]
+    conditions = ["devices-4", "bandwidth-double", "tokens-8"]
+    assert main([*SMALL, "--transfer", *conditions, *policies, "--out", str(out)]) == 0
+    with open(out / "transfer.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["condition"] for row in table] == conditions
+    settings = [json.loads((out / name / "results.json").read_text()) for name in conditions]
+    environments = [one["config"]["environment"] for one in settings]
+    assert environments[0]["devices"]["count"] == 4
+    assert environments[1]["channel"]["bandwidth_hz"] == 2 * environments[2]["channel"]["bandwidth_hz"]
+    for row, one in zip(table, settings, strict=True):
+        assert float(row["reference_latency_ms"]) == pytest.approx(one["policies"][2]["latency_ms"]["mean"], rel=1e-5)
+    capsys.readouterr()
+    assert main(["--replay", str(out)]) == 0
+    assert capsys.readouterr().out.count("match: 30 rows") == 3
+    assert main(["--report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert all(f'<th scope="row">{name}</th>' in text for name in conditions)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +307,11 @@ def test_replay_sees_another_model(copied, capsys):
         (["--split", "all"], "invalid choice: 'all'"),
         (["--config", "missing.json"], "there is no missing.json"),
         (["--suite-items", "3"], "--suite-items goes with --suite alone"),
+        (["--domains", "poems"], "expected domains among code, "),
+        (["--policies", "oracle", "--num-tokens", "9"], "num_tokens must be at most 8, got 9"),
+        (["--transfer", "moon", "--policies", "wdmoe:0.5"], "expected conditions among unchanged, "),
+        (["--transfer", "rician", "--policies", "wdmoe"], "expected thresholds of wdmoe to compare with"),
+        (["--report", "missing"], "expected a results folder, but missing holds no results.json"),
         (["--episode-length", "3"], "unrecognized arguments"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -278,6 +335,12 @@ def test_settings_that_are_none_are_refused(tmp_path, capsys, text, sentence):
     path = tmp_path / "settings.json"
     path.write_text(text)
     assert sentence in refused(capsys, *SMALL, "--out", str(tmp_path / "out"), "--config", str(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_domains_and_transfer_are_not_of_the_suite(tmp_path, capsys):
+    for flags in (["--domains", "code"], ["--transfer"]):
+        assert "does not go with --suite" in refused(capsys, "--suite", "--out", str(tmp_path / "out"), *flags)
     assert not (tmp_path / "out").exists()
 
 

@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from eval.labels import place_labels, short_names
-from eval.plots import plot_pareto
+from eval.labels import place_labels
+from eval.names import point_label, short_names
 
 
 def test_files_go_by_what_tells_them_apart():
@@ -27,11 +27,11 @@ def test_a_file_named_like_a_rule_keeps_its_folder():
     assert short_names(["wdmoe", "runs/wdmoe.safetensors"])["runs/wdmoe.safetensors"] == "runs/wdmoe"
 
 
-def test_only_rules_with_parameters_are_swept(tmp_path):
-    interval = {"mean": 1.0, "low": 0.5, "high": 1.5}
-    policies = ["vanilla", "wdmoe:0.5", "runs/a:b/policy.json", "runs/a:c/policy.json"]
-    plot_pareto([{"policy": p, "latency_ms": interval, "added_nll": interval} for p in policies], tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+def test_points_of_a_drawn_family_go_by_their_setting():
+    rule = {"name": "wdmoe:0.5", "setting": "0.5"}
+    assert [point_label(rule, swept) for swept in (True, False)] == ["0.5", "wdmoe:0.5"]
+    assert point_label({"name": "ppo quality 5", "setting": "quality 5"}, True) == "5"
+    assert point_label({"name": "wdmoe", "setting": ""}, True) == "wdmoe"
 
 
 def test_labels_of_crowded_points_do_not_overlap():

@@ -320,7 +320,8 @@ def test_the_answer_of_highest_score_is_taken():
 
 
 def test_the_folder_holds_figures_that_follow_from_its_rows(folder):
-    assert sorted(path.name for path in folder.iterdir()) == ["pareto.png", "report.md", "suite.csv", "suite.json"]
+    files = ["leaderboard.csv", "pareto.png", "report.md", "suite.csv", "suite.json"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     summary, table = json.loads((folder / "suite.json").read_text()), rows(folder)
     assert [policy["policy"] for policy in summary["policies"]] == ["vanilla", "top1", "wdmoe", "random"]
     assert (summary["items"], summary["contexts_cut"], len(table)) == (8, 0, 32)

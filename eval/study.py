@@ -1,0 +1,122 @@
+"""Statistics over training seeds and episodes together: what a leaderboard says of each setting."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+
+from eval.members import Setting, settings_of
+from eval.plan import REFERENCE
+from eval.resamples import SeededBootstrap
+from eval.results import Results
+from eval.statistics import Float, Interval, interval_of
+from eval.summary import Summary
+
+# The analytical optimizer, which a learned policy's WLR is compared with at its best threshold.
+OPTIMIZER = "wdmoe"
+CEILING = "fractional"
+MEANS = ("latency_ms", "wlr", "added_nll", "next_token_accuracy", "gate_weight_kept")
+
+
+class Study:
+    """The settings of an evaluation, and their resamples.
+
+    Args:
+        results: what was measured.
+
+    Attributes:
+        settings: by family and value.
+        bootstrap: shared by all statistics.
+        num_episodes: n, that every policy ran.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self._measurements = results.measurements
+        self.settings = settings_of(results.members)
+        self.num_episodes = len(results.units())
+        self.bootstrap = SeededBootstrap(self.settings, self.num_episodes, np.random.default_rng(results.config.seed))
+
+    def runs(self, setting: Setting, metric: str) -> Float:
+        """What the policies of a setting measured, (S, n)."""
+        return np.stack([self._measurements[policy][metric] for policy in setting.policies]).astype(np.float64)
+
+    def find(self, name: str) -> Setting | None:
+        """The setting of a name."""
+        return next((one for one in self.settings if one.name == name), None)
+
+    @property
+    def reference(self) -> Setting:
+        """The setting that all ratios are to."""
+        return next(one for one in self.settings if REFERENCE in one.policies)
+
+    def thresholds(self, family: str) -> list[Setting]:
+        """Settings of a rule that were given a number."""
+        return [one for one in self.settings if one.family == family and one.value is not None and not one.learned]
+
+    def of_greatest_mean(self, settings: list[Setting], metric: str) -> Setting | None:
+        """The setting of greatest mean; of none, ``None``."""
+        return max(settings, key=lambda one: float(self.runs(one, metric).mean()), default=None)
+
+    def mean(self, setting: Setting, metric: str) -> Interval:
+        """Mean of a metric."""
+        return self.bootstrap.mean(setting, self.runs(setting, metric))
+
+    def ratio_of_means(self, setting: Setting, reference: Setting, metric: str) -> Interval:
+        """Mean of a metric over that of another setting on the same episodes."""
+        sides = [(one, self.runs(one, metric)) for one in (setting, reference)]
+        (own, own_resampled), (other, other_resampled) = (
+            (runs.mean(), self.bootstrap.resampled_means(one, runs)) for one, runs in sides
+        )
+        return interval_of(own / other, own_resampled / other_resampled)
+
+    def iqm_of_ratio(self, setting: Setting, reference: Setting, metric: str) -> Interval:
+        """Interquartile mean, over seeds and episodes, of a metric over the reference's mean on the same episode."""
+        ratio = self.runs(setting, metric) / self.runs(reference, metric).mean(axis=0)
+        return self.bootstrap.interquartile_mean(setting, ratio)
+
+
+def setting_summaries(study: Study) -> list[Summary]:
+    """For each setting a dict of statistics, with intervals as ``{"mean", "low", "high"}``.
+
+    ``iqm`` holds interquartile means of ratios on the same episode: latency and WLR to ``vanilla``'s, WLR to that of
+    the best threshold of ``wdmoe`` and to that of ``fractional``, where these were evaluated.
+    """
+    return [_summary(study, setting) for setting in study.settings]
+
+
+def _summary(study: Study, setting: Setting) -> Summary:
+    accuracy = study.runs(setting, "next_token_accuracy") - study.runs(study.reference, "next_token_accuracy")
+    intervals = {name: study.mean(setting, name) for name in MEANS} | {
+        "latency_ratio_to_vanilla": study.ratio_of_means(setting, study.reference, "latency_ms"),
+        "accuracy_points_to_vanilla": study.bootstrap.mean(setting, 100.0 * accuracy),
+    }
+    return {
+        **described(setting),
+        **{name: asdict(interval) for name, interval in intervals.items()},
+        "decision_ms": float(study.runs(setting, "decision_ms").mean()),
+        "iqm": {name: asdict(interval) for name, interval in _interquartile_means(study, setting).items()},
+    }
+
+
+def described(setting: Setting) -> Summary:
+    """What a row says of its setting."""
+    return {
+        "name": setting.name,
+        "family": setting.family,
+        "setting": setting.setting,
+        "learned": setting.learned,
+        "policies": list(setting.policies),
+        "seeds": list(setting.seeds),
+    }
+
+
+def _interquartile_means(study: Study, setting: Setting) -> dict[str, Interval]:
+    references = {
+        "wlr_ratio_to_vanilla": study.reference,
+        "wlr_ratio_to_best_wdmoe": study.of_greatest_mean(study.thresholds(OPTIMIZER), "wlr"),
+        "wlr_ratio_to_fractional": study.find(CEILING),
+    }
+    return {"latency_ratio_to_vanilla": study.iqm_of_ratio(setting, study.reference, "latency_ms")} | {
+        name: study.iqm_of_ratio(setting, reference, "wlr") for name, reference in references.items() if reference
+    }

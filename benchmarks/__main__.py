@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import growth, ppo, solver, step
+from benchmarks import decision, growth, ppo, solver, step
 from benchmarks.table import Row, Settings, machine, markdown, save
 
-SECTIONS = {"step": step.rows, "solver": solver.rows, "ppo": ppo.rows, "growth": growth.rows}
+SECTIONS = {"step": step.rows, "solver": solver.rows, "decision": decision.rows, "ppo": ppo.rows, "growth": growth.rows}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="about a minute; rough figures")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
     parser.add_argument("--device", default="cpu", help="torch device of the section step; the others run on the CPU")
-    parser.add_argument("--steps", type=int, default=200_000, help="environment steps of the memory run")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps of the memory run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of results.md and results.json")
     chosen = parser.parse_args(arguments)
     settings = Settings(chosen.quick, chosen.device, chosen.steps)

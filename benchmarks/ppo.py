@@ -33,6 +33,16 @@ class ClockedVecEnv(SB3VecEnv):
         self.steps += self.num_envs
         return result
 
+    def alone(self, steps: int) -> float:
+        """Seconds of some environment steps without a policy, which took the actions last."""
+        self.reset()
+        actions = self._actions
+        self.step(actions)
+        began = time.perf_counter()
+        for _ in range(steps // self.num_envs):
+            self.step(actions)
+        return time.perf_counter() - began
+
 
 class ClockedPPO(PPO):
     """Adds up the time spent on gradients.
@@ -60,7 +70,7 @@ def rows(settings: Settings) -> list[Row]:
     rollout = num_envs * ppo_settings["n_steps"]
     rollouts = 1 if settings.quick else 12
     algorithm.learn(rollout)  # the first allocations
-    before = env_alone(env, rollouts * rollout // 2)
+    before = env.alone(rollouts * rollout // 2)
     algorithm._last_obs = env.reset()
     env.seconds, env.steps, algorithm.seconds = 0.0, 0, 0.0
     began = time.perf_counter()
@@ -68,7 +78,7 @@ def rows(settings: Settings) -> list[Row]:
     total = time.perf_counter() - began
     steps, in_env, in_gradients = env.steps, env.seconds, algorithm.seconds
     collecting = total - in_gradients
-    alone = steps / (before + env_alone(env, steps // 2))
+    alone = steps / (before + env.alone(steps // 2))
     section = "PPO"
     return [
         Row(section, "time in the environment", 100.0 * in_env / total, "%"),
@@ -79,14 +89,3 @@ def rows(settings: Settings) -> list[Row]:
         Row(section, "the environment alone", alone, "1/s"),
         Row(section, "collecting over the environment alone", steps / collecting / alone, "", ">= 0.6"),
     ]
-
-
-def env_alone(env: ClockedVecEnv, steps: int) -> float:
-    """Seconds of some environment steps without a policy."""
-    env.reset()
-    actions = env.env.action_space.sample()
-    env.step(actions)
-    began = time.perf_counter()
-    for _ in range(steps // env.num_envs):
-        env.step(actions)
-    return time.perf_counter() - began

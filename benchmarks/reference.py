@@ -97,7 +97,18 @@ class ReferenceEnv:
 
 
 def slsqp_latency_s(links: BlockLinks, load: Load) -> float:
-    """Block latency of one instance by SLSQP over shares and the latency in ms; NaN where it fails."""
+    """Block latency of one instance by SLSQP; NaN where it fails."""
+    return 1e-3 * float(_slsqp(links, load)[-1])
+
+
+def slsqp_shares(links: BlockLinks, load: Load) -> Float:
+    """Shares (U,) of one instance by SLSQP; equal ones where it fails."""
+    shares = _slsqp(links, load)[:-1]
+    return shares / shares.sum() if np.isfinite(shares).all() else np.full(len(shares), 1.0 / len(shares))
+
+
+def _slsqp(links: BlockLinks, load: Load) -> Float:
+    """Shares, then latency in ms, (U + 1,), NaN where SLSQP fails."""
     num_devices = links.num_devices
 
     def slack_ms(x: Float) -> Float:
@@ -113,4 +124,4 @@ def slsqp_latency_s(links: BlockLinks, load: Load) -> float:
         constraints=[{"type": "eq", "fun": lambda x: x[:-1].sum() - 1.0}, {"type": "ineq", "fun": slack_ms}],
         options={"ftol": 1e-10, "maxiter": 300},
     )
-    return 1e-3 * float(result.x[-1]) if result.success else np.nan
+    return np.asarray(result.x if result.success else np.full(num_devices + 1, np.nan))

@@ -37,13 +37,17 @@ def rows(settings: Settings) -> list[Row]:
 
 
 def instances(batch: int, devices: int) -> tuple[BlockLinks, Load]:
-    """Random blocks of the default channel and deployment; tokens thrown at the devices at random."""
+    """Random blocks of the default channel and deployment; tokens thrown at the devices at random.
+
+    Every device has a token: the conic program gives one without load a share that it cannot bring down to 0.
+    """
     rng = np.random.default_rng(0)
     hardware, deployment, channel = DeviceConfig(count=devices), DeploymentConfig(), ChannelConfig()
     snr = Channel(channel, hardware, 1).sample(rng.spawn(batch)).full_band_snr[0]
     payload_s = np.full(batch, deployment.payload_bits / channel.bandwidth_hz)
     compute_s = np.broadcast_to(deployment.expert_flops / device_flops(hardware), (batch, devices))
-    tokens = rng.multinomial(PAIRS_PER_DEVICE * devices, np.full(devices, 1.0 / devices), batch).astype(np.float64)
+    thrown = rng.multinomial((PAIRS_PER_DEVICE - 1) * devices, np.full(devices, 1.0 / devices), batch)
+    tokens = 1.0 + thrown
     return BlockLinks(snr, payload_s, compute_s, np.eye(devices)), Load(tokens, tokens)
 
 

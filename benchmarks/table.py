@@ -24,7 +24,7 @@ class Settings:
 
     quick: bool = False
     device: str = "cpu"
-    steps: int = 200_000
+    steps: int = 1_000_000
 
     def seconds(self, whole: float) -> float:
         """Time to spend on a measurement that takes ``whole`` seconds in full."""

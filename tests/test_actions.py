@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -22,6 +22,7 @@ positive_shares = arrays(np.float64, (U,), elements=st.floats(1e-3, 1.0)).map(la
 
 @pytest.mark.parametrize("action_type", ["box", "dict"])
 @pytest.mark.parametrize("decision", DECISIONS)
+@settings(deadline=None)
 @given(selection=selections, shares=positive_shares)
 def test_encode_then_decode_is_the_decision(action_type, decision, selection, shares):
     codec = ActionCodec(SIZES, decision, action_type)
@@ -129,6 +130,7 @@ def test_repair_gives_the_most_probable_expert_and_clears_padding():
     assert count.tolist() == [1]
 
 
+@settings(deadline=None)
 @given(
     shares=arrays(np.float64, (2, U), elements=st.floats(0.0, 1.0)).filter(lambda x: (x.sum(-1) > 0).all()),
     loaded=arrays(np.bool_, (2, U)),

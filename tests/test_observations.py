@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wdmoe_env.observations import Block, Sizes, decode_observation, encode_observation, observation_space
@@ -43,6 +43,7 @@ def random_block(seed, snr_decades):
     )
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), low=st.floats(-3.0, 5.0))
 def test_latencies_from_the_observation_are_the_true_ones(seed, low):
     block = random_block(seed, (low, low + 2.0))

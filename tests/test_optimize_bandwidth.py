@@ -60,9 +60,12 @@ class ConicMinMax:
         assert self.problem.is_dcp(dpp=True)
 
     def solve(self, links: BlockLinks, load: Load, row: int, guess: BandwidthSolution) -> float:
-        """Certified block latency of one row; the guess sets the scale of the variables, not the solution."""
+        """Certified block latency of one row; the guess sets the scale of the variables, not the solution.
+
+        The scale is in powers of two, so that nothing hangs on the last digits of the guess.
+        """
         loaded = load.tokens[row] > 0
-        scale, unit_s = guess.shares[row][loaded], float(guess.latency_s[row])
+        scale, unit_s = 2.0 ** np.round(np.log2(guess.shares[row][loaded])), float(guess.latency_s[row])
         snr = links.full_band_snr[row][:, loaded]
         y, rate = snr / scale, np.log1p(snr / scale)
         self.log_y.value, self.inverse_y.value, self.rate_scale.value = np.log(y), 1 / y, rate

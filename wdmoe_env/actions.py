@@ -174,8 +174,9 @@ def repair_selection(selection: Bool, gate_probs: Float, token_mask: Bool) -> tu
     """
     left_out = token_mask & ~selection.any(axis=-1)
     mended = selection & token_mask[..., None]
-    rows = np.nonzero(left_out)
-    mended[(*rows, gate_probs[rows].argmax(axis=-1))] = True
+    if left_out.any():
+        rows = np.nonzero(left_out)
+        mended[(*rows, gate_probs[rows].argmax(axis=-1))] = True
     return mended, left_out.sum(axis=-1)
 
 

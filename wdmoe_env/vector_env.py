@@ -196,7 +196,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
         self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
         self._write(rows, encode_observation(rollout.block))
-        return spread({"window": rollout.windows}, rows, self.num_envs)
+        return spread({"window": rollout.windows.copy()}, rows, self.num_envs)
 
     def _step_cohort(
         self,
@@ -207,7 +207,8 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         info: Info,
     ) -> None:
         """Step one cohort and write what came out for its live rows."""
-        rows, live = cohort.rows, cohort.live
+        rows = cohort.rows
+        live = slice(None) if cohort.live.all() else cohort.live  # a slice copies nothing
         taken = decision.rows(rows)
         try:
             transition = self._process.step(cohort.rollout, taken)
@@ -247,6 +248,9 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._cohorts = [cohort for cohort in self._cohorts if cohort not in cohorts]
 
     def _write(self, rows: NDArray[np.int64], observation: Observation) -> None:
+        if len(rows) == self.num_envs:
+            self._observation = observation
+            return
         for name, value in observation.items():
             self._observation[name][rows] = value
 

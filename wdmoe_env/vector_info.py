@@ -12,21 +12,16 @@ Info = dict[str, Any]
 
 
 def spread(values: Mapping[str, Any], rows: NDArray[np.int64], num_envs: int) -> Info:
-    """Info of the environments ``rows``, entries (n, ...), as arrays (N, ...) with masks; mappings may nest."""
-    info: Info = {}
-    for name, value in values.items():
-        mask = np.zeros(num_envs, dtype=bool)
-        mask[rows] = True
-        if isinstance(value, dict):
-            info[name] = spread(value, rows, num_envs)
-        else:
-            info[name] = np.zeros((num_envs, *value.shape[1:]), dtype=value.dtype)
-            info[name][rows] = value
-        info[f"_{name}"] = mask
-    return info
+    """Info of the environments ``rows``, entries (n, ...), as arrays (N, ...) with masks; mappings may nest.
+
+    The rows ascend. Where they are all N, the arrays are those that came in.
+    """
+    mask = np.zeros(num_envs, dtype=bool)
+    mask[rows] = True
+    return _spread(values, rows, mask)
 
 
-def rows_of(values: Mapping[str, Any], keep: NDArray[np.bool_]) -> Info:
+def rows_of(values: Mapping[str, Any], keep: NDArray[np.bool_] | slice) -> Info:
     """The kept rows of entries (n, ...)."""
     return {name: rows_of(v, keep) if isinstance(v, dict) else v[keep] for name, v in values.items()}
 
@@ -42,7 +37,7 @@ def merge(info: Info, other: Info) -> None:
             merge(info[name], value)
         else:
             info[name][mask] = value[mask]
-        info[f"_{name}"] |= mask
+        info[f"_{name}"] = info[f"_{name}"] | mask  # not in place: many names share a mask
 
 
 def split_rows(info: Info, ended: NDArray[np.bool_]) -> tuple[Info, Info]:
@@ -56,6 +51,20 @@ def split_rows(info: Info, ended: NDArray[np.bool_]) -> tuple[Info, Info]:
             if chosen.any():
                 target[name], target[f"_{name}"] = part, chosen
     return final, going
+
+
+def _spread(values: Mapping[str, Any], rows: NDArray[np.int64], mask: NDArray[np.bool_]) -> Info:
+    info: Info = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            info[name] = _spread(value, rows, mask)
+        elif len(rows) == len(mask):
+            info[name] = value
+        else:
+            info[name] = np.zeros((len(mask), *value.shape[1:]), dtype=value.dtype)
+            info[name][rows] = value
+        info[f"_{name}"] = mask
+    return info
 
 
 def row_of(info: Mapping[str, Any], n: int) -> Info:

@@ -75,24 +75,25 @@ class View:
         """
         sizes, batch = self.sizes, len(self.token_mask)
         shape = (batch, sizes.num_tokens, sizes.num_experts)
-        padding = np.nonzero(~self.token_mask)
-        probs, routed, hidden = np.zeros(shape), np.zeros(shape, dtype=bool), None
+        gates, hidden = np.zeros((2, *shape), dtype=np.float32), None
         if self.hidden_states:
             hidden = np.zeros((batch, sizes.num_tokens, sizes.hidden_size), dtype=np.float32)
         if passes:
             # One transfer for both, where the model is on another device.
-            gates = [torch.stack((at.gate_probs, at.routed.to(at.gate_probs.dtype))) for at in passes]
-            scores, chosen = _to_host(gates, axis=1).reshape(2, *shape)
-            probs, routed = scores.astype(np.float64), chosen > 0
-            probs[padding], routed[padding] = 0.0, False
+            both = [torch.stack((at.gate_probs, at.routed.to(at.gate_probs.dtype))) for at in passes]
+            gates = _to_host(both, axis=1).reshape(gates.shape)
         if passes and hidden is not None:
             hidden = _to_host([at.hidden_states for at in passes], axis=0).reshape(hidden.shape)
-            hidden[padding] = 0.0
+        padding = ~self.token_mask
+        if padding.any():
+            gates[:, padding] = 0.0
+            if hidden is not None:
+                hidden[padding] = 0.0
         index = passes[0].index if passes else sizes.num_blocks
         at = min(index, sizes.num_blocks - 1)
         return Block(
-            gate_probs=probs,
-            routed=routed,
+            gate_probs=gates[0].astype(np.float64),
+            routed=gates[1] > 0,
             token_mask=self.token_mask,
             links=self.radio.links[at],
             spectral_efficiency=self.radio.spectral_efficiency[at],

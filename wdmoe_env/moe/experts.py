@@ -30,6 +30,7 @@ _Product = Callable[[str, int, Tensor], Tensor]
 """(name of a fused layer, expert, inputs of that expert) -> outputs."""
 
 _GROUPED_MAX_TOKENS = 96  # above, a product for each expert is faster than one grouped product
+_BY_LAYER_MAX_TOKENS = 256  # above, what a layer of all experts puts out no longer stays in a core's cache
 
 
 def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     inference = hidden_states.device.type == "cpu" and not torch.is_grad_enabled()
     single = hidden_states.dtype == weight.dtype == torch.float32
     if inference and single and packed_half(experts) is not None:
-        return "packed"
+        return "packed" if len(hidden_states) <= _BY_LAYER_MAX_TOKENS else "packed_slices"
     if len(hidden_states) <= _GROUPED_MAX_TOKENS and _can_group(weight, hidden_states):
         return "grouped"
     return "onednn" if inference and single and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "slices"
@@ -94,6 +95,18 @@ def _by_expert(
         if len(part)
     ]
     return rows.combine(hidden_states, torch.cat(outputs) if outputs else hidden_states[:0], weights)
+
+
+def _by_layer(
+    products: Callable[[Any], _Product], experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor
+) -> Tensor:
+    """The first layer of all experts, one activation, and their last layer: with few rows, calls are what counts."""
+    rows, product = _Rows.of(selection, hidden_states.device), products(experts)
+
+    def linear(name: str, inputs: Tensor) -> Tensor:
+        return torch.cat([product(name, expert, part) for expert, part in enumerate(rows.split(inputs))])
+
+    return rows.combine(hidden_states, _feed_forward(experts, rows.of_tokens(hidden_states), linear), weights)
 
 
 def _grouped(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
@@ -141,7 +154,7 @@ def _packed(experts: Any) -> _Product:
     packed = packed_half(experts)
     if packed is None:
         raise ValueError("expected experts whose weights are exact in half precision")
-    return lambda name, expert, inputs: torch.ops.quantized.linear_dynamic_fp16(inputs, packed[name][expert])
+    return lambda name, expert, inputs: torch.ops.quantized.linear_dynamic_fp16.default(inputs, packed[name][expert])
 
 
 STRATEGIES: dict[str, ExpertRunner] = {
@@ -149,7 +162,8 @@ STRATEGIES: dict[str, ExpertRunner] = {
     "slices": partial(_by_expert, _stock),
     "grouped": _grouped,
     "onednn": partial(_by_expert, _onednn),
-    "packed": partial(_by_expert, _packed),
+    "packed": partial(_by_layer, _packed),
+    "packed_slices": partial(_by_expert, _packed),
 }
 
 

@@ -103,12 +103,15 @@ def _scorer(targets: Tensor) -> Callable[[Any], Scores]:
     return lambda output: score_tokens(output.logits, targets)
 
 
-def _parts(model: SplitModel, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """The batch of each pass, as equal as can be."""
-    tokens = tensors[0].numel()
+def _parts(
+    model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor
+) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """The batch of each pass, as equal as can be; without a mask, which takes time, where there is no padding."""
+    tokens = token_ids.numel()
     at_once = TOKENS_PER_PASS * torch.get_num_threads() if model.device.type == "cpu" else tokens
-    passes = min(-(-tokens // at_once), len(tensors[0]))
-    return list(zip(*(tensor.tensor_split(passes) for tensor in tensors), strict=True))
+    passes = min(-(-tokens // at_once), len(token_ids))
+    parts = zip(*(tensor.tensor_split(passes) for tensor in (token_ids, attention_mask, targets)), strict=True)
+    return [(ids, None if mask.all() else mask, target) for ids, mask, target in parts]
 
 
 def _joined(scores: Sequence[Scores]) -> Scores:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wdmoe_env.optimize.curves import LatencyCurves, shares_with_sum_one
 from wdmoe_env.optimize.validate import check_links, check_load, check_min_share
@@ -48,6 +49,10 @@ class BandwidthSolution:
         """This solution in the marked rows (N,), ``other`` elsewhere."""
         shares = np.where(rows[:, None], self.shares, other.shares)
         return BandwidthSolution(shares, np.where(rows, self.latency_s, other.latency_s))
+
+    def rows(self, index: NDArray[np.int64]) -> BandwidthSolution:
+        """The solution of some rows."""
+        return BandwidthSolution(self.shares[index], self.latency_s[index])
 
 
 def min_max_bandwidth(links: BlockLinks, load: Load, min_share: float = 0.0) -> BandwidthSolution:
@@ -150,10 +155,11 @@ def _equalise(curves: LatencyCurves, active: Bool, minimum: Float) -> Float:
     gap = np.where(active, curves.floor_s, -np.inf)
     highest_floor = gap.max(axis=-1, keepdims=True)
     gap = highest_floor - gap
-    # The whole band for each device alone gives the first lower bound and the first tangent.
-    shares = np.where(active, 1.0, 0.0)
-    tangent = _Tangent(shares, *curves.excess(np.ones_like(shares)), gap)
-    bound = tangent.above(active).max(axis=-1, keepdims=True)
+    shares = np.where(active, 1.0 / active.sum(axis=-1, keepdims=True), 1.0)
+    tangent = _Tangent(shares, *curves.excess(shares), gap)
+    # No device ends sooner than with the whole band, where its excess is at least its share of what it is now.
+    alone = (tangent.excess * shares - gap).max(axis=-1, keepdims=True)
+    bound = np.maximum(alone, tangent.lower_bound(tangent.above(active), active))
     for _ in range(MAX_ITERATIONS):
         shares = tangent.shares_that_sum_to_one(bound, minimum, active)
         tangent = _Tangent(shares, *curves.excess(np.where(active, shares, 1.0)), gap)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, spectral_efficiency
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
 
 LN2 = float(np.log(2.0))
 SMALL = 1e-4  # below, y / ln(1 + y) - 1 cancels and three terms of its series are exact to 1e-13
@@ -52,25 +52,25 @@ class LatencyCurves:
             excess and -d excess / d ln share, both (N, U) seconds.
         """
         y, ratio = self._ratio(shares)
-        above_one = np.where(y < SMALL, y * (1 / 2 - y / 12 + y * y / 24), ratio - 1.0)
-        return (self.scale_s * above_one).sum(axis=1), (self.scale_s * _fall(y, ratio)).sum(axis=1)
+        above_one, fall = ratio - 1.0, ratio - ratio * ratio / (1.0 + y)
+        small = y < SMALL
+        if small.any():
+            above_one = np.where(small, y * (1 / 2 - y / 12 + y * y / 24), above_one)
+            fall = np.where(small, y * (1 / 2 - y / 6 + y * y / 8), fall)
+        return (self.scale_s * above_one).sum(axis=1), (self.scale_s * fall).sum(axis=1)
 
     def fall_slope(self, shares: Float) -> Float:
         """Derivative of the fall of ``excess`` in ln share, (N, U) seconds; negative."""
         y, ratio = self._ratio(shares)
-        direct = _fall(y, ratio) * (1.0 - 2.0 * ratio / (1.0 + y)) + (ratio / (1.0 + y)) ** 2 * y
+        fall = ratio - ratio * ratio / (1.0 + y)
+        direct = fall * (1.0 - 2.0 * ratio / (1.0 + y)) + (ratio / (1.0 + y)) ** 2 * y
         slope = np.where(y < SMALL, y * (1 / 2 - y / 3 + 3 * y * y / 8), direct)
         return -(self.scale_s * slope).sum(axis=1)
 
     def _ratio(self, shares: Float) -> tuple[Float, Float]:
         """SNR per share y = snr / b, and y / ln(1 + y); both (N, 2, U)."""
         y = self.full_band_snr / shares[:, None, :]
-        return y, y / (LN2 * spectral_efficiency(self.full_band_snr, shares))
-
-
-def _fall(y: Float, ratio: Float) -> Float:
-    """Derivative of y / ln(1 + y) in ln y."""
-    return np.where(y < SMALL, y * (1 / 2 - y / 6 + y * y / 8), ratio - ratio * ratio / (1.0 + y))
+        return y, y / np.log1p(y)
 
 
 def shares_with_sum_one(wanted: Float, minimum: Float, active: Bool) -> Float:

@@ -51,8 +51,7 @@ class Point:
 
     def rows(self, index: NDArray[np.int64]) -> Point:
         """The point of some rows."""
-        bandwidth = BandwidthSolution(self.bandwidth.shares[index], self.bandwidth.latency_s[index])
-        return Point(self.selection[index], bandwidth, self.wlr[index])
+        return Point(self.selection[index], self.bandwidth.rows(index), self.wlr[index])
 
     def replaced(self, index: NDArray[np.int64], other: Point) -> Point:
         """This point with the rows ``index`` (n,) taken from ``other``, a point of n rows."""

@@ -6,6 +6,7 @@ lets it fall. The paper's alternation is a reconstruction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,24 +62,32 @@ class _Problem:
         """The problem of some rows."""
         return replace(self, links=self.links.rows(index), weights=self.weights[index], routed=self.routed[index])
 
-    def alternate(self, point: Point, threshold: Float, rows: Bool) -> Run:
-        """Alternate the paper's selection and the shares to a fixed point in the marked rows.
-
-        A step that does not raise (8) is refused and ends its row.
-        """
-        run = Run.at(point)
+    def climb(self, run: Run, rows: Bool, propose: _Proposal) -> Run:
+        """Take proposals in the marked rows, one after another until one does not raise (8), which is refused."""
         for _ in range(self.max_iterations):
             active = np.flatnonzero(rows)
             if not active.size:
                 break
             part, present = self.rows(active), run.point.rows(active)
-            latency = expert_token_latency_s(part.links, present.bandwidth.shares)
-            trial = part.point(paper_selection(part.weights, part.routed, latency, threshold[active]))
+            trial = part.point(propose(part, present, active))
             better = trial.wlr > present.wlr * (1.0 + LEAST_GAIN)
             run = run.after(rows, run.point.replaced(active, trial.where(better, present)))
             rows = np.zeros_like(rows)
             rows[active] = better
         return run
+
+    def alternate(self, point: Point, threshold: Float, rows: Bool) -> Run:
+        """Alternate the paper's selection and the shares to a fixed point in the marked rows."""
+
+        def propose(part: _Problem, present: Point, active: NDArray[np.int64]) -> Bool:
+            latency = expert_token_latency_s(part.links, present.bandwidth.shares)
+            return paper_selection(part.weights, part.routed, latency, threshold[active])
+
+        return self.climb(Run.at(point), rows, propose)
+
+
+_Proposal = Callable[[_Problem, Point, NDArray[np.int64]], Bool]
+"""(problem of some rows, their present point, which rows they are) -> their next selection."""
 
 
 def joint_optimize(
@@ -191,15 +200,12 @@ def fractional_program(
     problem = _Problem(links, weights, routed, min_share, solve_bandwidth=True, max_iterations=max_iterations)
     rows = np.ones(len(weights), dtype=np.bool_)
     run = Run.at(problem.point(routed, uniform=True)).after(rows, problem.point(routed))
-    for _ in range(max_iterations):
-        point = run.point
+
+    def propose(part: _Problem, present: Point, active: NDArray[np.int64]) -> Bool:
+        usable = None if candidates is None else candidates[active]
         selection, _ = marginal_price_selection(
-            links, weights, routed, point.wlr, candidates, min_share, point.selection, keep_best
+            part.links, part.weights, part.routed, present.wlr, usable, min_share, present.selection, keep_best
         )
-        trial = problem.point(selection)
-        better = rows & (trial.wlr > point.wlr * (1.0 + LEAST_GAIN))
-        run = run.after(rows, trial.where(better, point))
-        rows = better
-        if not rows.any():
-            break
-    return run.solution(np.full(len(weights), np.nan))
+        return selection
+
+    return problem.climb(run, rows, propose).solution(np.full(len(weights), np.nan))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, min_max_bandwidth
 from wdmoe_env.optimize.moves import best_single_move
@@ -158,26 +159,42 @@ class _PricedProblem:
             self.links, self.weights, self.candidates, self.kept, selection, self.price_per_ms, self.min_share
         )
 
+    def rows(self, index: NDArray[np.int64]) -> _PricedProblem:
+        """The problem of some rows."""
+        links, price = self.links.rows(index), self.price_per_ms[index]
+        parts = self.weights[index], self.candidates[index], self.kept[index]
+        return _PricedProblem(links, *parts, price, self.min_share)
+
     def search(self, selection: Bool) -> tuple[Bool, BandwidthSolution]:
         """All rounds, each row at its own pace, from a selection to a local optimum."""
         bandwidth, value = self.score(selection)
-        part = np.ones(len(value))
-        while True:
-            target, gain = self.response(selection, bandwidth)
-            changing = np.ceil(part * (gain > LEAST_GAIN).sum(axis=-1))
-            settled = not changing.any()
-            if settled:
-                trial = self.single_move(selection)
-            else:
-                trial = np.where(_greatest(gain, changing)[..., None], target, selection)
-            trial_bandwidth, trial_value = self.score(trial)
-            better = trial_value > value + LEAST_GAIN * np.abs(value)
-            if settled and not better.any():
-                return selection, bandwidth
-            value = np.where(better, trial_value, value)
-            selection = np.where(better[:, None, None], trial, selection)
-            bandwidth = trial_bandwidth.where(better, bandwidth)
-            part = _next_part(part, better, changing)
+        selection = selection.copy()
+        part, unfinished = np.ones(len(value)), np.ones(len(value), dtype=np.bool_)
+        while unfinished.any():
+            rows, trial, changing = self.round(selection, bandwidth, part, unfinished)
+            trial_bandwidth, trial_value = self.rows(rows).score(trial)
+            better = trial_value > value[rows] + LEAST_GAIN * np.abs(value[rows])
+            part[rows] = _next_part(part[rows], better, changing)
+            if not changing.any():
+                unfinished[rows] = better
+            gained = rows[better]
+            value[gained], selection[gained] = trial_value[better], trial[better]
+            bandwidth.shares[gained] = trial_bandwidth.shares[better]
+            bandwidth.latency_s[gained] = trial_bandwidth.latency_s[better]
+        return selection, bandwidth
+
+    def round(
+        self, selection: Bool, bandwidth: BandwidthSolution, part: Float, unfinished: Bool
+    ) -> tuple[NDArray[np.int64], Bool, Float]:
+        """Rows that try something, what they try, and how many tokens change; none where it is an exact move."""
+        rows = np.flatnonzero(part)
+        if rows.size:
+            target, gain = self.rows(rows).response(selection[rows], bandwidth.rows(rows))
+            changing = np.ceil(part[rows] * (gain > LEAST_GAIN).sum(axis=-1))
+            if changing.any():
+                return rows, np.where(_greatest(gain, changing)[..., None], target, selection[rows]), changing
+        rows = np.flatnonzero(unfinished)
+        return rows, self.rows(rows).single_move(selection[rows]), np.zeros(len(rows))
 
 
 def _next_part(part: Float, better: Bool, changing: Float) -> Float:

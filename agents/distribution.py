@@ -56,7 +56,7 @@ class ActionDistribution:
             selection = used | self.stranded(used)
             parts.append((2.0 * used.float() - 1.0).flatten(1))
         if self.decision != "selection":
-            mean, loaded = self.network.share_logits(self.observation, selection)
+            mean, loaded = self.network.share_logits(self.seen, selection)
             noise = 0.0 if deterministic else self.network.log_std.exp() * torch.randn_like(mean)
             parts.append(torch.where(loaded, (mean + noise).clamp(LEAST_LOGIT, 1.0), -1.0))
         return torch.cat(parts, dim=1)
@@ -75,7 +75,7 @@ class ActionDistribution:
             entropy = entropy + (bits.entropy() * candidates).sum((1, 2))
             selection = selection | self.stranded(selection)
         if self.decision != "selection":
-            mean, loaded = self.network.share_logits(self.observation, selection)
+            mean, loaded = self.network.share_logits(self.seen, selection)
             shares: Any = Normal(mean, self.network.log_std.exp(), validate_args=False)
             log_prob = log_prob + (shares.log_prob(actions[:, num_scores:]) * loaded).sum(1)
             entropy = entropy + (shares.entropy() * loaded).sum(1)

@@ -14,12 +14,15 @@ import numpy as np
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.pricing import at_device_of_expert, device_prices
-from wdmoe_env.physics.latency import Bool, Float, Load
+from wdmoe_env.physics.latency import Bool, Float, Load, device_latency_s, device_load
 
 # Chosen on training windows: with these, choosing by the draft's prices comes nearest to the best ratio, 0.96 of it.
 ROUNDS = 4
 DAMPING = 0.5
 SOFTNESS = 0.3
+
+# After so many rounds the latencies of the devices are within some percent of each other.
+SHARE_ROUNDS = 4
 
 TINY = 1e-9
 
@@ -72,6 +75,22 @@ def first_drafts(block: Block, candidates: Bool) -> tuple[Draft, Draft]:
         damped = draft.price_ms ** (1.0 - DAMPING) * then.price_ms**DAMPING
         draft = Draft(used, damped, then.latency_ms, then.ratio)
     return own, draft
+
+
+def balanced_shares(block: Block, selection: Bool) -> Float:
+    """Shares (N, U) after a few rounds in which every device's share grows with its latency: near the optimum.
+
+    Args:
+        block: N blocks.
+        selection: (N, J, E).
+    """
+    load = device_load(selection, block.links.placement)
+    loaded = load.tokens > 0
+    shares = loaded / np.maximum(loaded.sum(axis=-1, keepdims=True), 1)
+    for _ in range(SHARE_ROUNDS):
+        shares = shares * device_latency_s(block.links, load, np.where(loaded, shares, 1.0))
+        shares = shares / np.maximum(shares.sum(axis=-1, keepdims=True), TINY)
+    return shares
 
 
 def _soft_choice(block: Block, price: Float, candidates: Bool) -> Float:

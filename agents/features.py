@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.draft import Draft, first_drafts, priced
+from agents.draft import Draft, balanced_shares, first_drafts, priced
 from wdmoe_env.observations import Block, decode_observation
 
 Observation = dict[str, Tensor]
@@ -64,6 +64,10 @@ class Features:
     def redrafted(self, used: Tensor) -> Self:
         """Features at a draft of one's own, (N, J, E) from 0 to 1."""
         return replace(self, draft=priced(self.block, used.detach().double().cpu().numpy()))
+
+    def balanced_shares(self, selection: Tensor) -> Tensor:
+        """(N, U) shares near the optimum for a selection (N, J, E)."""
+        return _tensor(balanced_shares(self.block, selection.cpu().numpy() > 0.5), self.observation["gate_probs"])
 
     def work_ms(self) -> Tensor:
         """(N, U) latency of each device under the model's own routing at equal shares."""

@@ -1,7 +1,7 @@
 """A token-shared actor and critic: one small network for every token-expert pair and one for every device.
 
 No weight depends on the number of tokens or devices, nor on that of experts unless the actor reads hidden states. The
-actor starts near the model's own routing and near shares in proportion to each device's work, so that learning begins
+actor starts near the model's own routing and near shares that let all devices end together, so that learning begins
 from ``vanilla``, not from noise.
 """
 
@@ -139,16 +139,18 @@ class TokenSharedNetwork(nn.Module):
         context: Tensor = self.device_out(torch.cat([each, pooled], dim=-1))
         return context
 
-    def share_logits(self, observation: Observation, selection: Tensor) -> tuple[Tensor, Tensor]:
+    def share_logits(self, seen: Features, selection: Tensor) -> tuple[Tensor, Tensor]:
         """Mean logits (N, U) of the shares for the selection (N, J, E) that they will serve, and who is loaded (N, U).
 
-        The base is a share in proportion to the work of each device at equal shares.
+        The base is a share that grows with the latency of each device, a few rounds long; see ``balanced_shares``.
         """
+        observation = seen.observation
         per_token = selection.to(observation["placement"].dtype) @ observation["placement"]
         load = (per_token > 0).to(per_token.dtype).sum(1)
         compute_ms = per_token.sum(1) * observation["compute_latency"]
         work = load * observation["unit_latency"] + compute_ms
-        relative = (work / work.max(-1, keepdim=True).values.clamp_min(TINY)).clamp_min(TINY)
+        shares = seen.balanced_shares(selection)
+        relative = (shares / shares.max(-1, keepdim=True).values.clamp_min(TINY)).clamp_min(TINY)
         base = (BUSIEST_LOGIT + relative.log() / LOGIT_SCALE).clamp_min(-BUSIEST_LOGIT)
         efficiency = observation["spectral_efficiency"] / 10.0
         columns = [

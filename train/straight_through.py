@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from agents.distribution import ActionDistribution
-from agents.features import Observation
+from agents.features import Features, Observation
 from agents.network import TokenSharedNetwork
 from agents.policy_file import save_policy
 from agents.registry import named_rule
@@ -75,14 +75,14 @@ class Actor:
         noise: the source of the draws.
 
     Attributes:
-        seen: observation and selection of every block.
+        seen: features and selection of every block.
         entropy: mean over episodes of the entropy of all draws, nats.
     """
 
     def __init__(self, network: TokenSharedNetwork, noise: torch.Generator) -> None:
         self.network = network
         self.noise = noise
-        self.seen: list[tuple[Observation, Tensor]] = []
+        self.seen: list[tuple[Features, Tensor]] = []
         self.entropy = torch.zeros(())
 
     def __call__(self, observation: Observation) -> Draw:
@@ -94,7 +94,7 @@ class Actor:
         # By the logits: the slope of p log p is infinite where a probability is 0 or 1 to the last bit.
         entropy = (functional.softplus(logits) - logits * logits.sigmoid()) * candidates
         self.entropy = self.entropy + entropy.sum((1, 2)).mean()
-        self.seen.append((observation, used | distribution.stranded(used)))
+        self.seen.append((distribution.seen, used | distribution.stranded(used)))
         return Draw(used, probs, candidates)
 
 
@@ -196,8 +196,8 @@ class Trainer:
     def _share_loss(self, actor: Actor, episodes: RelaxedEpisodes) -> Tensor:
         """Mean over loaded devices of the squared error in the logarithm of the share, against the optimum."""
         total = torch.zeros(())
-        for (observation, selection), block in zip(actor.seen, episodes.blocks, strict=True):
-            logits, loaded = self.network.share_logits(observation, selection)
+        for (features, selection), block in zip(actor.seen, episodes.blocks, strict=True):
+            logits, loaded = self.network.share_logits(features, selection)
             scaled = (LOGIT_SCALE * logits).masked_fill(~loaded, -torch.inf).log_softmax(-1)
             error = torch.where(loaded, scaled - block.shares.clamp_min(1e-6).log(), 0.0)
             total = total + (error**2).sum() / loaded.sum()

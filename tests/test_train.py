@@ -265,7 +265,7 @@ def test_straight_through_learns_the_optimal_shares(tmp_path):
     settings = straight_through.Settings(16, 3e-3, 1.0, 1.0, 0.0)
     trainer = straight_through.Trainer(arguments, settings, make_env(arguments, 4).unwrapped.simulator, joint=True)
     losses = [trainer.update(number, 0.0)["share_loss"] for number in range(60)]
-    assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:5])
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
 
 
 def test_ppo_goes_on_from_a_policy(tmp_path, capsys):

@@ -75,7 +75,7 @@ ADDED_NLL = Quality(
     latency="latency of an episode, sum over blocks (ms)",
     label=f"added NLL (nats per token; linear up to {LINEAR_UP_TO:g}, then logarithmic)",
     title="Latency against quality: mean and 95 % interval; lower left is better",
-    legend="upper right",
+    legend="center right",
     dress=_symmetric_logarithm,
 )
 SUITE_ACCURACY = Quality(

@@ -82,10 +82,10 @@ def named_rule(name: str) -> Rule:
     Raises:
         ValueError: a name that is none of a rule without a state.
     """
-    known = {"fractional": rules.fractional, "marginal-price": rules.marginal_price, "wdmoe": rules.wdmoe}
-    if name not in known:
-        raise ValueError(f"expected a rule to imitate of {', '.join(known)}, got {name!r}")
-    return known[name]
+    policy = ENTRIES[name].build(None, None, 0) if name in ENTRIES else None
+    if not isinstance(policy, RulePolicy):
+        raise ValueError(f"expected the name of a rule to imitate, such as fractional, got {name!r}")
+    return policy.rule
 
 
 def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_vector_env import make_vec
 
 from agents import make_policy
-from train import agent, ppo, sac, search, straight_through
+from train import agent, sac, sb3, search, straight_through
 from train.__main__ import main
 from train.arguments import Arguments, hyperparameters
 from train.checkpoint import load_checkpoint
@@ -96,7 +96,7 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
         return True
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo.Checkpoints, "_on_step", killed)
+        patch.setattr(sb3.Checkpoints, "_on_step", killed)
         with pytest.raises(KeyboardInterrupt):
             main(flags(run, "--timesteps", "160", "--checkpoint-every", "32"))
     assert not (run / "policy.safetensors").exists()

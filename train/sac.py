@@ -8,17 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3 import SAC
-from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from agents.policy_file import save_flat_policy
 from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import make_env
-from train.folder import card, curves, open_run
+from train.folder import card, open_run
+from train.sb3 import learn
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 
 
@@ -29,24 +28,6 @@ class Learned(nn.Module):
         super().__init__()
         self.networks = algorithm.policy
         self.register_buffer("log_ent_coef", algorithm.log_ent_coef)
-
-
-class Checkpoints(BaseCallback):
-    """Writes a checkpoint at the first rollout past every ``every`` environment steps."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        super().__init__()
-        self.path = path
-        self.every = every
-        self._saved_at = 0
-
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps - self._saved_at >= self.every:
-            save(self.path, self.model)
-            self._saved_at = self.num_timesteps
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def train_sac(arguments: Arguments, settings: dict[str, Any]) -> Path:
@@ -74,20 +55,7 @@ def train_sac(arguments: Arguments, settings: dict[str, Any]) -> Path:
     if arguments.resume:
         algorithm.num_timesteps = load_checkpoint(checkpoint, Learned(algorithm), optimizers(algorithm))
         env.seed(arguments.seed + algorithm.num_timesteps)
-    log = curves(Path(arguments.out), algorithm.num_timesteps)
-    algorithm.set_logger(log)
-    try:
-        algorithm.learn(
-            max(arguments.timesteps - algorithm.num_timesteps, 0),
-            callback=Checkpoints(checkpoint, arguments.checkpoint_every),
-            reset_num_timesteps=not arguments.resume,
-            progress_bar=arguments.progress,
-        )
-    finally:
-        log.close()
-    save(checkpoint, algorithm)
-    returns = [episode["r"] for episode in algorithm.ep_info_buffer or ()]
-    result = {"final_mean_return": np.mean(returns).item() if returns else None}
+    result = learn(algorithm, arguments, lambda: save(checkpoint, algorithm))
     path = Path(arguments.out, "policy.safetensors")
     actor: Any = algorithm.policy.actor
     layers = [*(layer for layer in actor.latent_pi if isinstance(layer, nn.Linear)), actor.mu]

@@ -1,5 +1,5 @@
 """Policies with one interface: baselines, the analytical optimizer, and learned ones."""
 
-from agents.registry import make_policy, policy_file, policy_names, trained_names
+from agents.registry import make_policy, policy_names, trained_names, weights_file
 
-__all__ = ["make_policy", "policy_file", "policy_names", "trained_names"]
+__all__ = ["make_policy", "policy_names", "trained_names", "weights_file"]

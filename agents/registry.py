@@ -67,7 +67,7 @@ def trained_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in TRAINED.glob("*.safetensors")))
 
 
-def policy_file(spec: str) -> Path | None:
+def weights_file(spec: str) -> Path | None:
     """The weights of a learned policy: one that ships, or a file; ``None`` for a rule."""
     if spec in trained_names():
         return TRAINED / f"{spec}.safetensors"
@@ -101,7 +101,7 @@ def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
             is not a policy or does not fit the environment.
     """
     codec = getattr(env, "unwrapped", env).codec
-    file = policy_file(spec)
+    file = weights_file(spec)
     if file is not None:
         from agents.learned import load_policy
 

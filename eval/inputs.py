@@ -8,13 +8,13 @@ from importlib.resources.abc import Traversable
 
 import torch
 
-from agents.registry import policy_file
+from agents.registry import weights_file
 from wdmoe_env.moe.split import SplitModel
 
 
 def policy_hashes(policies: Iterable[str]) -> dict[str, str]:
     """SHA-256 of the weights of each learned policy."""
-    files = {policy: file for policy in policies if (file := policy_file(policy))}
+    files = {policy: file for policy in policies if (file := weights_file(policy))}
     weights = {policy: file.with_suffix(".safetensors") for policy, file in files.items()}
     return {f"the file of policy {policy}": file_hash(path) for policy, path in weights.items()}
 

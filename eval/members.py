@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents import policy_names
-from agents.registry import policy_file
+from agents.registry import weights_file
 from eval.names import short_names
 
 # What trained a policy whose card, of before families, does not say.
@@ -76,7 +76,7 @@ def policy_card(policy: str) -> dict[str, Any] | None:
     """
     from agents.policy_file import read_card  # only here: torch takes seconds to import
 
-    file = policy_file(policy)
+    file = weights_file(policy)
     card = file.with_suffix(".json") if file and file.name else None
     return read_card(card) if card and card.is_file() else None
 

@@ -14,7 +14,7 @@ from conftest import MICRO
 from test_env import make
 from test_vector_env import make_vec
 
-from agents import make_policy, policy_file, policy_names, trained_names
+from agents import make_policy, policy_names, trained_names, weights_file
 from agents.distribution import ActionDistribution
 from agents.draft import first_drafts, priced
 from agents.features import Features
@@ -244,7 +244,7 @@ def test_policies_act_in_every_environment():
 
 
 def test_what_ships_covers_both_rewards():
-    cards = {name: read_card(policy_file(name).with_suffix(".json")) for name in trained_names()}
+    cards = {name: read_card(weights_file(name).with_suffix(".json")) for name in trained_names()}
     rewards = [card["arguments"]["reward"] for card in cards.values()]
     assert rewards.count("wlr") >= 1
     assert rewards.count("latency_quality") >= 3
@@ -252,7 +252,7 @@ def test_what_ships_covers_both_rewards():
 
 @pytest.mark.parametrize("name", trained_names())
 def test_a_policy_that_ships_is_small_says_where_it_is_from_and_acts(name):
-    path = policy_file(name)
+    path = weights_file(name)
     assert path.stat().st_size <= 1_000_000
     card = read_card(path.with_suffix(".json"))
     assert card["command"].startswith("python -m train ")

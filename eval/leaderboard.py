@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
+from agents.files import csv_text
 from eval.summary import Summary
 from eval.tables import Table, cell
 
@@ -66,11 +64,7 @@ def leaderboard_csv(settings: list[Summary]) -> str:
         settings: of a results folder's JSON.
     """
     records = [_record(row) for row in settings]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return csv_text(list(dict.fromkeys(key for record in records for key in record)), records)
 
 
 def _record(row: Summary) -> dict[str, str]:

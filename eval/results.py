@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from agents.files import csv_text
 from eval.members import Member
 from eval.plan import Episodes, RunConfig
 
@@ -60,11 +59,7 @@ class Results(ABC):
 
     def csv(self) -> str:
         """Text of the CSV."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows())
-        return text.getvalue()
+        return csv_text(self.columns(), self.rows())
 
 
 @dataclass(frozen=True, slots=True)

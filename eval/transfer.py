@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eval.leaderboard import OUTSIDE
+from agents.files import csv_text
+from eval.leaderboard import matched_cell
 from eval.plan import EvaluationConfig
 from eval.report import MATCHED_NOTES, sections
 from eval.runner import Evaluation
 from eval.study import OPTIMIZER
 from eval.summary import Summary
-from eval.tables import Table, cell, markdown
+from eval.tables import Table, markdown
 from wdmoe_env.config import EnvConfig
 
 Condition = Callable[[EnvConfig], EnvConfig]
@@ -62,6 +61,7 @@ CONDITIONS: dict[str, Condition] = {
 TABLE, REPORT = "transfer.csv", "transfer.md"
 """Files beside the folders of the conditions."""
 
+RATIO = "latency_ratio"
 COLUMNS = ("condition", "reference", "family", "added_nll", "reference_latency_ms", "latency_ms", "outside")
 
 
@@ -106,22 +106,15 @@ def transfer_table(rows: list[Summary]) -> Table:
     for (condition, reference), of_family in grouped.items():
         first = next(iter(of_family.values()))
         figures = [format(first["added_nll"], "+z.4f"), format(first["reference_latency_ms"], ".1f")]
-        table.append([condition, reference, *figures, *(_ratio(of_family[family]) for family in families)])
+        table.append([condition, reference, *figures, *(matched_cell(of_family[family]) for family in families)])
     return table
 
 
 def transfer_csv(rows: Iterable[Summary]) -> str:
     """Text of the CSV: a row per condition, threshold and family."""
-    text = io.StringIO()
-    sides = [f"latency_ratio_{side}" for side in ("mean", "low", "high")]
-    writer = csv.DictWriter(text, [*COLUMNS, *sides], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        ratio = row["latency_ratio"] or {}
-        figures = {name: row[name] for name in COLUMNS} | {f"latency_ratio_{side}": at for side, at in ratio.items()}
-        writer.writerow({name: format(v, ".6g") if isinstance(v, float) else v for name, v in figures.items()})
-    return text.getvalue()
+    return csv_text([*COLUMNS, *(f"{RATIO}_{side}" for side in ("mean", "low", "high"))], map(_record, rows))
 
 
-def _ratio(row: Summary) -> str:
-    return OUTSIDE[row["outside"]] if row["outside"] else cell(row["latency_ratio"], ".3f", 1.0, True)
+def _record(row: Summary) -> dict[str, Any]:
+    figures = {name: row[name] for name in COLUMNS} | {f"{RATIO}_{side}": at for side, at in (row[RATIO] or {}).items()}
+    return {name: format(value, ".6g") if isinstance(value, float) else value for name, value in figures.items()}

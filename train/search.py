@@ -10,9 +10,7 @@ a row for each run; a search that was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -23,7 +21,7 @@ import numpy as np
 import yaml
 
 from agents import make_policy
-from agents.files import write_whole
+from agents.files import csv_text, write_whole
 from train.__main__ import add_arguments
 from train.agent import TRAINERS
 from train.arguments import Arguments, hyperparameters
@@ -119,11 +117,7 @@ def score(arguments: Arguments, policy: Path) -> tuple[float, float]:
 
 def text_of(rows: list[dict[str, Any]]) -> str:
     """Rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0] if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(list(rows[0]) if rows else [], rows)
 
 
 if __name__ == "__main__":

@@ -108,9 +108,14 @@ class TokenSharedNetwork(nn.Module):
         self.value_net = nn.Sequential(_mlp(PAIR_FEATURES + WORK_FEATURES, width, width), nn.Linear(width, 1))
 
     def look(self, observation: Observation) -> tuple[Features, Tensor]:
-        """Features (at the actor's own draft) and log-odds (N, J, E) of using each candidate; those of others are 0.
+        """Features at the actor's own draft, and log-odds (N, J, E) of using each candidate; those of others are 0."""
+        seen = self.see(observation)
+        return seen, self.expert_logits(seen)
 
-        The actor answers to the prices of its own last answer, so that tokens do not all flee to the same device.
+    def see(self, observation: Observation) -> Features:
+        """Features at the actor's own draft.
+
+        It answers to the prices of its own last answer, so that tokens do not all flee to the same device.
         """
         seen = Features.of(observation, self.architecture.extra_experts)
         with torch.no_grad():
@@ -118,7 +123,7 @@ class TokenSharedNetwork(nn.Module):
                 used = self.expert_logits(seen).sigmoid() * seen.candidates
                 left = (1.0 - used.sum(-1, keepdim=True)).clamp_min(0.0)
                 seen = seen.redrafted(torch.maximum(used, seen.best * left))
-        return seen, self.expert_logits(seen)
+        return seen
 
     def expert_logits(self, seen: Features) -> Tensor:
         """Log-odds (N, J, E) of using each candidate; those of other pairs are 0 and do not count."""

@@ -50,7 +50,7 @@ class TokenSharedPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values (N, 1)."""
-        return self.network.value(self.network.look(obs)[0])[:, None]  # type: ignore[arg-type]
+        return self.network.value(self.network.see(obs))[:, None]  # type: ignore[arg-type]
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions (N, A)."""

@@ -30,9 +30,8 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import architecture_of, make_env, start_from
 from train.folder import card, curves, open_run
 from wdmoe_env.actions import LOGIT_SCALE
-from wdmoe_env.observations import Block, encode_observation
 from wdmoe_env.physics.latency import device_load
-from wdmoe_env.relaxed import Draw, RelaxedEpisodes, relaxed_episodes
+from wdmoe_env.relaxed import Draw, RelaxedEpisodes, observation_tensors, relaxed_episodes
 from wdmoe_env.rewards import RewardFunction, reward_function
 from wdmoe_env.simulator import Simulator
 
@@ -156,7 +155,7 @@ class Trainer:
         rollout, losses = self.simulator.start(generators, windows), []
         while not rollout.done:
             selection, shares = self.rule(rollout.block)
-            seen, logits = self.network.look(tensors(rollout.block))
+            seen, logits = self.network.look(observation_tensors(rollout.block))
             target = torch.from_numpy(selection).float()
             each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
             losses.append((each * seen.candidates).sum() / seen.candidates.sum())
@@ -219,11 +218,6 @@ def episode_returns(episodes: RelaxedEpisodes, reward: RewardFunction, divergenc
         }
         returns = returns + reward(terms)
     return returns
-
-
-def tensors(block: Block) -> Observation:
-    """A block as a network sees it."""
-    return {name: torch.from_numpy(value) for name, value in encode_observation(block).items()}
 
 
 def windows_without(simulator: Simulator, domains: str) -> NDArray[np.int64]:

@@ -122,7 +122,7 @@ def relaxed_episodes(
 
     def decide(at: BlockInput) -> RelaxedSelection:
         block = view.block([at])
-        draw = actor({name: torch.from_numpy(value) for name, value in encode_observation(block).items()})
+        draw = actor(observation_tensors(block))
         blocks.append(relaxed_block(block, draw, simulator.config.min_share))
         return RelaxedSelection(draw.trapezoid().flatten(0, 1), draw.candidates.flatten(0, 1))
 
@@ -137,6 +137,11 @@ def relaxed_episodes(
     gained = [logs.gather(-1, targets[..., None])[..., 0] for logs in (own, log_probs)]
     divergence = functional.kl_div(log_probs, own, reduction="none", log_target=True).sum(-1)
     return RelaxedEpisodes(tuple(blocks), mean(gained[0] - gained[1]), mean(divergence))
+
+
+def observation_tensors(block: Block) -> dict[str, Tensor]:
+    """The observation of N episodes at one block, as an actor gets it."""
+    return {name: torch.from_numpy(value) for name, value in encode_observation(block).items()}
 
 
 def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:

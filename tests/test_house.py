@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # What each floor may import of the package; a floor may always import itself.
 FLOORS = {
     "checks": set(),
+    "optional": set(),
     "config": {"checks"},
     "physics": {"config"},
     "optimize": {"config", "physics"},
@@ -32,7 +33,7 @@ FLOORS = {
     "env": {"checks", "config", "observations", "physics", "process", "rendering", "simulator"},
     "vector_info": set(),
     "vector_env": {"actions", "checks", "config", "observations", "physics", "process", "simulator", "vector_info"},
-    "integrations": {"vector_env", "vector_info"},
+    "integrations": {"optional", "vector_env", "vector_info"},
 }
 
 

@@ -13,11 +13,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from wdmoe_env.optional import optional
 from wdmoe_env.vector_env import WDMoEVectorEnv
 from wdmoe_env.vector_info import row_of
+
+with optional("stable-baselines3", extra="sb3"):
+    from stable_baselines3.common.vec_env import VecEnv
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 
 class SB3VecEnv(VecEnv):

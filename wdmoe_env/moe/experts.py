@@ -186,11 +186,10 @@ class _Rows:
     @classmethod
     def of(cls, selection: Tensor, device: torch.device) -> _Rows:
         """List a selection (T, E) on the CPU, so that no device has to be waited for."""
-        by_expert = np.ascontiguousarray(selection.numpy(force=True).T)
-        expert, token = np.divmod(np.flatnonzero(by_expert), by_expert.shape[1])
+        by_expert = selection.numpy(force=True).T
+        expert, token = by_expert.nonzero()
         rows = torch.from_numpy(np.stack((expert, token, token * len(by_expert) + expert))).to(device)
-        counts = np.bincount(expert, minlength=len(by_expert))
-        return cls(rows[0], rows[1], rows[2], counts)
+        return cls(*rows.unbind(), np.bincount(expert, minlength=len(by_expert)))
 
     def of_tokens(self, values: Tensor) -> Tensor:
         """The row (R, H) of each pair out of those of the tokens (T, H)."""
@@ -202,7 +201,7 @@ class _Rows:
 
     def combine(self, hidden_states: Tensor, outputs: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum (T, H) of the outputs (R, H) of each token."""
-        weighted = outputs * weights.flatten().index_select(0, self.pair)[:, None]
+        weighted = outputs * weights.take(self.pair)[:, None]
         return torch.zeros_like(hidden_states).index_add_(0, self.token, weighted.to(hidden_states.dtype))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from wdmoe_env.moe.experts import ExpertRunner, expert_widths, run_experts
 from wdmoe_env.moe.hook import BlockInput, Policy, install_hook, policy_of_context
 from wdmoe_env.moe.modes import neutral_modes
+from wdmoe_env.moe.packing import pack_linear_layers
 
 __all__ = ["BlockInput", "SplitForward", "SplitModel"]
 
@@ -78,6 +79,7 @@ class SplitModel:
         probe = torch.linspace(0, self.vocabulary_size - 1, length, device=self.device).long()[None]
         with neutral_modes(self.device.type):
             self.experts, self.top_k = install_hook(model, runner, probe)
+        pack_linear_layers(model)
         self.num_blocks = len(self.experts)
         self.num_experts = int(self.experts[0].num_experts)
         self.hidden_size, self.intermediate_size = expert_widths(self.experts[0])
@@ -112,7 +114,12 @@ class SplitModel:
         return SplitForward(self.model, function)
 
     def own_logits(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits (N, J, V) with the model's own routing, without stopping; arguments as of ``forward``."""
+        """Logits (N, J, V) with the model's own routing, without stopping.
+
+        Args:
+            token_ids: (N, J) int64, as of ``forward``.
+            attention_mask: (N, J), as of ``forward``.
+        """
         with neutral_modes(self.device.type):
             return self.logits_under(None, token_ids, attention_mask)
 
@@ -124,8 +131,8 @@ class SplitModel:
 
         Args:
             policy: called at each block; ``None`` means the model's own routing.
-            token_ids: as of ``forward``.
-            attention_mask: as of ``forward``.
+            token_ids: (N, J) int64, as of ``forward``.
+            attention_mask: (N, J), as of ``forward``.
         """
         inputs = self._inputs(token_ids, attention_mask)
         token = policy_of_context.set(policy)
@@ -245,16 +252,11 @@ def _run(model: Any, function: Callable[[Any], Any], device_type: str) -> Any:
 def _pause(device_type: str, block: BlockInput) -> Tensor | None:
     """The policy of a paused forward pass: hand the block to the caller and wait for the selection."""
     with neutral_modes(device_type):
-        outside = BlockInput(
-            block.index, _usable(block.hidden_states), _usable(block.gate_probs), _usable(block.routed)
-        )
-        selection: Tensor | None = getcurrent().parent.switch(outside)
+        if block.hidden_states.is_inference():  # a learner could not use what was made in inference mode
+            tensors = (block.hidden_states, block.gate_probs, block.routed)
+            block = BlockInput(block.index, *(tensor.clone() for tensor in tensors))
+        selection: Tensor | None = getcurrent().parent.switch(block)
     return selection
-
-
-def _usable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where it was made in inference mode and a learner could not use it."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _end(paused: greenlet, device_type: str, thread: int) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from moe_models import ARCHITECTURES, random_model
 
+from wdmoe_env.moe import experts as experts_module
 from wdmoe_env.moe.experts import STRATEGIES, choose_strategy, expert_widths, run_expert, run_experts
+from wdmoe_env.moe.packing import pack_linear_layers
 
 
 def experts_of(architecture):
@@ -40,12 +42,16 @@ def test_every_strategy_is_the_weighted_sum(architecture, strategy, density):
     hidden_states, selection, weights = random_input(experts, density=density)
     outputs = torch.stack([run_expert(experts, e, hidden_states) for e in range(experts.num_experts)], dim=1)
     expected = (outputs * (weights * selection)[..., None]).sum(dim=1)
+    if strategy == "packed_dense" and experts.has_bias:
+        with pytest.raises(ValueError, match="without biases"):
+            STRATEGIES[strategy](experts, hidden_states, selection, weights)
+        return
     result = STRATEGIES[strategy](experts, hidden_states, selection, weights)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     assert (result[~selection.any(dim=1)] == 0).all()
 
 
-@pytest.mark.parametrize("strategy", list(STRATEGIES))
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "packed_dense"])
 def test_an_expert_runs_on_exactly_the_tokens_sent_to_it(strategy):
     """Seen at the activation, the one place that every strategy passes with the rows of the experts."""
     experts = experts_of("mixtral")
@@ -72,10 +78,12 @@ def test_weights_outside_the_selection_are_not_read():
 
 
 @torch.no_grad()
-def test_the_strategy_depends_on_the_number_of_tokens_and_on_what_torch_can_do_with_the_weights():
+def test_the_strategy_depends_on_the_number_of_tokens_and_on_what_torch_can_do_with_the_weights(monkeypatch):
     experts = experts_of("mixtral")
     few, _, _ = random_input(experts, tokens=16)
     many, _, _ = random_input(experts, tokens=2048)
+    assert choose_strategy(experts, few) == "packed_dense"
+    monkeypatch.setattr(experts_module, "_DENSE_MAX_PRODUCTS", 0)
     assert choose_strategy(experts, few) == "packed"
     assert choose_strategy(experts, many) == "packed_slices"
     with torch.enable_grad():
@@ -101,6 +109,32 @@ def test_packed_weights_follow_the_parameters():
     experts.gate_up_proj[0, 0, 0] = 1e-9
     with pytest.raises(ValueError, match="exact in half precision"):
         STRATEGIES["packed"](experts, hidden_states, selection, weights)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "features", "outputs"), [(40, 128, 256), (3, 8, 8)])
+def test_a_packed_linear_layer_is_the_layer_and_follows_its_parameters(bias, rows, features, outputs):
+    layer = torch.nn.Linear(features, outputs, bias=bias).half().float().requires_grad_(False)
+    model = torch.nn.Sequential(layer)
+    inputs = torch.randn(2, rows, features, generator=torch.Generator().manual_seed(0))
+    names = list(model.state_dict())
+    pack_linear_layers(model)
+    for scale in (1.0, 2.0, 1 / 3):  # the last leaves half precision
+        layer.weight.mul_(scale)
+        expected = torch.nn.functional.linear(inputs, layer.weight, layer.bias)
+        torch.testing.assert_close(model(inputs), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.double()(inputs.double()), expected.double(), rtol=0, atol=1e-5)
+        model.float()
+    assert list(model.state_dict()) == names
+
+
+def test_a_packed_linear_layer_has_gradients():
+    layer = torch.nn.Linear(128, 256).half().float()
+    pack_linear_layers(layer)
+    inputs = torch.randn(64, 128, requires_grad=True)
+    layer(inputs).sum().backward()
+    torch.testing.assert_close(inputs.grad, layer.weight.sum(dim=0).expand(64, -1), rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

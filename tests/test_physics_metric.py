@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wdmoe_env.physics.metric import gate_weights, weight_served, wlr_device_per_ms, wlr_per_ms
+from wdmoe_env.physics.metric import (
+    device_weight_served,
+    gate_weights,
+    weight_served,
+    wlr_device_per_ms,
+    wlr_per_ms,
+)
 
 PROBS = np.array([[[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]]])
 ROUTED = np.array([[[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]]], dtype=bool)
@@ -44,7 +50,9 @@ def test_device_form_sums_over_loaded_devices():
     selection = np.array([[[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]], dtype=bool)
     device_latency = np.array([[2e-3, 0.5e-3, 0.0]])
     # Device 0 serves weight 1 in 2 ms, device 1 serves 3/7 in 0.5 ms, device 2 nothing.
-    assert wlr_device_per_ms(weights, selection, placement, device_latency) == pytest.approx(0.5 + 6 / 7)
+    assert wlr_device_per_ms(device_weight_served(weights, selection, placement), device_latency) == pytest.approx(
+        0.5 + 6 / 7
+    )
     # The block form divides all the weight by the slowest.
     assert wlr_per_ms(weight_served(weights, selection), np.array([2e-3])) == pytest.approx((1 + 3 / 7) / 2)
 
@@ -55,10 +63,13 @@ def test_forms_agree_where_one_device_serves_all():
     placement = np.eye(4)
     device_latency = np.array([[4e-3, 0.0, 0.0, 0.0]])
     block = wlr_per_ms(weight_served(weights, selection), device_latency.max(axis=-1))
-    np.testing.assert_allclose(wlr_device_per_ms(weights, selection, placement, device_latency), block)
+    np.testing.assert_allclose(
+        wlr_device_per_ms(device_weight_served(weights, selection, placement), device_latency), block
+    )
 
 
 def test_a_starved_device_adds_nothing_to_the_device_form():
     weights = np.ones((1, 1, 2))
     selection = np.ones((1, 1, 2), dtype=bool)
-    assert wlr_device_per_ms(weights, selection, np.eye(2), np.array([[1e-3, np.inf]])) == pytest.approx(1.0)
+    served = device_weight_served(weights, selection, np.eye(2))
+    assert wlr_device_per_ms(served, np.array([[1e-3, np.inf]])) == pytest.approx(1.0)

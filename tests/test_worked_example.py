@@ -66,7 +66,7 @@ def worked(shares):
         "weights": weights,
         "served": served,
         "wlr": metric.wlr_per_ms(served, slowest),
-        "wlr_device": metric.wlr_device_per_ms(weights, SELECTION, PLACEMENT, device),
+        "wlr_device": metric.wlr_device_per_ms(metric.device_weight_served(weights, SELECTION, PLACEMENT), device),
     }
 
 

@@ -191,17 +191,17 @@ def enforce_min_share(shares: Float, loaded: Bool, min_share: float) -> Float:
     Returns:
         (N, U).
     """
-    floored = np.zeros_like(loaded)
-    scaled = shares
-    for _ in range(shares.shape[-1]):
-        below = loaded & ~floored & (scaled < min_share)
-        if not below.any():
-            break
-        floored |= below
+    below = loaded & (shares < min_share)
+    if not below.any():
+        return shares
+    floored = below
+    while below.any():
         rest = np.where(floored, 0.0, shares)
         total = rest.sum(axis=-1, keepdims=True)
         spare = 1.0 - min_share * floored.sum(axis=-1, keepdims=True)
         scaled = np.where(floored, min_share, np.divide(rest * spare, total, out=np.zeros_like(rest), where=total > 0))
+        below = loaded & ~floored & (scaled < min_share)
+        floored = floored | below
     return _normalised(scaled)
 
 
@@ -220,9 +220,11 @@ def _normalised(shares: Float) -> Float:
 
 def _softmax(logits: Float) -> Float:
     """Shares of logits; -1 is a share of zero, and all at -1 are equal shares."""
-    weight = np.where(logits > -1.0, np.exp(LOGIT_SCALE * (np.minimum(logits, 1.0) - 1.0)), 0.0)
-    weight = np.where(weight.any(axis=-1, keepdims=True), weight, 1.0)
-    return _normalised(weight)
+    weight = (logits > -1.0) * np.exp(LOGIT_SCALE * np.minimum(logits, 1.0))
+    total = weight.sum(axis=-1, keepdims=True)
+    if not total.all():
+        weight, total = np.where(total > 0, weight, 1.0), np.where(total > 0, total, weight.shape[-1])
+    return weight / total
 
 
 def _logits(shares: Float) -> Float:

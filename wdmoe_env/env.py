@@ -219,8 +219,10 @@ def _batched(action: Any) -> Any:
 
 def _single(batched: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of the only episode; arrays of one number become Python numbers."""
-    return {name: _single(value) if isinstance(value, dict) else _unpacked(value[0]) for name, value in batched.items()}
+    return {name: _only(value) for name, value in batched.items()}
 
 
-def _unpacked(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _only(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _single(value)
+    return value.item() if value.ndim == 1 else value[0]

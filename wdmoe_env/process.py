@@ -102,7 +102,7 @@ def _terms(block: BlockResult, episode: EpisodeResult | None) -> dict[str, Float
 
 def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: dict[str, Float]) -> Info:
     return {
-        "block_latency_ms": 1e3 * block.block_latency_s,
+        "block_latency_ms": terms["block_latency_ms"],
         "device_latency_ms": 1e3 * block.device_latency_s,
         "load": block.tokens,
         "shares": block.shares,

@@ -132,7 +132,8 @@ class Simulator:
     def view(self, windows: NDArray[np.int64], trace: ChannelTrace) -> View:
         """How paused passes over windows (N,) on their channels become a block."""
         radio = Radio.of(trace, self._payload_s, self._compute_s, self.placement)
-        return View(self.sizes, self.source.windows.mask[windows], radio, self.config.observe_hidden_states)
+        mask = self.source.windows.mask[windows]
+        return View(self.sizes, mask, not mask.all(), radio, self.config.observe_hidden_states)
 
 
 class Rollout:
@@ -179,9 +180,11 @@ class Rollout:
             load: what the selection asks of each device.
             shares: (N, U), sums of 1.
         """
-        result = self._measure(selection, load, shares)
+        own = np.array_equal(selection, self.block.routed)
+        result = self._measure(selection, load, shares, own)
         self._latency_s = self._latency_s + result.block_latency_s
-        self._advance(selection)
+        self._selections.append(selection.copy())  # info hands the original out
+        self._advance(selection, own)
         return result
 
     def finish(self) -> EpisodeResult:
@@ -199,14 +202,15 @@ class Rollout:
         """End the paused forward pass."""
         self._forward.close()
 
-    def _measure(self, selection: Bool, load: Load, shares: Float) -> BlockResult:
+    def _measure(self, selection: Bool, load: Load, shares: Float, own: bool) -> BlockResult:
+        """Physics of a decision; ``own`` says that it selects what the model itself would use."""
         block, links = self.block, self.block.links
-        weights = block.weights
         device_latency = latency.device_latency_s(links, load, shares)
         block_latency = latency.block_latency_s(device_latency)
-        own_load = latency.device_load(block.routed, links.placement)
+        own_load = load if own else latency.device_load(block.routed, links.placement)
         vanilla_latency = latency.sum_over_tokens_s(links, own_load, block.unit_latency_s)
-        served = metric.weight_served(weights, selection)
+        device_weight = metric.device_weight_served(block.weights, selection, links.placement)
+        served = device_weight.sum(axis=-1)
         return BlockResult(
             selection=selection,
             shares=shares,
@@ -215,16 +219,15 @@ class Rollout:
             block_latency_s=block_latency,
             vanilla_latency_s=latency.block_latency_s(vanilla_latency),
             gate_weight_served=served,
-            gate_weight_kept=served / metric.weight_served(weights, block.routed),
+            # The weights of a token's own routing sum to 1.
+            gate_weight_kept=served / block.routed.any(axis=-1).sum(axis=-1),
             wlr=metric.wlr_per_ms(served, block_latency),
-            wlr_device=metric.wlr_device_per_ms(weights, selection, links.placement, device_latency),
+            wlr_device=metric.wlr_device_per_ms(device_weight, device_latency),
         )
 
-    def _advance(self, selection: Bool) -> None:
-        self._selections.append(selection.copy())  # info hands the original out
+    def _advance(self, selection: Bool, own: bool) -> None:
         # The model's own routing needs no new weights; on another device the rows would have to come from there.
-        on_cpu = self.simulator.source.model.device.type == "cpu"
-        unchanged = on_cpu and np.array_equal(selection, self.block.routed)
+        unchanged = own and self.simulator.source.model.device.type == "cpu"
         self._forward.resume(None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
         self.block = self._view.block(self._forward.blocks)
 
@@ -235,10 +238,9 @@ class Rollout:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Run the forward pass again up to where it was."""
         self.__dict__.update(state)
-        selections, self._selections = self._selections, []
         self._begin()
-        for selection in selections:
-            self._advance(selection)
+        for selection in self._selections:
+            self._advance(selection, np.array_equal(selection, self.block.routed))
 
 
 def placement_matrix(placement: Any, sizes: Sizes) -> Float:

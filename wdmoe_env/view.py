@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,14 @@ class View:
     Attributes:
         sizes: of the environment.
         token_mask: (N, J) True where there is a token.
+        padded: whether the mask is False anywhere.
         radio: of the N episodes.
         hidden_states: whether the block holds them.
     """
 
     sizes: Sizes
     token_mask: Bool
+    padded: bool
     radio: Radio
     hidden_states: bool
 
@@ -74,26 +79,18 @@ class View:
             passes: where each pass is paused, in the order of the episodes.
         """
         sizes, batch = self.sizes, len(self.token_mask)
-        shape = (batch, sizes.num_tokens, sizes.num_experts)
-        gates, hidden = np.zeros((2, *shape), dtype=np.float32), None
-        if self.hidden_states:
-            hidden = np.zeros((batch, sizes.num_tokens, sizes.hidden_size), dtype=np.float32)
-        if passes:
-            # One transfer for both, where the model is on another device.
-            both = [torch.stack((at.gate_probs, at.routed.to(at.gate_probs.dtype))) for at in passes]
-            gates = _to_host(both, axis=1).reshape(gates.shape)
-        if passes and hidden is not None:
-            hidden = _to_host([at.hidden_states for at in passes], axis=0).reshape(hidden.shape)
-        padding = ~self.token_mask
-        if padding.any():
-            gates[:, padding] = 0.0
+        gate_probs, routed = self._gates(passes)
+        hidden = self._hidden(passes) if self.hidden_states else None
+        if self.padded:
+            padding = ~self.token_mask
+            gate_probs[padding], routed[padding] = 0.0, False
             if hidden is not None:
                 hidden[padding] = 0.0
         index = passes[0].index if passes else sizes.num_blocks
         at = min(index, sizes.num_blocks - 1)
         return Block(
-            gate_probs=gates[0].astype(np.float64),
-            routed=gates[1] > 0,
+            gate_probs=gate_probs,
+            routed=routed,
             token_mask=self.token_mask,
             links=self.radio.links[at],
             spectral_efficiency=self.radio.spectral_efficiency[at],
@@ -102,7 +99,22 @@ class View:
             hidden_states=hidden,
         )
 
+    def _gates(self, passes: Sequence[BlockInput]) -> tuple[Float, Bool]:
+        """Gate probabilities and own routing (N, J, E), in memory of their own."""
+        shape = (len(self.token_mask), self.sizes.num_tokens, self.sizes.num_experts)
+        if not passes:
+            return np.zeros(shape), np.zeros(shape, dtype=bool)
+        gate_probs = _to_host([at.gate_probs for at in passes], np.float64)
+        return gate_probs.reshape(shape), _to_host([at.routed for at in passes], np.bool_).reshape(shape)
 
-def _to_host(tensors: list[torch.Tensor], axis: int) -> NDArray[np.float32]:
-    """The tensors of all passes as one array."""
-    return np.concatenate([tensor.detach().float().cpu().numpy() for tensor in tensors], axis=axis)
+    def _hidden(self, passes: Sequence[BlockInput]) -> NDArray[np.float32]:
+        """Hidden states (N, J, H)."""
+        shape = (len(self.token_mask), self.sizes.num_tokens, self.sizes.hidden_size)
+        if not passes:
+            return np.zeros(shape, dtype=np.float32)
+        return _to_host([at.hidden_states.float() for at in passes], np.float32).reshape(shape)
+
+
+def _to_host(tensors: list[torch.Tensor], dtype: type[Scalar]) -> NDArray[Scalar]:
+    """The rows of all passes as one array of its own memory."""
+    return np.concatenate([tensor.numpy(force=True) for tensor in tensors], dtype=dtype)

@@ -1,8 +1,8 @@
 """Who runs which experts on which tokens: the seam behind which experts may live elsewhere.
 
-Every expert runs on exactly the tokens that were sent to it. All strategies compute the same sum and differ
-in order and speed. Anything with the signature ``ExpertRunner`` can take the place of ``run_experts``, for
-instance one that sends the rows to other hosts.
+All strategies compute the same sum and differ in order and speed. All but ``packed_dense``, for which a product is
+little beside a call, run every expert on exactly the tokens that were sent to it. Anything with the signature
+``ExpertRunner`` can take the place of ``run_experts``, for instance one that sends the rows to other hosts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from wdmoe_env.moe.packing import layer_names, layer_parameters, packed_half
+from wdmoe_env.moe.packing import layer_names, layer_parameters, packed_dense, packed_half, packed_product
 
 ExpertRunner = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 """(experts module, hidden states (T, H), selection (T, E) bool, weights (T, E)) -> outputs (T, H)."""
@@ -30,6 +30,7 @@ _Product = Callable[[str, int, Tensor], Tensor]
 """(name of a fused layer, expert, inputs of that expert) -> outputs."""
 
 _GROUPED_MAX_TOKENS = 96  # above, a product for each expert is faster than one grouped product
+_DENSE_MAX_PRODUCTS = 3 * 2**23  # multiplications; above, what nobody asked for takes longer than many small calls
 _BY_LAYER_MAX_TOKENS = 256  # above, what a layer of all experts puts out no longer stays in a core's cache
 
 
@@ -51,13 +52,17 @@ def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights:
 
 def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     """Name of the fastest strategy for a block's input (T, H), as measured in ``docs/performance.md``."""
-    weight = experts.down_proj
+    tokens, weight = len(hidden_states), experts.down_proj
     # Products that torch has for inference on a CPU in single precision, without a derivative.
-    inference = hidden_states.device.type == "cpu" and not torch.is_grad_enabled()
+    inference = hidden_states.is_cpu and not torch.is_grad_enabled()
     single = hidden_states.dtype == weight.dtype == torch.float32
-    if inference and single and packed_half(experts) is not None:
-        return "packed" if len(hidden_states) <= _BY_LAYER_MAX_TOKENS else "packed_slices"
-    if len(hidden_states) <= _GROUPED_MAX_TOKENS and _can_group(weight, hidden_states):
+    if inference and single:
+        layers = 3 if experts.has_gate else 2
+        if tokens * layers * weight.numel() <= _DENSE_MAX_PRODUCTS and packed_dense(experts) is not None:
+            return "packed_dense"
+        if packed_half(experts) is not None:
+            return "packed" if tokens <= _BY_LAYER_MAX_TOKENS else "packed_slices"
+    if tokens <= _GROUPED_MAX_TOKENS and _can_group(weight, hidden_states):
         return "grouped"
     return "onednn" if inference and single and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "slices"
 
@@ -154,7 +159,18 @@ def _packed(experts: Any) -> _Product:
     packed = packed_half(experts)
     if packed is None:
         raise ValueError("expected experts whose weights are exact in half precision")
-    return lambda name, expert, inputs: torch.ops.quantized.linear_dynamic_fp16.default(inputs, packed[name][expert])
+    return lambda name, expert, inputs: packed_product(inputs, packed[name][expert])
+
+
+def _packed_dense(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
+    """Every expert on every token in one product a layer: with very few rows, calls are all that counts."""
+    packed = packed_dense(experts)
+    if packed is None:
+        raise ValueError("expected experts without biases whose weights are exact in half precision")
+    first, last = packed
+    hidden = _activated(experts, packed_product(hidden_states, first).view(*selection.shape, -1))
+    weighted = hidden * torch.where(selection, weights, 0.0).unsqueeze(-1)
+    return packed_product(weighted.flatten(1), last)
 
 
 STRATEGIES: dict[str, ExpertRunner] = {
@@ -162,6 +178,7 @@ STRATEGIES: dict[str, ExpertRunner] = {
     "slices": partial(_by_expert, _stock),
     "grouped": _grouped,
     "onednn": partial(_by_expert, _onednn),
+    "packed_dense": _packed_dense,
     "packed": partial(_by_layer, _packed),
     "packed_slices": partial(_by_expert, _packed),
 }
@@ -172,15 +189,15 @@ class _Rows:
     """The selected pairs in the order of their experts.
 
     Attributes:
-        expert: (R,) expert of each row.
         token: (R,) token of each row.
         pair: (R,) index of each row in a flattened (T, E) matrix.
+        expert: (R,) expert of each row.
         counts: (E,) rows of each expert.
     """
 
-    expert: Tensor
     token: Tensor
     pair: Tensor
+    expert: Tensor
     counts: NDArray[np.int64]
 
     @classmethod
@@ -188,8 +205,8 @@ class _Rows:
         """List a selection (T, E) on the CPU, so that no device has to be waited for."""
         by_expert = selection.numpy(force=True).T
         expert, token = by_expert.nonzero()
-        rows = torch.from_numpy(np.stack((expert, token, token * len(by_expert) + expert))).to(device)
-        return cls(*rows.unbind(), np.bincount(expert, minlength=len(by_expert)))
+        rows = torch.from_numpy(np.stack((token, token * len(by_expert) + expert, expert))).to(device)
+        return cls(rows[0], rows[1], rows[2], np.bincount(expert, minlength=len(by_expert)))
 
     def of_tokens(self, values: Tensor) -> Tensor:
         """The row (R, H) of each pair out of those of the tokens (T, H)."""
@@ -208,9 +225,14 @@ class _Rows:
 def _feed_forward(experts: Any, inputs: Tensor, linear: _Linear) -> Tensor:
     """One or many experts on rows (T, H), of any layout that transformers' experts modules declare."""
     first, last = layer_names(experts)
-    hidden = linear(first, inputs)
-    outputs = linear(last, experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden))
+    outputs = linear(last, _activated(experts, linear(first, inputs)))
     return experts.post_expert_norm(outputs) if getattr(experts, "has_post_expert_norm", False) else outputs
+
+
+def _activated(experts: Any, hidden: Tensor) -> Tensor:
+    """What the first layer (..., 2I or I) put out, after the activation: (..., I)."""
+    activated: Tensor = experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
+    return activated
 
 
 def _can_group(weight: Tensor, hidden_states: Tensor) -> bool:

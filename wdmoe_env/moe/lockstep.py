@@ -10,8 +10,7 @@ most as many as torch is set to; the setting is the user's again whenever the pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,9 @@ class LockStep:
     def __init__(self, model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> None:
         parts = _parts(model, token_ids, attention_mask, targets)
         self._tokens = parts[0][0].numel()
-        with _threads(self._tokens):
+        with _Threads(self._tokens):
             self._passes: list[SplitForward] = [
-                model.forward(ids, mask, _scorer(target)) for ids, mask, target in parts
+                model.forward(ids, mask, _scorer(target), inference=True) for ids, mask, target in parts
             ]
         self.blocks = self._paused()
 
@@ -61,7 +60,7 @@ class LockStep:
         """
         rows = [len(block.routed) for block in self.blocks]
         parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
-        with _threads(self._tokens):
+        with _Threads(self._tokens):
             for one, part in zip(self._passes, parts, strict=True):
                 one.resume(part)
         self.blocks = self._paused()
@@ -83,7 +82,7 @@ class LockStep:
 def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:
     """Scores under the model's own routing, without a stop; arguments as of ``LockStep``."""
     parts = _parts(model, token_ids, attention_mask, targets)
-    with _threads(parts[0][0].numel()):
+    with _Threads(parts[0][0].numel()), torch.inference_mode():
         return _joined([score_tokens(model.own_logits(ids, mask), target) for ids, mask, target in parts])
 
 
@@ -91,11 +90,12 @@ def score_tokens(logits: Tensor, targets: Tensor) -> Scores:
     """Scores of logits (n, J, V) against targets (n, J); a guess that ties with the best one is right."""
     at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else targets.numel()
     rows = targets.to(logits.device).flatten()[:, None]
-    nll, correct = [], []
+    scores = []
     for part, target in zip(torch.split(logits.flatten(0, 1), at_once), torch.split(rows, at_once), strict=True):
-        nll.append(functional.cross_entropy(part.float(), target[:, 0], reduction="none"))
-        correct.append(part.gather(1, target)[:, 0] >= part.amax(dim=1))
-    both = torch.stack((torch.cat(nll), torch.cat(correct).float())).view(2, *targets.shape).cpu().numpy()
+        nll = functional.cross_entropy(part.float(), target[:, 0], reduction="none")
+        correct = part.gather(1, target)[:, 0] >= part.amax(dim=1)
+        scores.append(torch.stack((nll, correct.float())))
+    both = torch.cat(scores, dim=1).view(2, *targets.shape).cpu().numpy()
     return both[0].astype(np.float64), both[1] > 0
 
 
@@ -110,7 +110,8 @@ def _parts(
     tokens = token_ids.numel()
     at_once = TOKENS_PER_PASS * torch.get_num_threads() if model.device.type == "cpu" else tokens
     passes = min(-(-tokens // at_once), len(token_ids))
-    parts = zip(*(tensor.tensor_split(passes) for tensor in (token_ids, attention_mask, targets)), strict=True)
+    whole = (token_ids, attention_mask, targets)
+    parts = [whole] if passes == 1 else zip(*(tensor.tensor_split(passes) for tensor in whole), strict=True)
     return [(ids, None if mask.all() else mask, target) for ids, mask, target in parts]
 
 
@@ -119,16 +120,17 @@ def _joined(scores: Sequence[Scores]) -> Scores:
     return np.concatenate(nll), np.concatenate(correct)
 
 
-@contextmanager
-def _threads(tokens: int) -> Iterator[None]:
+class _Threads:
     """Torch on as many threads as a pass of some tokens is worth, and back."""
-    setting = torch.get_num_threads()
-    worth = min(setting, max(1, tokens // TOKENS_PER_THREAD))
-    if worth == setting:
-        yield
-        return
-    torch.set_num_threads(worth)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(setting)
+
+    def __init__(self, tokens: int) -> None:
+        self._setting = torch.get_num_threads()
+        self._worth = min(self._setting, max(1, tokens // TOKENS_PER_THREAD))
+
+    def __enter__(self) -> None:
+        if self._worth != self._setting:
+            torch.set_num_threads(self._worth)
+
+    def __exit__(self, *error: object) -> None:
+        if self._worth != self._setting:
+            torch.set_num_threads(self._setting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -20,17 +20,21 @@ def neutral_modes(device_type: str) -> AbstractContextManager[None]:
     Args:
         device_type: of the model, ``"cpu"`` or ``"cuda"``.
     """
-    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device_type):
-        return _without_any_mode(device_type)
+    if torch.is_autocast_enabled(device_type):
+        return _without_autocast(device_type)
+    if torch.is_inference_mode_enabled():
+        return _without_inference()
     return torch.no_grad() if torch.is_grad_enabled() else _NEUTRAL_ALREADY
 
 
 @contextmanager
-def _without_any_mode(device_type: str) -> Iterator[None]:
-    with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))  # turns gradients on, so it comes first
-        stack.enter_context(torch.no_grad())
-        # Without the cache, or the other side's autocast would go on using casts of weights that have changed.
-        stack.enter_context(torch.autocast(device_type, enabled=False, cache_enabled=False))
+def _without_inference() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():  # in this order: the first turns gradients on
+        yield
+
+
+@contextmanager
+def _without_autocast(device_type: str) -> Iterator[None]:
+    # Without the cache, or the other side's autocast would go on using casts of weights that have changed.
+    with torch.autocast(device_type, enabled=False, cache_enabled=False), neutral_modes(device_type):
         yield

@@ -19,11 +19,14 @@ from torch.nn import functional
 Packed = dict[str, list[Any]]
 """Name of a layer to the packed weights of each expert."""
 
+Dense = tuple[Any, Any]
+"""The packed first layers of all experts, one below the other, and their last layers, side by side."""
+
 Made = TypeVar("Made")
 
-_LARGE_PRODUCT = 2**20  # multiplications, below which a packed product brings nothing
+_cache: WeakKeyDictionary[nn.Module, dict[Callable[..., Any], tuple[Any, Any]]] = WeakKeyDictionary()
 
-_cache: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Any]] = WeakKeyDictionary()
+_LARGE_PRODUCT = 2**20  # multiplications, below which a packed product brings nothing
 
 
 def layer_names(experts: Any) -> tuple[str, str]:
@@ -43,8 +46,12 @@ def packed_half(experts: Any) -> Packed | None:
 
     Packed once and kept beside the module, half its size; again where a parameter has changed since.
     """
-    layers = {name: layer_parameters(experts, name) for name in layer_names(experts)}
-    return _kept(experts, [tensor for pair in layers.values() for tensor in pair], partial(_pack_experts, layers))
+    return _kept(experts, _pack_each)
+
+
+def packed_dense(experts: Any) -> Dense | None:
+    """The same for all experts as one; ``None`` also where a bias or a norm stands between them and their sum."""
+    return _kept(experts, _pack_as_one)
 
 
 def pack_linear_layers(model: nn.Module) -> None:
@@ -64,39 +71,54 @@ def run_linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
     is the packed one; any other is torch's own.
     """
     large = inputs.numel() * layer.out_features >= _LARGE_PRODUCT and inputs.is_cpu and not torch.is_grad_enabled()
-    weight, bias = layer.weight, layer.bias
-    if large and inputs.dtype == weight.dtype == torch.float32:
-        packed = _kept(layer, [weight, bias], partial(_pack, weight, bias))
+    if large and inputs.dtype == layer.weight.dtype == torch.float32:
+        packed = _kept(layer, _pack_layer)
         if packed is not None:
-            outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(inputs, packed)
-            return outputs
-    return functional.linear(inputs, weight, bias)
+            return packed_product(inputs, packed)
+    return functional.linear(inputs, layer.weight, layer.bias)
 
 
-def _kept(module: nn.Module, parameters: list[Tensor | None], make: Callable[[], Made]) -> Made:
-    """What ``make`` made of the parameters of a module, made again where one of them has changed since."""
-    state = tuple(
-        (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
-        for tensor in parameters
-        if tensor is not None
-    )
-    kept = _cache.get(module)
-    if kept is None or kept[0] != state:
-        kept = _cache[module] = (state, make())
-    made: Made = kept[1]
-    return made
+def packed_product(inputs: Tensor, packed: Any) -> Tensor:
+    """FBGEMM's product of inputs (..., features) with packed weights: kept in half, computed in single precision."""
+    outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(inputs, packed)
+    return outputs
 
 
-def _pack_experts(layers: dict[str, tuple[Tensor, Tensor | None]]) -> Packed | None:
+def _kept(module: nn.Module, make: Callable[[Any], Made]) -> Made:
+    """What ``make`` made of a module, made again where one of its parameters has changed since."""
+    state = [
+        (parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
+        for parameter in module._parameters.values()
+        if parameter is not None
+    ]
+    made = _cache.setdefault(module, {})
+    if make not in made or made[make][0] != state:
+        made[make] = (state, make(module))
+    found: Made = made[make][1]
+    return found
+
+
+def _pack_layer(layer: nn.Linear) -> Any:
+    return _pack(layer.weight, layer.bias)
+
+
+def _pack_each(experts: Any) -> Packed | None:
     packed: Packed = {}
-    for name, (weights, biases) in layers.items():
-        packed[name] = []
-        for expert, weight in enumerate(weights):
-            one = _pack(weight, None if biases is None else biases[expert])
-            if one is None:
-                return None
-            packed[name].append(one)
+    for name in layer_names(experts):
+        weights, biases = layer_parameters(experts, name)
+        each = [_pack(weight, None if biases is None else biases[expert]) for expert, weight in enumerate(weights)]
+        if any(one is None for one in each):
+            return None
+        packed[name] = each
     return packed
+
+
+def _pack_as_one(experts: Any) -> Dense | None:
+    if experts.has_bias or getattr(experts, "has_post_expert_norm", False):
+        return None
+    first, last = (layer_parameters(experts, name)[0] for name in layer_names(experts))
+    below, beside = _pack(first.flatten(0, 1), None), _pack(last.transpose(0, 1).flatten(1), None)
+    return None if below is None or beside is None else (below, beside)
 
 
 def _pack(weight: Tensor, bias: Tensor | None) -> Any:

@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -89,6 +89,7 @@ class SplitModel:
         token_ids: Tensor,
         attention_mask: Tensor | None = None,
         read_out: Callable[[Any], Any] | None = None,
+        inference: bool = False,
     ) -> SplitForward:
         """Start a forward pass and stop at its first block.
 
@@ -96,14 +97,15 @@ class SplitModel:
             token_ids: (N, J) int64.
             attention_mask: (N, J), 0 at padding; ``None`` means no padding.
             read_out: gets the model's output and returns the ``result``, which is the output itself by default.
+            inference: run in torch's inference mode, which is faster; a learner's graph cannot use the tensors then.
 
         Raises:
             ValueError: wrong shapes, types or token ids, or more tokens than the model's context.
         """
         inputs = self._inputs(token_ids, attention_mask)
         if read_out is None:
-            return self.run(lambda model: model(**inputs))
-        return self.run(lambda model: read_out(model(**inputs)))
+            return SplitForward(self.model, lambda model: model(**inputs), inference)
+        return SplitForward(self.model, lambda model: read_out(model(**inputs)), inference)
 
     def run(self, function: Callable[[Any], Any]) -> SplitForward:
         """Start any use of the model, such as ``lambda model: model.generate(...)``, and stop at its first block.
@@ -147,8 +149,8 @@ class SplitModel:
             raise ValueError(f"token_ids must be int64 of shape (N, J), got {_describe(token_ids)}")
         if token_ids.shape[1] > self.context_length:
             raise ValueError(f"the model's context is {self.context_length} tokens, got {token_ids.shape[1]}")
-        if token_ids.min() < 0 or token_ids.max() >= self.vocabulary_size:
-            low, high = int(token_ids.min()), int(token_ids.max())
+        low, high = (int(bound) for bound in token_ids.aminmax())
+        if low < 0 or high >= self.vocabulary_size:
             raise ValueError(f"token ids must lie in [0, {self.vocabulary_size}), got {low} to {high}")
         if attention_mask is not None and attention_mask.shape != token_ids.shape:
             shapes = f"{tuple(token_ids.shape)}, got {tuple(attention_mask.shape)}"
@@ -171,18 +173,19 @@ class SplitForward:
     Args:
         model: a transformers model with the hook installed.
         function: what to run; it holds no reference to this object.
+        inference: whether to run it in inference mode.
 
     Attributes:
         block: where it is paused; ``None`` when it has finished, failed or was closed.
     """
 
-    def __init__(self, model: Any, function: Callable[[Any], Any]) -> None:
+    def __init__(self, model: Any, function: Callable[[Any], Any], inference: bool = False) -> None:
         _end_orphans()
         self.block: BlockInput | None = None
         self._result: Any = _PENDING
         self._device_type = model.device.type
         self._thread = threading.get_ident()
-        self._greenlet = greenlet(partial(_run, model, function, self._device_type))
+        self._greenlet = greenlet(partial(_run, model, function, self._device_type, inference))
         # A finalizer rather than __del__, which may come too late at the end of the process.
         self._finalize = weakref.finalize(self, _end, self._greenlet, self._device_type, self._thread)
         self._advance()
@@ -243,16 +246,17 @@ class SplitForward:
         raise TypeError("a paused forward pass cannot be pickled or copied; start it again and replay the selections")
 
 
-def _run(model: Any, function: Callable[[Any], Any], device_type: str) -> Any:
+def _run(model: Any, function: Callable[[Any], Any], device_type: str, inference: bool) -> Any:
     """Body of the greenlet. It must not refer to the ``SplitForward``, or neither would ever be freed."""
-    policy_of_context.set(partial(_pause, device_type))
-    return function(model)
+    policy_of_context.set(partial(_pause, device_type, inference))
+    with torch.inference_mode() if inference else nullcontext():
+        return function(model)
 
 
-def _pause(device_type: str, block: BlockInput) -> Tensor | None:
+def _pause(device_type: str, inference: bool, block: BlockInput) -> Tensor | None:
     """The policy of a paused forward pass: hand the block to the caller and wait for the selection."""
     with neutral_modes(device_type):
-        if block.hidden_states.is_inference():  # a learner could not use what was made in inference mode
+        if block.hidden_states.is_inference() and not inference:  # the function's own mode: a learner may want them
             tensors = (block.hidden_states, block.gate_probs, block.routed)
             block = BlockInput(block.index, *(tensor.clone() for tensor in tensors))
         selection: Tensor | None = getcurrent().parent.switch(block)

@@ -12,6 +12,7 @@ payload_s / (b[u] log2(1 + full_band_snr[u] / b[u])).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
 DOWNLINK, UPLINK = 0, 1
+LOG_2 = math.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def spectral_efficiency(full_band_snr: Float, shares: Float) -> Float:
     Returns:
         (..., 2, U) bit/s/Hz.
     """
-    return np.log1p(full_band_snr / shares[..., None, :]) / np.log(2.0)
+    return np.log1p(full_band_snr / shares[..., None, :]) / LOG_2
 
 
 def radio_latency_s(links: BlockLinks, shares: Float) -> Float:
@@ -107,7 +109,7 @@ def radio_latency_s(links: BlockLinks, shares: Float) -> Float:
     positive = np.where(shares > 0, shares, 1.0)
     efficiency = spectral_efficiency(links.full_band_snr, positive)
     with np.errstate(divide="ignore"):
-        per_bit = 1.0 / efficiency[..., DOWNLINK, :] + 1.0 / efficiency[..., UPLINK, :]
+        per_bit = (1.0 / efficiency).sum(axis=-2)
     return np.where(shares > 0, links.payload_s[..., None] * per_bit / positive, np.inf)
 
 
@@ -138,12 +140,13 @@ def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:
     Returns:
         (N, U) seconds; 0 for a device without load, infinite for a loaded one without bandwidth.
     """
-    return sum_over_tokens_s(links, load, radio_latency_s(links, shares))
+    radio = radio_latency_s(links, shares)
+    return sum_over_tokens_s(links, load, np.where(load.tokens > 0, radio, 0.0))
 
 
 def sum_over_tokens_s(links: BlockLinks, load: Load, radio_s: Float) -> Float:
-    """Equation (6) where the radio latency of one token (N, U) is known; returns (N, U) seconds."""
-    return load.tokens * np.where(load.tokens > 0, radio_s, 0.0) + load.experts * links.compute_s
+    """Equation (6) where the radio latency of one token (N, U) is known and finite; returns (N, U) seconds."""
+    return load.tokens * radio_s + load.experts * links.compute_s
 
 
 def token_latency_s(links: BlockLinks, selection: Bool, shares: Float) -> Float:

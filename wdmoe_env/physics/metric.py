@@ -19,8 +19,8 @@ def gate_weights(gate_probs: Float, routed: Bool) -> Float:
     Returns:
         (N, J, E); rows without a routed expert (padding) are zero.
     """
-    total = np.where(routed, gate_probs, 0.0).sum(axis=-1, keepdims=True)
-    return np.divide(gate_probs, total, out=np.zeros_like(gate_probs, dtype=np.float64), where=total > 0)
+    total = (gate_probs * routed).sum(axis=-1, keepdims=True)
+    return gate_probs / np.where(total > 0, total, np.inf)
 
 
 def weight_served(weights: Float, selection: Bool) -> Float:
@@ -36,7 +36,8 @@ def device_weight_served(weights: Float, selection: Bool, placement: Float) -> F
         selection: (N, J, E).
         placement: (N, E, U) or (E, U).
     """
-    return (np.where(selection, weights, 0.0) @ placement).sum(axis=-2)
+    of_experts = (weights * selection).sum(axis=-2, keepdims=True)
+    return (of_experts @ placement)[..., 0, :]
 
 
 def wlr_per_ms(served: Float, block_latency: Float) -> Float:
@@ -52,20 +53,16 @@ def wlr_per_ms(served: Float, block_latency: Float) -> Float:
     return served / (1e3 * block_latency)
 
 
-def wlr_device_per_ms(weights: Float, selection: Bool, placement: Float, device_latency: Float) -> Float:
+def wlr_device_per_ms(device_weight: Float, device_latency: Float) -> Float:
     """Sum over loaded devices of W[u] / t[u], the device form beside equation (8).
 
     Shares can game it: starving slow devices raises it while attention waits longer.
 
     Args:
-        weights: (N, J, E) gate weights.
-        selection: (N, J, E).
-        placement: (N, E, U) or (E, U).
+        device_weight: (N, U) gate weight that each device serves.
         device_latency: (N, U) seconds, 0 where a device has no load.
 
     Returns:
         (N,) in 1/ms.
     """
-    served = device_weight_served(weights, selection, placement)
-    ratio = np.divide(served, 1e3 * device_latency, out=np.zeros_like(served), where=device_latency > 0)
-    return np.asarray(ratio.sum(axis=-1))
+    return (device_weight / np.where(device_latency > 0, 1e3 * device_latency, np.inf)).sum(axis=-1)

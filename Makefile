@@ -32,7 +32,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-fail-under=85
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks $(FLAGS)
+	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks $(FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import decision, growth, ppo, solver, step
 from benchmarks.table import Row, Settings, machine, markdown, save
+from benchmarks.timing import on_threads
 
 SECTIONS = {"step": step.rows, "solver": solver.rows, "decision": decision.rows, "ppo": ppo.rows, "growth": growth.rows}
 
@@ -27,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     for name in chosen.only:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        rows += SECTIONS[name](settings)
+        with on_threads(torch.get_num_threads() if name == "step" else 1):  # which measures both
+            rows += SECTIONS[name](settings)
     if not torch.cuda.is_available():
         rows.append(Row("CUDA", "step over a block of the plain forward", None))
     note = machine() + (", quick" if chosen.quick else "")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import wdmoe_env
 from benchmarks.reference import ReferenceEnv
 from benchmarks.table import Row, Settings
-from benchmarks.timing import Timed, clocked, in_turn
+from benchmarks.timing import Timed, clocked, in_turn, on_threads
 from wdmoe_env import actions, env, process, simulator, vector_env, view
 from wdmoe_env.moe import experts, lockstep
 from wdmoe_env.physics.channel import Channel
@@ -54,9 +54,13 @@ def rows(settings: Settings) -> list[Row]:
     targets = {1: "<= 1.10", 8: "<= 1", 64: "<= 1", 256: "<= 1"}
     sizes = (1, 8) if settings.quick else tuple(targets)
     stock = stock_models(settings.device)
-    found = [row for size in sizes for row in overhead(settings, stock, size, targets[size])]
-    found += throughput(settings, stock["eager"])
-    found += [row for size in (sizes if settings.quick else (1, 64)) for row in profile(settings, size)]
+    found: list[Row] = []
+    for threads in sorted({1, torch.get_num_threads()}):
+        with on_threads(threads):
+            found += [row for size in sizes for row in overhead(settings, stock, size, targets[size])]
+            found += throughput(settings, stock["eager"])
+    with on_threads(1):
+        found += [row for size in (sizes if settings.quick else (1, 64)) for row in profile(settings, size)]
     return found
 
 
@@ -116,25 +120,27 @@ def overhead(settings: Settings, stock: dict[str, Any], num_envs: int, target: s
         inputs.update(input_ids=token_ids.to(settings.device), attention_mask=attention_mask)
         return episode_seconds(one, {"window": int(windows[0]) if num_envs == 1 else windows.copy()})
 
-    def plain(model: Any) -> None:
-        with torch.no_grad():
+    def plain(model: Any, mode: Any) -> None:
+        with mode():
             model(**inputs, use_cache=False)
         if settings.device != "cpu":
             torch.cuda.synchronize()
 
+    modes = {"the plain forward": torch.no_grad, "the plain forward in inference mode": torch.inference_mode}
     alternatives: dict[str, Timed] = {"step": step}
-    alternatives.update({name: clocked(partial(plain, model)) for name, model in stock.items()})
+    for mode, context in modes.items():
+        alternatives |= {f"{mode} ({name})": clocked(partial(plain, model, context)) for name, model in stock.items()}
     taken = in_turn(alternatives, settings.seconds(20.0))
-    best = min(stock, key=taken.__getitem__)
     blocks = one.unwrapped.num_blocks
     one.close()
-    section = f"step, N = {num_envs}"
-    return [
-        Row(section, "step over a block of the plain forward", taken["step"] / taken[best], "", target),
-        Row(section, "step", 1e3 * taken["step"] / blocks, "ms"),
-        Row(section, f"block of the plain forward ({best})", 1e3 * taken[best] / blocks, "ms"),
-        Row(section, "environment steps", num_envs * blocks / taken["step"], "1/s"),
-    ]
+    section = f"step, N = {num_envs}, {_threads()}"
+    found = [Row(section, "step", 1e3 * taken["step"] / blocks, "ms")]
+    for mode in modes:
+        best = min((f"{mode} ({name})" for name in stock), key=taken.__getitem__)
+        found.append(Row(section, f"block of {best}", 1e3 * taken[best] / blocks, "ms"))
+        wanted = target if mode == "the plain forward" else ""
+        found.append(Row(section, f"step over a block of {mode}", taken["step"] / taken[best], "", wanted))
+    return [*found, Row(section, "environment steps", num_envs * blocks / taken["step"], "1/s")]
 
 
 def throughput(settings: Settings, stock: Any) -> list[Row]:
@@ -167,7 +173,7 @@ def throughput(settings: Settings, stock: Any) -> list[Row]:
     single.reset(seed=0), dummy.seed(0), sync.reset(seed=0), selection.reset(seed=0)
     taken = in_turn(alternatives, settings.seconds(60.0))
     rate = {name: native.num_blocks / seconds for name, seconds in taken.items()}
-    section = f"throughput, N = {size}"
+    section = f"throughput, N = {size}, {_threads()}"
     found = [Row(section, name, value, "1/s") for name, value in rate.items()]
     pairs = [
         ("native", "the single environment", ">= 6"),
@@ -224,6 +230,11 @@ def profile(settings: Settings, num_envs: int) -> list[Row]:
     spent["Gymnasium and the rest"] = total - sum(spent.values())
     section = f"profile with the shares solved, N = {num_envs}"
     return [Row(section, part, 100.0 * seconds / total, "%") for part, seconds in spent.items()]
+
+
+def _threads() -> str:
+    threads = torch.get_num_threads()
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def _clock(spent: dict[str, float], part: str, holder: Any, name: str) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
 Timed = Callable[[], float]
 """Does something and returns the seconds that count."""
@@ -21,6 +23,17 @@ def clocked(function: Callable[[], Any]) -> Timed:
         return time.perf_counter() - began
 
     return timed
+
+
+@contextmanager
+def on_threads(threads: int) -> Iterator[None]:
+    """Torch on a number of threads, and back."""
+    setting = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(setting)
 
 
 def in_turn(alternatives: Mapping[str, Timed], seconds: float, least: int = 3) -> dict[str, float]:

@@ -1,5 +1,7 @@
 # make demo   train a policy on the model that ships; compare it with one that ships and the analytical optimizer
 # make test   the test suite, in a virtual environment of its own
+# make integrations  every RL library, lm-eval and Sionna, with the oldest Gymnasium, in another; some 3 GB
+# make docs   the documentation site, in site/
 # make bench  speed and memory beside their targets, in about ten minutes; FLAGS=--quick for one
 # make lint   style and types
 
@@ -7,12 +9,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+INTEGRATIONS := .venv-integrations
 DEMO := runs/demo
 
 # One thread: at these sizes a second one costs more than it brings.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test integrations docs bench lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +34,20 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-fail-under=85
 
+$(INTEGRATIONS)/ready: pyproject.toml constraints-integrations.txt
+	$(PYTHON) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt torch
+	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt --editable ".[integrations,render,test,train]"
+	touch $@
+
+# The environment's own tests run here too, since this is the oldest Gymnasium that is declared.
+integrations: $(INTEGRATIONS)/ready
+	$(INTEGRATIONS)/bin/python -m pytest -n 2 tests/integrations tests/test_env.py tests/test_vector_env.py \
+		tests/test_actions.py tests/test_observations.py tests/test_sb3.py tests/test_workers.py
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: $(READY)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks $(FLAGS)
 
@@ -40,4 +57,4 @@ lint: $(READY)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(INTEGRATIONS) runs site build dist *.egg-info

@@ -23,14 +23,19 @@ def neutral_modes(device_type: str) -> AbstractContextManager[None]:
     if torch.is_autocast_enabled(device_type):
         return _without_autocast(device_type)
     if torch.is_inference_mode_enabled():
-        return _without_inference()
+        return _OutsideInference()
     return torch.no_grad() if torch.is_grad_enabled() else _NEUTRAL_ALREADY
 
 
-@contextmanager
-def _without_inference() -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad():  # in this order: the first turns gradients on
-        yield
+class _OutsideInference(torch.inference_mode):
+    """No inference mode, and no gradients either, which leaving it alone would turn on."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        torch.set_grad_enabled(False)  # the former mode comes back with the inference mode
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import numpy as np
 
 from wdmoe_env.checks import check_keys
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.observations import Block, Observation, encode_observation
+from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
-from wdmoe_env.rendering import Picture, draw_block
+from wdmoe_env.rendering import RENDER_FPS, RENDER_MODES, Picture, Renderer
 from wdmoe_env.simulator import Rollout
 
 
@@ -70,8 +70,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `"latency_quality"` | -t / t_vanilla, and at the last step -`quality_weight` x added NLL            |
     | a function          | of the named terms, see `wdmoe_env.rewards`                                   |
 
-    Shares can game the device form: those that maximise it starve slow devices (`docs/optimizer.md`: 616 ms where
-    equal shares take 85, at a higher value), so the block form is the default.
+    Shares can game the device form: those that maximise it starve slow devices (`docs/optimizer.md`: 659 ms where
+    equal shares take 112, at a higher value), so the block form is the default.
 
     All terms stand in `info["reward_terms"]` at every step. t_vanilla is the latency of the model's own routing
     at equal shares on the same block; the added NLL is the difference to the model's own routing on the window.
@@ -109,7 +109,10 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     env = gym.make("wdmoe_env:WDMoE-v0", num_tokens=16, channel={"fading": "rician"}, reward="latency_quality")
     ```
 
-    `render_mode="rgb_array"` draws selection, latencies and shares of the last block.
+    An unknown keyword is a `TypeError` that names the nearest fields, a value out of its range a `ValueError`.
+
+    `render_mode="rgb_array"` draws the last block, `"human"` shows it in a window, `"ansi"` writes it as text; see
+    `docs/rendering.md`.
 
     ## Vectorized environment
     `gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=64)` runs 64 windows through one forward pass.
@@ -121,7 +124,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     Xue et al., "WDMoE: Wireless Distributed Mixture of Experts for Large Language Models", arXiv 2411.06681.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 (Gymnasium's own form)
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}  # noqa: RUF012 (Gymnasium's own form)
 
     def __init__(
         self,
@@ -130,10 +133,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         **keywords: Any,
     ) -> None:
         self.config = EnvConfig.make(config, **keywords)
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.render_mode = render_mode
-        self._picture: Picture | None = None
+        self.renderer = None if render_mode is None else Renderer(render_mode)
         self._process = DecisionProcess(self.config)
         self.simulator = self._process.simulator
         self.codec = self._process.codec
@@ -148,21 +149,31 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             seed: seeds the environment's generator; ``None`` goes on with it.
             options: ``{"window": index}`` takes that window of the split.
 
+        Returns:
+            The observation of the first block, and info with the ``window``.
+
         Raises:
             ValueError: no such window, or another option.
         """
         check_keys("options", options or {}, ("window",))
         super().reset(seed=seed)
-        self.close()
+        self._end_episode()
         window = (options or {}).get("window")
         windows = None if window is None else np.array([window])
         self._rollout = self.simulator.start([self.np_random], windows)
         info = {"window": int(self._rollout.windows[0])}
-        self._draw(self._rollout.block, None)
+        if self.renderer is not None:
+            self.renderer.begin(self._rollout)
         return _single(encode_observation(self._rollout.block)), info
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Run the block under an action and go on to the next block.
+
+        Args:
+            action: of the action space, or what ``encode_action`` gives.
+
+        Returns:
+            The next observation, reward, whether this was the last block, False (never truncated), and info.
 
         Raises:
             gymnasium.error.ResetNeeded: no episode is under way.
@@ -174,20 +185,22 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         block = self._rollout.block
         transition = self._process.step(self._rollout, decision)
         observation, info = _single(transition.observation), _single(transition.info)
-        self._draw(block, info)
+        if self.renderer is not None:
+            self.renderer.add(block, info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
 
-    def render(self) -> Picture | None:
-        """Picture (H, W, 3) of the last step under ``render_mode="rgb_array"``, of the first block before it."""
-        if self.render_mode is None:
-            return None
-        if self._picture is None:
-            raise gym.error.ResetNeeded("expected reset() before render(): there is nothing to draw")
-        return self._picture.copy()
+    def render(self) -> Picture | str | None:
+        """The block of the last step, or the first before it.
 
-    def _draw(self, block: Block, info: Info | None) -> None:
-        if self.render_mode == "rgb_array":
-            self._picture = draw_block(block, info)
+        Returns:
+            A picture (720, 1120, 3) uint8 under ``rgb_array``, a text under ``ansi``; ``None`` under ``human``, whose
+            window draws at every step, and without a render mode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+            ImportError: the libraries of the extra ``render`` are not installed.
+        """
+        return None if self.renderer is None else self.renderer.render()
 
     @property
     def num_blocks(self) -> int:
@@ -199,12 +212,17 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         return self.codec.encode(selection, shares)
 
     def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
-        """Selection and shares of an action, with any leading batch axis; see ``ActionCodec.decode``."""
+        """Selection (..., J, E) and shares (..., U) of an action; see ``ActionCodec.decode``."""
         decision = self.codec.decode(action, self.codec.batch_of(action))
         return decision.selection, decision.shares
 
     def close(self) -> None:
-        """End the episode under way."""
+        """End the episode under way and close the window."""
+        self._end_episode()
+        if self.renderer is not None:
+            self.renderer.close()
+
+    def _end_episode(self) -> None:
         if self._rollout is not None:
             self._rollout.close()
             self._rollout = None

@@ -1,0 +1,105 @@
+"""A GIF of two policies side by side on the same episode: ``python -m eval.gif --help``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from eval.__main__ import Parser
+from wdmoe_env.checks import check_number
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.optional import optional
+from wdmoe_env.rendering.canvas import Picture
+
+EXAMPLES = """
+examples:
+  python -m eval.gif --policies straight-through-10 wdmoe:0.9 --window 3 --seed 0 --out docs/episode.gif
+  python -m eval.gif --policies vanilla runs/ppo/policy.safetensors --num-tokens 16 --out mine.gif
+
+Both policies meet the same text, devices and channel. `python -m eval --list` has the names.
+Exit code 2: a mistake in the command, named in one sentence, and nothing was written.
+"""
+LAST_HELD = 3
+"""The last picture, which has the text's figures, stays so many times as long."""
+
+
+def parser() -> Parser:
+    """The command line."""
+    result = Parser(
+        prog="python -m eval.gif",
+        description="Draw two policies side by side on the same episode, a picture for each block, as a GIF.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = result.add_argument
+    add("--policies", nargs=2, required=True, metavar="POLICY", help="two names, NAME:PARAMETER or files")
+    add("--window", type=int, default=0, help="index of the text within its split (0)")
+    add("--seed", type=int, default=0, help="of devices, shadowing and fading (0)")
+    add("--split", choices=("train", "test"), default="test", help="documents that the window comes from (test)")
+    add("--model", default="tiny", help="tiny, micro, or the folder of a transformers mixture of experts (tiny)")
+    add("--num-tokens", type=int, default=32, help="tokens of the window (32)")
+    add("--seconds", type=float, default=2.5, help=f"that a picture stays, the last {LAST_HELD} times as long (2.5)")
+    add("--out", type=Path, default=Path("episode.gif"), help="the file, which is replaced (episode.gif)")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run both policies and write the file; returns the exit code."""
+    command = parser()
+    options = command.parse_args(argv)
+    try:
+        write(options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        command.error(" ".join(str(error).split()))
+    print(f"picture: {options.out}")
+    return 0
+
+
+def write(options: argparse.Namespace) -> None:
+    """Run both policies and write the file.
+
+    Raises:
+        ValueError, TypeError: a policy or a setting is wrong.
+        OSError: the file cannot be written.
+        ImportError: Pillow is not installed.
+    """
+    if options.out.suffix != ".gif":
+        raise ValueError(f"--out must end with .gif, got {str(options.out)!r}")
+    check_number("--seconds", options.seconds, above=0.0)
+    config = EnvConfig(model=options.model, num_tokens=options.num_tokens, split=options.split)
+    from agents.files import write_whole  # only here: torch takes seconds to import
+    from eval.film import pictures
+    from eval.takes import takes
+
+    both = takes(tuple(options.policies), config, options.window, options.seed)
+    write_whole(options.out, encoded(pictures(both), options.seconds))
+
+
+def encoded(pictures: Iterable[Picture], seconds: float) -> bytes:
+    """A GIF of pictures, over and over.
+
+    Args:
+        pictures: (H, W, 3) each.
+        seconds: that each stays, the last ``LAST_HELD`` times as long.
+
+    Raises:
+        ImportError: Pillow is not installed.
+    """
+    with optional("pillow", extra="render"):
+        from PIL import Image
+    frames = [
+        Image.fromarray(picture).quantize(method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        for picture in pictures
+    ]
+    milliseconds = [round(1e3 * seconds)] * len(frames)
+    milliseconds[-1] *= LAST_HELD
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

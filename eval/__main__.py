@@ -230,7 +230,7 @@ def mistakes_as_one_sentence() -> Iterator[None]:
     """Exit with 2 and one sentence where the body meets a user's mistake."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"python -m eval: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 

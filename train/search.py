@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         grid = dict(parsed(entry) for entry in chosen.pop("grid"))
         rows = list(search(Arguments(**chosen), grid))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"python -m train.search: {error}", file=sys.stderr)
         return 2
     print(text_of(sorted(rows, key=lambda row: -float(row["return"]))))

@@ -20,6 +20,7 @@ Mobility = Literal["static", "gauss_markov"]
 DecisionKind = Literal["joint", "selection", "bandwidth"]
 ActionType = Literal["box", "dict"]
 Split = Literal["train", "test", "suite"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 ConfigT = TypeVar("ConfigT")
 
@@ -35,6 +36,9 @@ class ChannelConfig:
     """The radio between the base station and the devices; design equations (1) to (4).
 
     Attributes:
+        source: where the gains come from: ``"statistical"`` is path loss, shadowing and fading as set below;
+            ``"sionna:tdl-a"`` and the like take the fading from Sionna, ``"trace:gains.csv"`` all gains from a file
+            (.csv, .npz), and ``"KIND:ARGUMENT"`` from a kind registered in ``wdmoe_env.physics.sources``.
         path_loss: path-loss law. ``umi_*`` and ``uma_*`` are 3GPP TR 38.901 Table 7.4.1-1.
         carrier_hz: carrier frequency.
         bandwidth_hz: total bandwidth B, shared by all devices.
@@ -46,9 +50,15 @@ class ChannelConfig:
         fading: small-scale fading, constant within a block.
         rician_k_db: power of the line of sight over that of the scattered paths, for ``rician``.
         nakagami_m: shape of ``nakagami``, a multiple of 1/2 (m = 1 is Rayleigh).
-        block_interval_s: time T between the fading of one block and of the next in Jakes' model.
+        block_interval_s: time T between the fading of one block and of the next.
+        delay_spread_s: RMS delay spread of Sionna's TDL and CDL models; 0 is a flat channel.
+
+    Raises:
+        ValueError: a field is out of its range, or no name of those known.
+        TypeError: ``source`` is no string.
     """
 
+    source: str = "statistical"
     path_loss: PathLoss = "umi_los"
     carrier_hz: float = 3.5e9
     bandwidth_hz: float = 100e6
@@ -61,9 +71,12 @@ class ChannelConfig:
     rician_k_db: float = 6.0
     nakagami_m: float = 2.0
     block_interval_s: float = 0.02
+    delay_spread_s: float = 100e-9
 
     def __post_init__(self) -> None:
         """Check every field."""
+        if not isinstance(self.source, str):
+            raise TypeError(f"source must be a string such as 'statistical' or 'trace:gains.csv', got {self.source!r}")
         check_choice("path_loss", self.path_loss, get_args(PathLoss))
         check_choice("fading", self.fading, get_args(Fading))
         for name in ("carrier_hz", "bandwidth_hz", "base_station_power_w", "device_power_w"):
@@ -72,6 +85,7 @@ class ChannelConfig:
         check_number("noise_dbm_per_hz", self.noise_dbm_per_hz, at_least=-300.0, at_most=0.0)
         check_number("rician_k_db", self.rician_k_db, at_least=-100.0, at_most=100.0)
         check_number("block_interval_s", self.block_interval_s, at_least=0.0)
+        check_number("delay_spread_s", self.delay_spread_s, at_least=0.0)
         if self.shadowing_std_db is not None:
             check_number("shadowing_std_db", self.shadowing_std_db, at_least=0.0)
         check_number("nakagami_m", self.nakagami_m, at_least=0.5)
@@ -93,6 +107,9 @@ class DeviceConfig:
         mobility: ``static``, or ``gauss_markov`` (velocity remembers itself from block to block).
         speed_mps: speed of the devices, or of the scatterers around static ones; it sets the Doppler shift.
         mobility_memory: Gauss-Markov's alpha in [0, 1]; 1 is a straight line, 0 a random walk.
+
+    Raises:
+        ValueError: a field is out of its range, or no name of those known.
     """
 
     profiles: tuple[str, ...] = (
@@ -137,6 +154,9 @@ class DeploymentConfig:
         hidden_size: width m of a hidden state.
         intermediate_size: inner width m_h of a SwiGLU expert.
         bits_per_element: bits of one element of a hidden state on the link.
+
+    Raises:
+        ValueError: a field is not a whole number of at least 1.
     """
 
     hidden_size: int = 4096
@@ -182,10 +202,15 @@ class EnvConfig:
         observe_hidden_states: whether the observation holds the hidden states (J, H).
         placement: device of each expert, one row of E for all blocks or I rows; ``None`` spreads the experts
             evenly in order.
-        channel: the radio.
+        channel: the radio; a string is short for its ``source``.
         devices: the mobile devices.
         deployment: widths that latency is simulated for; ``"model"`` takes the running model's own.
         device: torch device on which the model runs.
+        dtype: type of the model's weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+
+    Raises:
+        ValueError: a field is out of its range, or no name of those known.
+        TypeError: a field of another type, or an unknown field in a nested mapping.
     """
 
     model: str = "tiny"
@@ -202,6 +227,7 @@ class EnvConfig:
     devices: DeviceConfig = field(default_factory=DeviceConfig)
     deployment: DeploymentConfig | Literal["model"] = field(default_factory=DeploymentConfig)
     device: str = "cpu"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         """Turn nested mappings into dataclasses and check every field."""
@@ -211,10 +237,12 @@ class EnvConfig:
             ("deployment", DeploymentConfig),
         ):
             value = getattr(self, name)
+            if name == "channel" and isinstance(value, str):
+                value = {"source": value}
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, from_mapping(kind, value, prefix=f"{name}."))
             elif not isinstance(value, kind) and not (name == "deployment" and value == "model"):
-                also = " or 'model'" if name == "deployment" else ""
+                also = {"channel": " or the name of a source", "deployment": " or 'model'"}.get(name, "")
                 raise TypeError(f"{name} must be a {kind.__name__}, a mapping of its fields{also}, got {value!r}")
         rows: Any = self.placement if is_tuple_of(self.placement, tuple) else (self.placement,)
         if self.placement is not None and not all(is_tuple_of(row, int) for row in rows):
@@ -229,6 +257,7 @@ class EnvConfig:
             raise TypeError(f"reward must be a name or a function of the terms, got {self.reward!r}")
         check_choice("decision", self.decision, get_args(DecisionKind))
         check_choice("action_type", self.action_type, get_args(ActionType))
+        check_choice("dtype", self.dtype, get_args(Dtype))
         check_number("quality_weight", self.quality_weight, at_least=0.0)
         check_number("min_share", self.min_share, above=0.0, at_most=1.0 / self.devices.count)
 

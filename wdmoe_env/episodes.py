@@ -57,13 +57,20 @@ def mean_over_tokens(values: NDArray[Any], mask: NDArray[np.bool_]) -> Float:
 
 
 @lru_cache(maxsize=16)
-def load_episodes(model: str, num_tokens: int, split: str, device: str) -> EpisodeSource:
+def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: str = "float32") -> EpisodeSource:
     """Windows of a named model over the shipped text or over a suite, one per process.
+
+    Args:
+        model: a name or path, see ``load_model``.
+        num_tokens: J.
+        split: ``"train"``, ``"test"``, ``"suite"`` or the path of a suite.
+        device: torch device of the model.
+        dtype: type of its weights.
 
     Raises:
         ValueError: windows longer than the model's context; or what ``load_model`` or ``load_suite_windows`` raises.
     """
-    split_model = load_model(model, device)
+    split_model = load_model(model, device, dtype)
     if num_tokens > split_model.context_length:
         raise ValueError(
             f"num_tokens must be at most {split_model.context_length}, the context of model {model!r}, got {num_tokens}"
@@ -71,19 +78,26 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str) -> Episo
     if split in ("train", "test"):
         windows = token_windows(load_documents(split), split_model.tokenizer.encode, num_tokens)
     else:
-        windows = load_suite_windows(model, num_tokens, split, device).windows
+        windows = load_suite_windows(model, num_tokens, split, device, dtype).windows
     return EpisodeSource(split_model, windows)
 
 
 @lru_cache(maxsize=4)
-def load_suite_windows(model: str, num_tokens: int, split: str, device: str) -> SuiteWindows:
+def load_suite_windows(model: str, num_tokens: int, split: str, device: str, dtype: str = "float32") -> SuiteWindows:
     """Windows of a named model over a suite, ``"suite"`` or the path of another, one per process.
+
+    Args:
+        model: a name or path, see ``load_model``.
+        num_tokens: J.
+        split: ``"suite"`` or a path.
+        device: torch device of the model.
+        dtype: type of its weights.
 
     Raises:
         ValueError: what ``load_model``, ``load_suite`` or ``suite_windows`` raises.
     """
     items = load_suite(suite_path(split))
-    return suite_windows(items, load_model(model, device).tokenizer.encode, num_tokens)
+    return suite_windows(items, load_model(model, device, dtype).tokenizer.encode, num_tokens)
 
 
 def suite_path(split: str) -> Path | None:

@@ -19,7 +19,7 @@ from wdmoe_env.episodes import load_episodes, mean_over_tokens
 from wdmoe_env.moe.lockstep import LockStep
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics import latency, metric
-from wdmoe_env.physics.channel import Channel, ChannelTrace
+from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
 from wdmoe_env.physics.compute import device_flops
 from wdmoe_env.physics.latency import Bool, Float, Load
 from wdmoe_env.view import Radio, View
@@ -86,7 +86,8 @@ class Simulator:
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
         flops = device_flops(config.devices)
-        self.source = load_episodes(config.model, config.num_tokens, config.split, config.device)
+        check_channel(config.channel, config.devices)  # before the model, which may take minutes
+        self.source = load_episodes(config.model, config.num_tokens, config.split, config.device, config.dtype)
         model = self.source.model
         self.sizes = Sizes(
             config.num_tokens, model.num_experts, config.devices.count, model.num_blocks, model.hidden_size
@@ -104,7 +105,15 @@ class Simulator:
         return Simulator, (self.config,)
 
     def start(self, generators: Sequence[np.random.Generator], windows: NDArray[np.int64] | None = None) -> Rollout:
-        """Begin N episodes; arguments and errors as of ``draw``."""
+        """Begin N episodes.
+
+        Args:
+            generators: N of them; episode n depends on the n-th alone.
+            windows: (N,) indices of windows, in place of drawn ones.
+
+        Raises:
+            ValueError: an index outside the split's windows.
+        """
         return Rollout(self, *self.draw(generators, windows))
 
     def draw(

@@ -16,7 +16,7 @@ _ASYMPTOTIC_FROM = 1000.0
 
 
 def bessel_j0(x: Float) -> Float:
-    """Bessel function of the first kind of order zero, J0(x), within 1e-11.
+    """Bessel function of the first kind of order zero, J0(x), within 1e-11, for ``x`` of any shape.
 
     Up to x = 1000 the mean of cos(x sin theta) over a period: the trapezoid rule converges exponentially on a
     periodic integrand. Beyond, Hankel's asymptotic expansion.

@@ -51,18 +51,18 @@ class BlockLinks:
         return self.rows(slice(n, n + 1))
 
     def rows(self, index: slice | NDArray[np.int64]) -> BlockLinks:
-        """Some of the episodes."""
+        """Some of the episodes, by a slice or indices (n,)."""
         placement = self.placement if self.placement.ndim == 2 else self.placement[index]
         return BlockLinks(self.full_band_snr[index], self.payload_s[index], self.compute_s[index], placement)
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a selection asks of each device, all (N, U).
+    """What a selection asks of each device.
 
     Attributes:
-        tokens: n[u], tokens that the device serves.
-        experts: token-expert pairs that it computes; above ``tokens`` where a token uses two of its experts.
+        tokens: (N, U) n[u], tokens that the device serves.
+        experts: (N, U) token-expert pairs that it computes; above ``tokens`` where a token uses two of its experts.
     """
 
     tokens: Float
@@ -127,7 +127,7 @@ def experts_per_device(selection: Bool, placement: Float) -> Float:
 
 
 def device_load(selection: Bool, placement: Float) -> Load:
-    """Tokens and token-expert pairs of each device under a selection (N, J, E)."""
+    """Tokens and token-expert pairs of each device under a selection (N, J, E) and a placement (N, E, U) or (E, U)."""
     per_token = experts_per_device(selection, placement)
     return Load(tokens=(per_token > 0).sum(axis=-2).astype(np.float64), experts=per_token.sum(axis=-2))
 
@@ -136,6 +136,11 @@ def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:
     """t[u], equation (6): the sum of equation (5) over the tokens that each device serves.
 
     The state crosses the link once per token, however many of its experts the device holds.
+
+    Args:
+        links: the block's links.
+        load: of a selection.
+        shares: (N, U) bandwidth shares.
 
     Returns:
         (N, U) seconds; 0 for a device without load, infinite for a loaded one without bandwidth.
@@ -166,7 +171,7 @@ def token_latency_s(links: BlockLinks, selection: Bool, shares: Float) -> Float:
 
 
 def block_latency_s(device_latency: Float) -> Float:
-    """t, equation (7): attention of the next layer waits for the slowest device; (N, U) -> (N,)."""
+    """t, equation (7): attention of the next layer waits for the slowest device; (N, U) s -> (N,) s."""
     return device_latency.max(axis=-1)
 
 

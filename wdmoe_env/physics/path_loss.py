@@ -44,13 +44,13 @@ class UrbanScenario:
     nlos_carrier_db: float
 
     def breakpoint_m(self, carrier_hz: float) -> float:
-        """2-D distance d'_BP = 4 (h_BS - h_E)(h_UT - h_E) f / c at which the slope changes."""
+        """2-D distance in m, d'_BP = 4 (h_BS - h_E)(h_UT - h_E) f / c, at which the slope changes."""
         effective_base_m = self.base_station_height_m - _ENVIRONMENT_HEIGHT_M
         effective_user_m = _USER_HEIGHT_M - _ENVIRONMENT_HEIGHT_M
         return 4.0 * effective_base_m * effective_user_m * carrier_hz / _BREAKPOINT_LIGHT_MPS
 
     def los_db(self, distance_m: Float, carrier_hz: float) -> Float:
-        """Loss with line of sight at a 2-D distance of at least 10 m."""
+        """Loss in dB with line of sight at 2-D distances of at least 10 m, of any shape."""
         height_m = self.base_station_height_m - _USER_HEIGHT_M
         log_distance = np.log10(np.hypot(distance_m, height_m))
         breakpoint_m = self.breakpoint_m(carrier_hz)
@@ -60,7 +60,7 @@ class UrbanScenario:
         return self.los_intercept_db + carrier_db + np.where(distance_m <= breakpoint_m, near, far)
 
     def nlos_db(self, distance_m: Float, carrier_hz: float) -> Float:
-        """Loss without line of sight: never below the loss with it."""
+        """Loss in dB without line of sight, at distances of any shape: never below the loss with it."""
         log_distance = np.log10(np.hypot(distance_m, self.base_station_height_m - _USER_HEIGHT_M))
         blocked = self.nlos_slope_db * log_distance + self.nlos_carrier_db * np.log10(carrier_hz / 1e9)
         return np.maximum(self.los_db(distance_m, carrier_hz), self.nlos_intercept_db + blocked)
@@ -71,7 +71,7 @@ URBAN_MACRO = UrbanScenario(25.0, 28.0, 22.0, 9.0, 13.54, 39.08, 20.0)
 
 
 def free_space_db(distance_m: Float, carrier_hz: float) -> Float:
-    """Friis: 20 lg(4 pi d f / c)."""
+    """Friis: 20 lg(4 pi d f / c) in dB, at distances of any shape."""
     return 20.0 * np.log10(4.0 * np.pi * distance_m * carrier_hz / SPEED_OF_LIGHT_MPS)
 
 

@@ -1,0 +1,78 @@
+"""Kinds of channels by name: ``ChannelConfig.source`` to a source of gains."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+
+from wdmoe_env.config import ChannelConfig, DeviceConfig
+from wdmoe_env.physics.gains import GainSource
+from wdmoe_env.physics.recorded import recorded_gains
+from wdmoe_env.physics.statistical import StatisticalGains
+
+Factory = Callable[[str, ChannelConfig, DeviceConfig, int], GainSource]
+"""Argument (what follows the colon, or nothing), radio, devices and number of blocks to a source.
+
+It may be called for one block first, to find mistakes before a model is loaded.
+"""
+
+
+def gain_source(channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> GainSource:
+    """The source of gains that a radio names.
+
+    Args:
+        channel: the radio; ``source`` is ``"KIND"`` or ``"KIND:ARGUMENT"``.
+        devices: the mobile devices.
+        num_blocks: blocks I of an episode.
+
+    Raises:
+        ValueError: no such kind, or an argument that it does not take.
+        OSError, ImportError: a file that cannot be read, or a missing extra.
+    """
+    kind, _, argument = channel.source.partition(":")
+    if kind not in _FACTORIES:
+        near = difflib.get_close_matches(kind, _FACTORIES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"channel source must be one of {', '.join(_FACTORIES)}, got {channel.source!r}{hint}")
+    return _factory(_FACTORIES[kind])(argument, channel, devices, num_blocks)
+
+
+def register_source(kind: str, factory: Factory | str) -> None:
+    """Add a kind of channel, so that ``channel="KIND:ARGUMENT"`` names it; a kind of your own is replaced.
+
+    Register in the module that worker processes import too, such as that of ``gym.make("module:WDMoE-v0")``.
+
+    Args:
+        kind: its name, without a colon.
+        factory: makes the source, or its entry point ``"module:function"``, imported when first asked for.
+
+    Raises:
+        ValueError: a name with a colon, or one that the package keeps for itself.
+    """
+    if not kind or ":" in kind or kind in _OWN:
+        raise ValueError(f"kind must be a name without a colon and none of {', '.join(_OWN)}, got {kind!r}")
+    _FACTORIES[kind] = factory
+
+
+def _factory(factory: Factory | str) -> Factory:
+    if not isinstance(factory, str):
+        return factory
+    module, _, name = factory.partition(":")
+    imported: Factory = getattr(import_module(module), name)
+    return imported
+
+
+def _statistical(argument: str, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> GainSource:
+    if argument:
+        raise ValueError(f"channel source 'statistical' takes nothing behind a colon, got {argument!r}")
+    return StatisticalGains(channel, devices, num_blocks)
+
+
+# Sionna's is an entry point since its backend needs torch and an extra, which physics may not import.
+_FACTORIES: dict[str, Factory | str] = {
+    "statistical": _statistical,
+    "sionna": "wdmoe_env.radio.sionna:SionnaGains",
+    "trace": recorded_gains,
+}
+_OWN = tuple(_FACTORIES)

@@ -1,0 +1,74 @@
+"""Path loss, shadowing and fading of whole episodes; design equations (1) and (2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wdmoe_env.config import ChannelConfig, DeviceConfig
+from wdmoe_env.physics.fading import correlation_root, fading_power, jakes_autocorrelation, num_components
+from wdmoe_env.physics.gains import Gains
+from wdmoe_env.physics.latency import Float
+from wdmoe_env.physics.mobility import gauss_markov_positions_m, initial_positions_m
+from wdmoe_env.physics.path_loss import SPEED_OF_LIGHT_MPS, path_loss_db, shadowing_std_db
+
+
+class StatisticalGains:
+    """The environment's own source, ``"statistical"``.
+
+    One shadowing value holds for a device and episode: a device moves far less in an episode than shadowing's
+    correlation distance. The Doppler shift is f_d = speed f_c / c, also where devices stand still among moving
+    scatterers.
+
+    Args:
+        channel: the radio.
+        devices: the mobile devices.
+        num_blocks: blocks I of an episode.
+    """
+
+    def __init__(self, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> None:
+        self._channel, self._devices, self._num_blocks = channel, devices, num_blocks
+        doppler_hz = devices.speed_mps * channel.carrier_hz / SPEED_OF_LIGHT_MPS
+        self._root = correlation_root(jakes_autocorrelation(num_blocks, doppler_hz, channel.block_interval_s))
+        own_std = shadowing_std_db(channel.path_loss)
+        self._shadowing_std_db = own_std if channel.shadowing_std_db is None else channel.shadowing_std_db
+        self._moving = devices.mobility == "gauss_markov"
+        self._fading_rows = num_blocks * num_components(channel)
+
+    def sample(self, generators: Sequence[np.random.Generator]) -> Gains:
+        """Draw N episodes; see ``GainSource``. Each generator advances by the same number of draws in every call."""
+        uniforms, normals = self._draw(generators)
+        shadowing, fading, velocity = self._split(normals)
+        distance = np.sqrt(np.square(self._positions_m(uniforms, velocity)).sum(axis=-1))
+        loss_db = path_loss_db(
+            self._channel.path_loss, distance, self._channel.carrier_hz, self._channel.path_loss_exponent
+        )
+        median = 10.0 ** (-(loss_db + self._shadowing_std_db * shadowing) / 10.0)
+        gain = median * fading_power(self._channel, fading, self._root)
+        return Gains(gain, gain, np.repeat(distance, len(gain) // len(distance), axis=0))
+
+    def _draw(self, generators: Sequence[np.random.Generator]) -> tuple[Float, Float]:
+        """Uniforms (N, 2, U) and normals (N, rows, U): shadowing, fading, velocity."""
+        count, devices = len(generators), self._devices.count
+        rows = 1 + self._fading_rows + 2 * self._num_blocks * self._moving
+        uniforms, normals = np.empty((count, 2, devices)), np.empty((count, rows, devices))
+        for generator, uniform, normal in zip(generators, uniforms, normals, strict=True):
+            generator.random(out=uniform)
+            generator.standard_normal(out=normal)
+        return uniforms, normals
+
+    def _split(self, normals: Float) -> tuple[Float, Float, Float]:
+        """Shadowing (N, U), fading (C, I, N, U) and velocity (0 or I, N, U, 2) out of normals (N, rows, U)."""
+        first, blocks, fading_end = normals.swapaxes(0, 1), self._num_blocks, 1 + self._fading_rows
+        batch = first.shape[1:]
+        fading = first[1:fading_end].reshape(-1, blocks, *batch)
+        velocity = first[fading_end:].reshape(-1, 2, *batch).transpose(0, 2, 3, 1)
+        return first[0], fading, velocity
+
+    def _positions_m(self, uniforms: Float, velocity: Float) -> Float:
+        """(I or 1, N, U, 2): one position serves all blocks where devices stand still."""
+        start = initial_positions_m(self._devices, uniforms)
+        if not self._moving:
+            return start[None]
+        return gauss_markov_positions_m(self._devices, start, velocity, self._channel.block_interval_s)

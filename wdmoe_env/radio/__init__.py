@@ -1,0 +1,1 @@
+"""Channels from other simulators; each needs an extra and is imported when a configuration names it."""

@@ -122,7 +122,7 @@ class SuiteEvaluation:
     def __init__(self, config: SuiteConfig) -> None:
         self.config = config
         env = config.environment
-        self._suite = load_suite_windows(env.model, env.num_tokens, env.split, env.device)
+        self._suite = load_suite_windows(env.model, env.num_tokens, env.split, env.device, env.dtype)
         self._numbers, self._seeds = plan_items(self._suite.items, config.suite_items, config.seed)
         self._runner = Runner(config, NUM_CHOICES * len(self._numbers))
         self.sha256 = {"the suite": file_hash(suite_file(suite_path(env.split))), **self._runner.sha256}

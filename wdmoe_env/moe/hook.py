@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from wdmoe_env.moe.experts import ExpertRunner, run_experts
+from wdmoe_env.moe.patches import check_served, check_unquantised, patch_undecorated, served_experts
 from wdmoe_env.moe.routing import (
     GateScore,
     OwnRouting,
@@ -81,40 +82,40 @@ def install_hook(model: Any, runner: ExpertRunner, probe_tokens: Tensor) -> tupl
         probe_tokens: (1, T) token ids, run once to see which score the model's own weights follow.
 
     Returns:
-        The experts modules in the order of the blocks, and how many experts the model gives a token.
+        The experts modules that text meets, in its order, and how many experts the model gives a token.
 
     Raises:
-        ValueError: no MoE block that transformers' experts registry serves, or one without a known router.
+        ValueError: no MoE block that can be split, one without a known router, or one with quantised weights.
     """
+    patch_undecorated(model, _split_experts)
     pairs = _experts_and_routers(model)
-    if not pairs:
-        raise ValueError(
-            f"expected a model with MoE blocks served by transformers' experts registry, got {type(model).__name__}"
-        )
+    check_served(model, len(pairs))
     modules = [experts for experts, _ in pairs]
     sizes = sorted({experts.num_experts for experts in modules})
     if len(sizes) > 1:
         raise ValueError(f"expected as many experts in every block, got blocks of {sizes} experts")
     for _, router in pairs:
-        if _keep_logits not in router._forward_hooks.values():
-            router.register_forward_hook(_keep_logits)
+        keep = _keep_scaled_probs if hasattr(router, "per_expert_scale") else _keep_logits
+        if keep not in router._forward_hooks.values():
+            router.register_forward_hook(keep)
     model.set_experts_implementation(_IMPLEMENTATION)
-    samples = _observe(model, modules, probe_tokens)
-    gate_score = fit_gate_score(samples)
-    for index, experts in enumerate(modules):
+    seen = _observe(model, modules, probe_tokens)
+    gate_score = fit_gate_score([sample for sample in seen.values() if len(sample[0])])
+    blocks = list(seen)
+    for index, experts in enumerate(blocks):
         experts._split_block = _SplitBlock(index, gate_score, runner)
-    return modules, samples[0][1].top_k_index.shape[1]
+    return blocks, seen[blocks[0]][1].top_k_index.shape[1]
 
 
 def _experts_and_routers(model: nn.Module) -> list[tuple[Any, nn.Module]]:
     pairs = []
-    for name, module in model.named_modules():
-        if hasattr(module, "is_concatenated") and hasattr(module, "_apply_gate"):  # transformers' decorator sets both
-            parent = model.get_submodule(name.rpartition(".")[0])
-            router = next((getattr(parent, known) for known in _ROUTER_NAMES if hasattr(parent, known)), None)
-            if router is None:
-                raise ValueError(f"expected a router named {' or '.join(_ROUTER_NAMES)} beside {name}, found none")
-            pairs.append((module, router))
+    for name, experts in served_experts(model).items():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        router = next((getattr(parent, known) for known in _ROUTER_NAMES if hasattr(parent, known)), None)
+        if router is None:
+            raise ValueError(f"expected a router named {' or '.join(_ROUTER_NAMES)} beside {name}, found none")
+        check_unquantised(experts, name)
+        pairs.append((experts, router))
     return pairs
 
 
@@ -123,18 +124,26 @@ def _keep_logits(router: nn.Module, args: Any, output: Any) -> None:
     _router_logits.set(output[0])
 
 
+def _keep_scaled_probs(router: Any, args: Any, output: Any) -> None:
+    """Forward hook: Gemma's router returns probabilities, and scales the weight of each expert on top."""
+    _router_logits.set(output[0] * router.per_expert_scale)
+
+
 def _logits(num_experts: int) -> Tensor:
     """The router's last logits, (T, E) float32; extra classes such as "skip" come after the experts."""
     logits = _router_logits.get()
     return logits.reshape(-1, logits.shape[-1])[:, :num_experts].float()
 
 
-def _observe(model: Any, modules: list[Any], token_ids: Tensor) -> list[tuple[Tensor, OwnRouting]]:
-    """Router logits and own routing of every block on some tokens."""
-    seen: list[tuple[Tensor, OwnRouting]] = []
+def _observe(model: Any, modules: list[Any], token_ids: Tensor) -> dict[Any, tuple[Tensor, OwnRouting]]:
+    """Experts modules that some tokens meet, each with the router's logits and the own routing of these tokens."""
+    seen: dict[Any, tuple[Tensor, OwnRouting]] = {}
 
     def record(experts: Any, args: tuple[Tensor, Tensor, Tensor]) -> None:
-        seen.append((_logits(experts.num_experts), OwnRouting(args[1], args[2], experts.num_experts)))
+        logits = _router_logits.get()
+        logits = logits.reshape(-1, logits.shape[-1]).float()  # of the classes past the experts too, if there are any
+        weighted = args[2].sum(dim=1) != 0  # a token that skips the experts shows nothing of their score
+        seen[experts] = (logits[weighted], OwnRouting(args[1][weighted], args[2][weighted], experts.num_experts))
 
     handles = [experts.register_forward_pre_hook(record) for experts in modules]
     try:

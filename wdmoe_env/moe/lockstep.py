@@ -80,7 +80,14 @@ class LockStep:
 
 
 def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:
-    """Scores under the model's own routing, without a stop; arguments as of ``LockStep``."""
+    """Scores under the model's own routing, without a stop.
+
+    Args:
+        model: the split model.
+        token_ids: (N, J) int64, on the CPU like the rest.
+        attention_mask: (N, J), 0 at padding.
+        targets: (N, J) int64, the tokens that the text goes on with.
+    """
     parts = _parts(model, token_ids, attention_mask, targets)
     with _Threads(parts[0][0].numel()), torch.inference_mode():
         return _joined([score_tokens(model.own_logits(ids, mask), target) for ids, mask, target in parts])

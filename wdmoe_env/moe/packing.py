@@ -60,7 +60,8 @@ def pack_linear_layers(model: nn.Module) -> None:
     No module is replaced: the model saves and loads as before.
     """
     for module in model.modules():
-        if type(module) is nn.Linear:  # a subclass has a product of its own
+        # A subclass has a product of its own; so has a layer whose forward was replaced, as accelerate does.
+        if type(module) is nn.Linear and "forward" not in vars(module):
             module.forward = partial(run_linear, module)  # type: ignore[method-assign]
 
 

@@ -105,11 +105,16 @@ def combination_weights(own: OwnRouting, gate_probs: Tensor, selection: Tensor) 
 
 
 def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor) -> Tensor:
-    """``combination_weights`` of the selection that ``values`` (T, E) stand for, with a gradient.
+    """``combination_weights`` (T, E) of the selection that ``values`` stand for, with a gradient.
 
     The derivative by a value is the difference that its pair makes, chosen against not, the others being as they are:
     the weights are not linear in a selection, and their slope at either end is wrong by up to the ratio of two scores.
     A token without any expert has its most probable one, as in the environment.
+
+    Args:
+        own: the model's own routing.
+        gate_probs: (T, E) scores s of all experts.
+        values: (T, E) 0 or 1, with a gradient.
     """
     chosen = values.detach() > 0.5
     pair = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)

@@ -73,7 +73,9 @@ class SplitModel:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         text_config = model.config.get_text_config()
-        self.vocabulary_size = int(text_config.vocab_size)
+        self.vocabulary_size = int(getattr(text_config, "vocab_size", 0))
+        if not self.vocabulary_size:
+            raise ValueError(f"expected a model of text, got {type(model).__name__}, which has no vocabulary")
         self.context_length = int(getattr(text_config, "max_position_embeddings", sys.maxsize))
         length = min(_PROBE_TOKENS, self.context_length, self.vocabulary_size)
         probe = torch.linspace(0, self.vocabulary_size - 1, length, device=self.device).long()[None]

@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cache, cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as TokenizerFile
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from transformers.utils import logging
 
+from wdmoe_env.moe.blank import auto_class, read_config
 from wdmoe_env.moe.split import SplitModel
+from wdmoe_env.optional import optional
 
 KNOWN_MODELS: tuple[str, ...] = ("tiny", "micro")
 """``tiny``: trained on real text, ships with the package. ``micro``: random, for tests."""
@@ -31,16 +34,20 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
-def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> SplitModel:
-    """Load a split model, once per process for each name, device and type.
+def load_model(
+    name: str, device: str = "cpu", dtype: str = "float32", device_map: str | Mapping[str, int | str] | None = None
+) -> SplitModel:
+    """Load a split model, once per process for each set of arguments.
 
     Args:
         name: one of ``KNOWN_MODELS``, the folder of a transformers MoE model, or a hub id ``organisation/name``.
         device: as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        device_map: in place of ``device``, as transformers takes it: ``"auto"``, or module names to devices.
 
     Raises:
         FileNotFoundError: no such folder.
+        ImportError: a ``device_map`` without accelerate.
         ValueError: an unknown name, a model that cannot be read, or one that cannot be split.
     """
     if dtype not in _DTYPES:
@@ -49,7 +56,17 @@ def load_model(name: str, device: str = "cpu", dtype: str = "float32") -> SplitM
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"expected a device that torch can use here, got {device!r}") from error
-    return _load(name if name in KNOWN_MODELS else _source(name), str(torch.device(device)), dtype)
+    places = tuple(sorted(device_map.items())) if isinstance(device_map, Mapping) else device_map
+    if places is not None:
+        _check_device_map(name, device)
+    return _load(name if name in KNOWN_MODELS else _source(name), str(torch.device(device)), dtype, places)
+
+
+def _check_device_map(name: str, device: str) -> None:
+    if name == "micro" or device != "cpu":
+        raise ValueError(f"device_map takes the place of device, for a model of files, got {device!r} for {name!r}")
+    with optional("accelerate", extra="accelerate"):
+        import_module("accelerate")
 
 
 def _source(name: str) -> str:
@@ -73,24 +90,33 @@ def _source(name: str) -> str:
 
 
 @cache
-def _load(source: str, device: str, dtype: str) -> SplitModel:
-    rebuild = (load_model, (source, device, dtype))
+def _load(source: str, device: str, dtype: str, places: str | tuple[tuple[str, int | str], ...] | None) -> SplitModel:
+    device_map = dict(places) if isinstance(places, tuple) else places
+    rebuild = (load_model, (source, device, dtype, device_map))
     if source == "micro":
         return SplitModel(_micro().to(device, _DTYPES[dtype]), Tokenizer(str(_TINY)), rebuild=rebuild)
     path = str(_TINY) if source == "tiny" else source
-    model = _pretrained(path, _DTYPES[dtype]).to(device)
+    model = _pretrained(path, _DTYPES[dtype], device_map)
+    if device_map is None:
+        model = model.to(device)
     try:
         return SplitModel(model, Tokenizer(path), rebuild=rebuild)
     except ValueError as error:
         raise ValueError(f"cannot split the model {source}: {error}") from error
 
 
-def _pretrained(path: str, dtype: torch.dtype) -> Any:
-    """A causal language model from a folder or the hub, whole or not at all."""
+def _pretrained(path: str, dtype: torch.dtype, device_map: Any) -> Any:
+    """A language model from a folder or the hub, whole or not at all."""
+    kind = auto_class(read_config(path))
     try:
         with _no_progress_bar(), torch.random.fork_rng(devices=[]):  # loading draws from the global generator
-            model, report = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            model, report = kind.from_pretrained(
+                path,
+                dtype=dtype,
+                device_map=device_map,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
     except SafetensorError as error:
         raise ValueError(f"the weights of the model {path} are truncated or damaged: {error}") from error
@@ -155,18 +181,22 @@ class Tokenizer:
         self._path = path
 
     @cached_property
-    def _encode(self) -> Callable[[str], list[int]]:
+    def _codec(self) -> tuple[Callable[[str], list[int]], Callable[[list[int]], str]]:
         file = Path(self._path) / "tokenizer.json"
         try:
             if file.is_file():
                 from_file = TokenizerFile.from_file(str(file))
-                return lambda text: from_file.encode(text, add_special_tokens=False).ids
+                return lambda text: from_file.encode(text, add_special_tokens=False).ids, from_file.decode
             tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
         except Exception as error:  # tokenizers raises bare exceptions, transformers many kinds
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"expected a tokenizer in {self._path}, which cannot be loaded: {reason}") from error
-        return lambda text: tokenizer.encode(text, add_special_tokens=False)
+        return lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.decode
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
-        return self._encode(text)
+        return self._codec[0](text)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids."""
+        return self._codec[1](token_ids)

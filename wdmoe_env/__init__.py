@@ -17,3 +17,7 @@ for _id, _decision in ENV_IDS.items():
             vector_entry_point="wdmoe_env.vector_env:WDMoEVectorEnv",
             kwargs={"decision": _decision},
         )
+
+# Gymnasium's checker expects a number for a reward, where this has a vector.
+if "WDMoE-MO-v0" not in registry:
+    register("WDMoE-MO-v0", entry_point="wdmoe_env.mo_env:WDMoEMultiObjectiveEnv", disable_env_checker=True)

@@ -1,0 +1,27 @@
+"""The wheel that programs run against, and the list of what ran."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import pytest
+
+from benchmarks.pages import install_wheel
+
+RAN = "ran"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """Folder with the wheel alone."""
+    return install_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print each program that ran, as the tests recorded it."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    lines = [text for report in reports for name, text in report.user_properties if name == RAN]
+    if lines:
+        terminalreporter.section(f"ran, under Gymnasium {metadata.version('gymnasium')}")
+        for line in sorted(set(lines)):
+            terminalreporter.line(line)

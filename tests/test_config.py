@@ -13,9 +13,12 @@ from wdmoe_env.config import ChannelConfig, DeploymentConfig, DeviceConfig, EnvC
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"num_token": 8}, "unknown keyword 'num_token'; the nearest known are num_tokens"),
-        ({"channel": {"pathloss": "umi_los"}}, r"unknown keyword 'channel\.pathloss'; the nearest known are path_loss"),
-        ({"devices": {"cont": 4}}, r"unknown keyword 'devices\.cont'; the nearest known are count"),
+        ({"num_token": 8}, "unexpected keyword argument 'num_token'; the nearest known are num_tokens"),
+        (
+            {"channel": {"pathloss": "umi_los"}},
+            r"unexpected keyword argument 'channel\.pathloss'; the nearest known are path_loss",
+        ),
+        ({"devices": {"cont": 4}}, r"unexpected keyword argument 'devices\.cont'; the nearest known are count"),
     ],
 )
 def test_unknown_keyword_names_the_nearest(keywords, message):

@@ -15,7 +15,6 @@ from conftest import MICRO
 from gymnasium.utils.env_checker import check_env
 
 from wdmoe_env import ENV_IDS
-from wdmoe_env.env import WDMoEEnv
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.text.windows import load_documents
@@ -289,8 +288,12 @@ def test_a_bad_action_leaves_the_episode_as_it_was():
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({"num_token": 8}, TypeError, "unknown keyword 'num_token'; the nearest known are num_tokens"),
-        ({"channel": {"fadin": "rician"}}, TypeError, "unknown keyword 'channel.fadin'; the nearest known are fading"),
+        ({"num_token": 8}, TypeError, "unexpected keyword argument 'num_token'; the nearest known are num_tokens"),
+        (
+            {"channel": {"fadin": "rician"}},
+            TypeError,
+            "unexpected keyword argument 'channel.fadin'; the nearest known are fading",
+        ),
         ({"model": "micr"}, ValueError, "micro"),
         ({"reward": "speed"}, ValueError, "reward must be one of wlr"),
         ({"num_tokens": 10**6}, ValueError, "num_tokens must be at most"),

@@ -327,7 +327,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch,
     [
         ("{", "expected JSON in"),
         ("[1]", "expected a JSON object in"),
-        ('{"fadin": 1}', "unknown keyword 'fadin'"),
+        ('{"fadin": 1}', "unexpected keyword argument 'fadin'"),
         ('{"decision": "bandwidth"}', "decision must be 'joint' in an evaluation"),
     ],
 )

@@ -18,6 +18,7 @@ examples:
   python -m train --algorithm straight-through --hidden-states --reward latency_quality --out runs/gradient
   python -m train --start runs/gradient/policy.safetensors --hidden-states --reward latency_quality --out runs/both
   python -m train --out runs/joint --env-id WDMoE-v0 --resume # goes on after a kill
+  python -m train --backend rllib --address auto --env-runners 8 --out runs/rllib # over a Ray cluster
   tensorboard --logdir runs                                   # curves
 
 The run folder holds the policy (policy.safetensors and policy.json), progress*.csv (curves), arguments.json and
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = Arguments(**vars(parser().parse_args(argv)))
     try:
         path = train(arguments)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"python -m train: {error}", file=sys.stderr)
         return 2
     print(f"policy: {path}")

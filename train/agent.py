@@ -27,7 +27,12 @@ def train(arguments: Arguments) -> Path:
     Raises:
         ValueError, TypeError, OSError: an argument is wrong, the run folder is in use, or it holds no checkpoint of
             this run to resume; nothing was trained.
+        ImportError: the backend is not installed; the message says how to install it.
     """
     arguments.check()
     settings = hyperparameters(arguments.algorithm, arguments.env_id, arguments.reward)
+    if arguments.backend == "rllib":
+        from train.rllib import train_rllib
+
+        return train_rllib(arguments, settings)
     return TRAINERS[arguments.algorithm](arguments, settings)

@@ -11,6 +11,7 @@ import yaml
 from wdmoe_env.checks import check_integer
 
 ALGORITHMS = ("ppo", "straight-through", "sac")
+BACKENDS = ("sb3", "rllib")
 HYPERPARAMETERS = Path(__file__).parent / "hyperparameters.yml"
 
 
@@ -19,6 +20,11 @@ class Arguments:
     """What to train; each field is a flag of ``python -m train``."""
 
     algorithm: str = field(default="ppo", metadata={"help": "ppo, straight-through or sac"})
+    backend: str = field(default="sb3", metadata={"help": "what runs PPO: sb3 here, or rllib on one machine or many"})
+    env_runners: int = field(default=2, metadata={"help": "processes that step environments, of rllib"})
+    address: str = field(
+        default="local", metadata={"help": "Ray cluster of rllib: local (starts one), auto, HOST:PORT"}
+    )
     env_id: str = field(default="WDMoE-Selection-v0", metadata={"help": "environment id"})
     model: str = field(default="tiny", metadata={"help": "language model: tiny, micro, or a checkpoint folder"})
     reward: str = field(default="wlr", metadata={"help": "wlr, wlr_device or latency_quality"})
@@ -43,6 +49,11 @@ class Arguments:
         """
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.backend == "rllib" and (self.algorithm != "ppo" or self.without_domains):
+            raise ValueError("backend rllib runs the algorithm ppo, and takes no without_domains")
+        check_integer("env_runners", self.env_runners, at_least=1)
         check_integer("timesteps", self.timesteps, at_least=1)
         check_integer("checkpoint_every", self.checkpoint_every, at_least=1)
         check_integer("extra_experts", self.extra_experts, at_least=0)

@@ -14,17 +14,20 @@ from wdmoe_env.observations import Sizes
 
 def make_env(arguments: Arguments, num_envs: int) -> Any:
     """The batched environment over the training split."""
-    return gym.make_vec(
-        f"wdmoe_env:{arguments.env_id}",
-        num_envs=num_envs,
-        autoreset_mode="SAME_STEP",
-        model=arguments.model,
-        num_tokens=arguments.num_tokens,
-        reward=arguments.reward,
-        quality_weight=arguments.quality_weight,
-        observe_hidden_states=arguments.hidden_states,
-        split="train",
-    )
+    name, keywords = f"wdmoe_env:{arguments.env_id}", env_keywords(arguments)
+    return gym.make_vec(name, num_envs=num_envs, autoreset_mode="SAME_STEP", **keywords)
+
+
+def env_keywords(arguments: Arguments) -> dict[str, Any]:
+    """Keywords of the environment."""
+    return {
+        "model": arguments.model,
+        "num_tokens": arguments.num_tokens,
+        "reward": arguments.reward,
+        "quality_weight": arguments.quality_weight,
+        "observe_hidden_states": arguments.hidden_states,
+        "split": "train",
+    }
 
 
 def architecture_of(arguments: Arguments, sizes: Sizes) -> Architecture:

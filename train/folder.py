@@ -16,7 +16,7 @@ from train.arguments import Arguments
 from wdmoe_env import __version__
 
 # What a run may change half-way.
-FREE_ON_RESUME = ("timesteps", "out", "checkpoint_every", "resume", "progress")
+FREE_ON_RESUME = ("timesteps", "out", "checkpoint_every", "resume", "progress", "env_runners", "address")
 
 
 def open_run(arguments: Arguments, settings: dict[str, Any]) -> Path:

@@ -299,8 +299,9 @@ def from_mapping(kind: type[ConfigT], values: Mapping[str, Any], prefix: str = "
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3) or known
-            raise TypeError(f"unknown keyword {prefix + key!r}; the nearest known are {', '.join(near)}")
+            near = ", ".join(difflib.get_close_matches(key, known, n=3) or known)
+            # In Python's own words: TorchRL looks for them, and then leaves out the keyword that it tried.
+            raise TypeError(f"unexpected keyword argument {prefix + key!r}; the nearest known are {near}")
     return kind(**{key: _tuples(value) for key, value in values.items()})
 
 

@@ -188,9 +188,9 @@ def test_a_policy_of_ones_own_needs_no_name():
         ("policy=top1:3,model=micro", "policy 'top1' takes no parameter, got '3'"),
         (
             "policy=top1,model=micro,channel.fadin=rician",
-            "unknown keyword 'channel.fadin'; the nearest known are fading",
+            "unexpected keyword argument 'channel.fadin'; the nearest known are fading",
         ),
-        ("policy=top1,modle=micro", "unknown keyword 'modle'; the nearest known are model"),
+        ("policy=top1,modle=micro", "unexpected keyword argument 'modle'; the nearest known are model"),
         ("policy=top1,model=micro,num_tokens=512", "num_tokens must be at most 256"),
         ("policy=top1,model=micro,split=train", "split does not go with lm_eval"),
     ],

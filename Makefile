@@ -46,7 +46,7 @@ integrations: $(INTEGRATIONS)/ready
 		tests/test_actions.py tests/test_observations.py tests/test_sb3.py tests/test_workers.py
 
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)
 	env -u OMP_NUM_THREADS $(BIN)/python -m benchmarks $(FLAGS)

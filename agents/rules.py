@@ -144,7 +144,7 @@ def predicted_observation(batch: Observation, past: Float, known: Bool) -> dict[
 
 
 def with_optimal_shares(block: Block, selection: Bool) -> tuple[Bool, Float]:
-    """A selection with the shares that minimise its block latency."""
+    """A selection (N, J, E) with the shares that minimise its block latency."""
     return selection, min_max_bandwidth(block.links, device_load(selection, block.links.placement)).shares
 
 

@@ -41,7 +41,7 @@ class Decision:
     shares: Float | None
 
     def rows(self, index: NDArray[np.int64]) -> Decision:
-        """The decisions of some rows of a batch."""
+        """The decisions of some rows (n,) of a batch."""
         return Decision(*(None if part is None else part[index] for part in (self.selection, self.shares)))  # type: ignore[arg-type]
 
 

@@ -8,7 +8,11 @@ from collections.abc import Iterable
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of the choices; the nearest one is named."""
+    """Refuse a value that is none of the choices; the nearest one is named.
+
+    Raises:
+        ValueError: it is none of them.
+    """
     choices = list(choices)
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4)
@@ -22,7 +26,11 @@ def is_tuple_of(value: object, kind: type) -> bool:
 
 
 def check_numbers(name: str, values: object, count: int) -> None:
-    """Refuse all but a tuple of ``count`` positive numbers."""
+    """Refuse all but a tuple of ``count`` positive numbers.
+
+    Raises:
+        ValueError: it is anything else.
+    """
     if not isinstance(values, tuple) or len(values) != count:
         raise ValueError(f"{name} must be a tuple of {count} numbers, got {values!r}")
     for value in values:
@@ -30,7 +38,11 @@ def check_numbers(name: str, values: object, count: int) -> None:
 
 
 def check_integer(name: str, value: object, at_least: int) -> None:
-    """Refuse all but a whole number of at least ``at_least``."""
+    """Refuse all but a whole number of at least ``at_least``.
+
+    Raises:
+        ValueError: it is anything else, a ``bool`` included.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
 
@@ -38,7 +50,18 @@ def check_integer(name: str, value: object, at_least: int) -> None:
 def check_number(
     name: str, value: object, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
 ) -> None:
-    """Refuse all but a finite number within the bounds."""
+    """Refuse all but a finite number within the bounds.
+
+    Args:
+        name: of the setting, for the message.
+        value: what came.
+        above: exclusive lower bound.
+        at_least: inclusive lower bound.
+        at_most: inclusive upper bound.
+
+    Raises:
+        ValueError: it is no number, not finite, or out of bounds.
+    """
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not (value > above and at_least <= value <= at_most):  # type: ignore[operator]
         bounds = [
@@ -50,7 +73,11 @@ def check_number(
 
 
 def check_keys(name: str, values: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse keys that are not known."""
+    """Refuse keys that are not known.
+
+    Raises:
+        ValueError: there is one; the known ones are listed.
+    """
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"{name} may hold {', '.join(known)}, got {', '.join(map(repr, unknown))}")

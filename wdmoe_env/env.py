@@ -31,6 +31,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     `WDMoE-v0` takes both decisions. In `WDMoE-Selection-v0` the action is the selection and the bandwidth is
     solved exactly; in `WDMoE-Bandwidth-v0` the action is the shares and the selection is the model's own.
+    `WDMoE-MO-v0` takes both and has the reward (latency, quality), unweighted.
 
     ## Action Space
     One `Box(-1, 1, (J * E + U,), float32)`; with the defaults, J = 32, E = 8, U = 8.

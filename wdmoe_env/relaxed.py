@@ -140,7 +140,7 @@ def relaxed_episodes(
 
 
 def observation_tensors(block: Block) -> dict[str, Tensor]:
-    """The observation of N episodes at one block, as an actor gets it."""
+    """The observation of N episodes at one block, entries (N, ...), as an actor gets it."""
     return {name: torch.from_numpy(value) for name, value in encode_observation(block).items()}
 
 

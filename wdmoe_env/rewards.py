@@ -49,7 +49,7 @@ def reward_function(reward: str | RewardFunction, quality_weight: float) -> Rewa
 
 
 def latency_quality(quality_weight: float, terms: Terms) -> Float:
-    """-t / t_vanilla in every block, and after the last the weighted loss of quality."""
+    """Rewards (N,): -t / t_vanilla in every block, and after the last less the weighted loss of quality in nats."""
     return -terms["latency_ratio"] - quality_weight * terms["added_nll"]
 
 

@@ -51,6 +51,10 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         config: the configuration or its dict.
         render_mode: ``None``; only the single environment draws.
         **keywords: fields of ``EnvConfig``.
+
+    Raises:
+        ValueError: ``num_envs`` below 1, an unknown mode, a render mode, or a field out of its range.
+        TypeError: an unknown keyword; the message names the nearest fields.
     """
 
     def __init__(
@@ -126,6 +130,12 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     def step(self, actions: Any) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
         """Run one block in every environment, and reset according to the autoreset mode.
 
+        Args:
+            actions: a batch of N, see ``encode_action``.
+
+        Returns:
+            Observation with entries (N, ...), rewards (N,), terminated (N,), truncated (N,) all False, and info.
+
         Raises:
             gymnasium.error.ResetNeeded: an environment's episode has ended and nothing resets it.
             ValueError, TypeError: not a batch of actions, and the episodes can go on; or not rewards, where the reward
@@ -155,7 +165,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         return self.codec.encode(selection, shares)
 
     def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
-        """Selections and shares of actions; see ``ActionCodec.decode``."""
+        """Selections (N, J, E) and shares (N, U) of actions; see ``ActionCodec.decode``."""
         decision = self.codec.decode(action, self.codec.batch_of(action))
         return decision.selection, decision.shares
 

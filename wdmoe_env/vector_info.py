@@ -41,7 +41,7 @@ def merge(info: Info, other: Info) -> None:
 
 
 def split_rows(info: Info, ended: NDArray[np.bool_]) -> tuple[Info, Info]:
-    """Info of the ended environments and of the others, by their masks; what nobody has is left out."""
+    """Info of the ended environments (N,) bool and of the others, by their masks; what nobody has is left out."""
     final: Info = {}
     going: Info = {}
     for name in [key for key in info if f"_{key}" in info]:

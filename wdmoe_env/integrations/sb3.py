@@ -106,7 +106,14 @@ class SB3VecEnv(VecEnv):
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Call a method of the batched environment; the result stands once per index."""
+        """Call a method of the batched environment; the result stands once per index.
+
+        Args:
+            method_name: of the method.
+            *args: its arguments.
+            indices: environments, ``None`` for all.
+            **kwargs: its keywords.
+        """
         result = getattr(self.env, method_name)(*args, **kwargs)
         return [result for _ in self._get_indices(indices)]
 

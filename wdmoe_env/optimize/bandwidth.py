@@ -1,6 +1,6 @@
 """Min-max bandwidth: the shares that end a block soonest, equation (7), and what a token then costs.
 
-Writing T for the block latency, each loaded device needs a share b[u](T), the root of a convex decreasing
+Writing T for the block latency, each loaded device needs a share ``b[u](T)``, the root of a convex decreasing
 function, and the optimum is the T at which these sum to 1. Both are found together by a Newton iteration
 on the logarithms of ``LatencyCurves``. Convexity of latency in the share gives a lower bound of T at every
 iterate, so that the iteration stops on a certificate: slowest device against bound.
@@ -51,7 +51,7 @@ class BandwidthSolution:
         return BandwidthSolution(shares, np.where(rows, self.latency_s, other.latency_s))
 
     def rows(self, index: NDArray[np.int64]) -> BandwidthSolution:
-        """The solution of some rows."""
+        """The solution of some rows (n,)."""
         return BandwidthSolution(self.shares[index], self.latency_s[index])
 
 
@@ -88,7 +88,7 @@ def min_max_bandwidth(links: BlockLinks, load: Load, min_share: float = 0.0) -> 
 def marginal_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolution) -> tuple[Float, Float]:
     """How much the optimal block latency grows per unit of load.
 
-    Where the devices that end the block share its bandwidth, t[u](b[u], n[u]) = T and sum of b[u] = const
+    Where the devices that end the block share its bandwidth, ``t[u](b[u], n[u]) = T`` and sum of b[u] = const
     give dT = sum of a[u] dt[u] at fixed shares, with a[u] proportional to 1 / |dt[u] / db[u]| and summing to 1.
     A device that is faster than T, because it holds the least share, has price 0. So has a device without
     load: its first token needs next to no share at the margin (see ``first_token_latency_s``).

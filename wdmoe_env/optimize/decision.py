@@ -37,7 +37,13 @@ class JointSolution:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A joint decision with its objective."""
+    """A joint decision with its objective.
+
+    Attributes:
+        selection: (N, J, E).
+        bandwidth: shares and latency.
+        wlr: (N,) objective (8) in 1/ms.
+    """
 
     selection: Bool
     bandwidth: BandwidthSolution
@@ -50,7 +56,7 @@ class Point:
         return Point(selection, bandwidth, np.where(rows, self.wlr, other.wlr))
 
     def rows(self, index: NDArray[np.int64]) -> Point:
-        """The point of some rows."""
+        """The point of some rows (n,)."""
         return Point(self.selection[index], self.bandwidth.rows(index), self.wlr[index])
 
     def replaced(self, index: NDArray[np.int64], other: Point) -> Point:
@@ -70,7 +76,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Where an optimizer stands: its point, iterations per row, the objective at the start and after each."""
+    """Where an optimizer stands.
+
+    Attributes:
+        point: the best decision so far.
+        iterations: (N,) alternations tried.
+        history: objective (N,) in 1/ms at the start and after each iteration.
+    """
 
     point: Point
     iterations: NDArray[np.int64]
@@ -82,16 +94,16 @@ class Run:
         return cls(point, np.zeros(len(point.wlr), dtype=np.int64), [point.wlr])
 
     def after(self, rows: Bool, point: Point) -> Run:
-        """One more iteration in the marked rows."""
+        """One more iteration in the marked rows (N,)."""
         return Run(point, self.iterations + rows, [*self.history, point.wlr])
 
     def then(self, trial: Run, accepted: Bool) -> Run:
-        """This run with the iterations of a trial, and its outcome in the accepted rows."""
+        """This run with the iterations of a trial, and its outcome in the accepted rows (N,)."""
         point = trial.point.where(accepted, self.point)
         return Run(point, self.iterations + trial.iterations, [*self.history, point.wlr])
 
     def solution(self, threshold: Float) -> JointSolution:
-        """The public form."""
+        """The public form, with the threshold (N,) that was used."""
         point = self.point
         return JointSolution(
             selection=point.selection,

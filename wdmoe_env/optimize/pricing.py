@@ -17,7 +17,12 @@ from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, experts_per
 
 @dataclass(frozen=True, slots=True)
 class DevicePrices:
-    """Gate weight that a unit of load costs, (N, U) each: per token sent, and per token-expert pair computed."""
+    """Gate weight that a unit of load costs.
+
+    Attributes:
+        token: (N, U) per token sent.
+        expert: (N, U) per token-expert pair computed.
+    """
 
     token: Float
     expert: Float

@@ -32,7 +32,7 @@ def expert_token_latency_s(links: BlockLinks, shares: Float) -> Float:
 
 
 def gate_latency_similarity(weights: Float, routed: Bool, token_latency_s: Float) -> Float:
-    """Cosine between a token's gate weights and its latencies over its routed experts.
+    """Cosine, without unit, between a token's gate weights and its latencies over its routed experts.
 
     Args:
         weights: (N, J, E) gate weights.

@@ -66,7 +66,12 @@ def check_min_share(min_share: float, loaded: Bool) -> None:
 
 
 def check_selection(links: BlockLinks, weights: Float, *masks: tuple[str, NDArray[np.bool_]]) -> None:
-    """Check gate weights (N, J, E) and the named boolean masks of the same shape.
+    """Check gate weights and masks of a selection.
+
+    Args:
+        links: the block's links.
+        weights: (N, J, E).
+        *masks: names, and boolean arrays (N, J, E).
 
     Raises:
         TypeError: a mask is not boolean.
@@ -84,7 +89,7 @@ def check_selection(links: BlockLinks, weights: Float, *masks: tuple[str, NDArra
 
 
 def check_mask(name: str, mask: NDArray[np.bool_], shape: tuple[int, ...]) -> None:
-    """Check that ``mask`` is a boolean array of the given shape.
+    """Check that ``mask``, of any shape, is a boolean array of the given one.
 
     Raises:
         TypeError: it is not boolean.

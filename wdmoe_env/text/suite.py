@@ -46,6 +46,9 @@ class Item:
         context: what all choices follow.
         choices: four texts, appended to the context as they are.
         answer: index of the right one.
+
+    Raises:
+        ValueError: an unknown format, an empty text, other than four different choices, or an answer that is none.
     """
 
     format: str

@@ -62,11 +62,20 @@ class ClockedPPO(PPO):
 
 def rows(settings: Settings) -> list[Row]:
     """All rows of the section."""
+    shared = {"policy": TokenSharedPolicy, "policy_kwargs": {"decision": "selection"}}
+    return [
+        *learn(settings, "PPO", **shared),
+        *learn(settings, "PPO, SB3's MultiInputPolicy", policy="MultiInputPolicy"),
+    ]
+
+
+def learn(settings: Settings, section: str, **keywords: Any) -> list[Row]:
+    """Collect and learn with the settings of ``python -m train`` and a policy."""
     arguments = Arguments(model="micro" if settings.quick else "tiny", reward="latency_quality")
     ppo_settings = hyperparameters("ppo", arguments.env_id, arguments.reward)
     num_envs = ppo_settings.pop("num_envs")
     env = ClockedVecEnv(make_env(arguments, num_envs))
-    algorithm = ClockedPPO(TokenSharedPolicy, env, seed=0, policy_kwargs={"decision": "selection"}, **ppo_settings)
+    algorithm = ClockedPPO(env=env, seed=0, **keywords, **ppo_settings)
     rollout = num_envs * ppo_settings["n_steps"]
     rollouts = 1 if settings.quick else 12
     algorithm.learn(rollout)  # the first allocations
@@ -79,7 +88,6 @@ def rows(settings: Settings) -> list[Row]:
     steps, in_env, in_gradients = env.steps, env.seconds, algorithm.seconds
     collecting = total - in_gradients
     alone = steps / (before + env.alone(steps // 2))
-    section = "PPO"
     return [
         Row(section, "time in the environment", 100.0 * in_env / total, "%"),
         Row(section, "time in the policy", 100.0 * (collecting - in_env) / total, "%"),

@@ -173,10 +173,11 @@ def test_a_generation_that_fails_leaves_nothing_paused(model):
         def predict(self, *args, **kwargs):
             raise RuntimeError("a policy's own")
 
+    before = live_greenlets()  # of other tests' environments
     with pytest.raises(RuntimeError, match="a policy's own"):
         generate(Scorer(lambda env: Failing(), CONFIG), [5, 6, 7], seed=0, max_new_tokens=2)
     gc.collect()
-    assert live_greenlets() == 0
+    assert live_greenlets() <= before
 
 
 def test_unknown_settings_are_named():

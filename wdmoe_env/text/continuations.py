@@ -1,7 +1,7 @@
 """Contexts and what may follow them, as windows of tokens.
 
-The suite's rules (``wdmoe_env.text.suite``) for any number of texts of any length: a context is split from what follows
-it, and cut, alike for everything that follows it.
+A context is split from what follows it, and cut, alike for everything that follows it, so that all are asked for the
+same. The suite and lm-eval's tasks become windows by these rules.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Continuation:
 
 
 def encode_continuations(
-    context: str, texts: Sequence[str], encode: Callable[[str], list[int]], prefix: int
+    context: str, texts: Sequence[str], encode: Callable[[str], list[int]], prefix: int | None = None
 ) -> list[Continuation]:
     """Token ids of a context and of each text that may follow it.
 
@@ -46,10 +46,10 @@ def encode_continuations(
         context: may be empty.
         texts: appended to the context as they are.
         encode: text to token ids.
-        prefix: the token that stands where no token of context is left.
+        prefix: the token that stands where no token of context is left; ``None`` refuses that.
 
     Raises:
-        ValueError: a text has no token of its own.
+        ValueError: a text has no token of its own, or the context none.
     """
     given = encode(context) if context else []
     wholes = [encode(context + text) for text in texts]
@@ -57,7 +57,10 @@ def encode_continuations(
     empty = next((text for text, whole in zip(texts, wholes, strict=True) if len(whole) == shared), None)
     if empty is not None:
         raise ValueError(f"expected a token of every text that follows {context!r}, got {empty!r}")
-    return [Continuation(given[:shared] or [prefix], whole[shared:]) for whole in wholes]
+    before = given[:shared] if shared or prefix is None else [prefix]
+    if not before:
+        raise ValueError(f"expected a token of context before {', '.join(map(repr, texts))}, got {context!r}")
+    return [Continuation(before, whole[shared:]) for whole in wholes]
 
 
 def cut_contexts(continuations: Sequence[Continuation], num_tokens: int) -> list[Continuation]:

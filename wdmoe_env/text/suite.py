@@ -11,10 +11,9 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.checks import check_choice, check_integer, is_tuple_of
+from wdmoe_env.text.continuations import continuation_windows, cut_contexts, encode_continuations
 from wdmoe_env.text.windows import TokenWindows
 
 NUM_CHOICES = 4
@@ -161,39 +161,14 @@ def suite_windows(items: Sequence[Item], tokenize: Callable[[str], list[int]], n
     Raises:
         ValueError: a choice leaves no room for a token of context, or has no token of its own.
     """
-    encoded = [_encode(item, tokenize) for item in items]
-    longest = max(len(choice) for _, choices in encoded for choice in choices)
+    encoded = [encode_continuations(item.context, item.choices, tokenize) for item in items]
+    longest = max(len(choice.tokens) for choices in encoded for choice in choices)
     if num_tokens < longest:
         raise ValueError(f"num_tokens must be at least {longest}, the longest choice of the suite, got {num_tokens}")
-    total = NUM_CHOICES * len(items)
-    grid = np.zeros((total, num_tokens + 1), dtype=np.int64)
-    lengths, begins = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-    cut = np.zeros(len(items), dtype=bool)
-    for number, (context, choices) in enumerate(encoded):
-        room = num_tokens + 1 - max(map(len, choices))
-        cut[number] = len(context) > room
-        for row, choice in enumerate(choices, start=NUM_CHOICES * number):
-            ids = context[-room:] + choice
-            grid[row, : len(ids)] = ids
-            lengths[row], begins[row] = len(ids), len(ids) - len(choice)
-    position = np.arange(1, num_tokens + 1)
-    mask = position < lengths[:, None]
+    fitting = [cut_contexts(choices, num_tokens) for choices in encoded]
+    windows, scored = continuation_windows([choice for choices in fitting for choice in choices], num_tokens)
     domains = tuple(item.domain for item in items for _ in range(NUM_CHOICES))
     sizes = [len(choice.encode()) for item in items for choice in item.choices]
-    windows = TokenWindows(grid[:, :-1], grid[:, 1:], mask, domains)
-    scored = mask & (position >= begins[:, None])
-    return SuiteWindows(tuple(items), windows, scored, np.array(sizes, dtype=np.int64), cut)
-
-
-def _encode(item: Item, tokenize: Callable[[str], list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Token ids of the context, and of what follows it for each choice.
-
-    Context and choice are tokenized together, as a text is. Where a choice melts into the last tokens of the
-    context, the context ends before them for all four choices, so that all are asked for the same text.
-    """
-    context = tokenize(item.context)
-    texts = [tokenize(item.context + choice) for choice in item.choices]
-    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(context, *texts, strict=False)))
-    if not shared or any(len(text) == shared for text in texts):
-        raise ValueError(f"expected a token of context and one of every choice, got {item.context!r}, {item.choices}")
-    return context[:shared], [text[shared:] for text in texts]
+    cut = [len(after[0].context) < len(before[0].context) for before, after in zip(encoded, fitting, strict=True)]
+    windows = replace(windows, domains=domains)
+    return SuiteWindows(tuple(items), windows, scored, np.array(sizes, dtype=np.int64), np.array(cut))

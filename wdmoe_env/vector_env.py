@@ -65,6 +65,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         render_mode: str | None = None,
         **keywords: Any,
     ) -> None:
+        self._cohorts: list[Cohort] = []  # first: older Gymnasiums close what could not be made too
         check_integer("num_envs", num_envs, at_least=1)
         if render_mode is not None:
             raise ValueError(f"render_mode must be None on the batched environment, got {render_mode!r}")
@@ -82,7 +83,6 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
-        self._cohorts: list[Cohort] = []
         self._started = False
         self._observation: Observation = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)  # type: ignore[assignment]
 

@@ -7,6 +7,7 @@ import torch
 from moe_models import ARCHITECTURES, random_model
 
 from wdmoe_env.moe import experts as experts_module
+from wdmoe_env.moe import packing
 from wdmoe_env.moe.experts import STRATEGIES, choose_strategy, expert_widths, run_expert, run_experts
 from wdmoe_env.moe.packing import pack_linear_layers
 
@@ -42,16 +43,12 @@ def test_every_strategy_is_the_weighted_sum(architecture, strategy, density):
     hidden_states, selection, weights = random_input(experts, density=density)
     outputs = torch.stack([run_expert(experts, e, hidden_states) for e in range(experts.num_experts)], dim=1)
     expected = (outputs * (weights * selection)[..., None]).sum(dim=1)
-    if strategy == "packed_dense" and experts.has_bias:
-        with pytest.raises(ValueError, match="without biases"):
-            STRATEGIES[strategy](experts, hidden_states, selection, weights)
-        return
     result = STRATEGIES[strategy](experts, hidden_states, selection, weights)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     assert (result[~selection.any(dim=1)] == 0).all()
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "packed_dense"])
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_an_expert_runs_on_exactly_the_tokens_sent_to_it(strategy):
     """Seen at the activation, the one place that every strategy passes with the rows of the experts."""
     experts = experts_of("mixtral")
@@ -82,10 +79,10 @@ def test_the_strategy_depends_on_the_number_of_tokens_and_on_what_torch_can_do_w
     experts = experts_of("mixtral")
     few, _, _ = random_input(experts, tokens=16)
     many, _, _ = random_input(experts, tokens=2048)
-    assert choose_strategy(experts, few) == "packed_dense"
-    monkeypatch.setattr(experts_module, "_DENSE_MAX_PRODUCTS", 0)
     assert choose_strategy(experts, few) == "packed"
     assert choose_strategy(experts, many) == "packed_slices"
+    monkeypatch.setattr(experts_module, "has_one_thread_product", lambda: False)
+    assert choose_strategy(experts, few) == "packed_slices"
     with torch.enable_grad():
         assert choose_strategy(experts, few) == "grouped"
         assert choose_strategy(experts, many) == "slices"
@@ -113,8 +110,14 @@ def test_packed_weights_follow_the_parameters():
 
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("one_thread", [True, False])
 @pytest.mark.parametrize(("rows", "features", "outputs"), [(40, 128, 256), (3, 8, 8)])
-def test_a_packed_linear_layer_is_the_layer_and_follows_its_parameters(bias, rows, features, outputs):
+def test_a_packed_linear_layer_is_the_layer_and_follows_its_parameters(
+    bias, one_thread, rows, features, outputs, monkeypatch
+):
+    """By either product, of which a later torch may have one alone."""
+    if not one_thread:
+        monkeypatch.setattr(packing, "has_one_thread_product", lambda: False)
     layer = torch.nn.Linear(features, outputs, bias=bias).half().float().requires_grad_(False)
     model = torch.nn.Sequential(layer)
     inputs = torch.randn(2, rows, features, generator=torch.Generator().manual_seed(0))

@@ -1,8 +1,8 @@
 """Who runs which experts on which tokens: the seam behind which experts may live elsewhere.
 
-All strategies compute the same sum and differ in order and speed. All but ``packed_dense``, for which a product is
-little beside a call, run every expert on exactly the tokens that were sent to it. Anything with the signature
-``ExpertRunner`` can take the place of ``run_experts``, for instance one that sends the rows to other hosts.
+All strategies compute the same sum and differ in order and speed, and run every expert on exactly the tokens that were
+sent to it. Anything with the signature ``ExpertRunner`` can take the place of ``run_experts``, for instance one that
+sends the rows to other hosts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from wdmoe_env.moe.packing import layer_names, layer_parameters, packed_dense, packed_half, packed_product
+from wdmoe_env.moe.packing import Packed, has_one_thread_product, layer_names, layer_parameters, packed_half
 
 ExpertRunner = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 """(experts module, hidden states (T, H), selection (T, E) bool, weights (T, E)) -> outputs (T, H)."""
@@ -30,7 +30,6 @@ _Product = Callable[[str, int, Tensor], Tensor]
 """(name of a fused layer, expert, inputs of that expert) -> outputs."""
 
 _GROUPED_MAX_TOKENS = 96  # above, a product for each expert is faster than one grouped product
-_DENSE_MAX_PRODUCTS = 3 * 2**23  # multiplications; above, what nobody asked for takes longer than many small calls
 _BY_LAYER_MAX_TOKENS = 256  # above, what a layer of all experts puts out no longer stays in a core's cache
 
 
@@ -56,12 +55,9 @@ def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     # Products that torch has for inference on a CPU in single precision, without a derivative.
     inference = hidden_states.is_cpu and not torch.is_grad_enabled()
     single = hidden_states.dtype == weight.dtype == torch.float32
-    if inference and single:
-        layers = 3 if experts.has_gate else 2
-        if tokens * layers * weight.numel() <= _DENSE_MAX_PRODUCTS and packed_dense(experts) is not None:
-            return "packed_dense"
-        if packed_half(experts) is not None:
-            return "packed" if tokens <= _BY_LAYER_MAX_TOKENS else "packed_slices"
+    if inference and single and packed_half(experts) is not None:
+        few = tokens <= _BY_LAYER_MAX_TOKENS and has_one_thread_product()
+        return "packed" if few else "packed_slices"
     if tokens <= _GROUPED_MAX_TOKENS and _can_group(weight, hidden_states):
         return "grouped"
     return "onednn" if inference and single and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "slices"
@@ -102,14 +98,16 @@ def _by_expert(
     return rows.combine(hidden_states, torch.cat(outputs) if outputs else hidden_states[:0], weights)
 
 
-def _by_layer(
-    products: Callable[[Any], _Product], experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor
-) -> Tensor:
+def _packed(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
     """The first layer of all experts, one activation, and their last layer: with few rows, calls are what counts."""
-    rows, product = _Rows.of(selection, hidden_states.device), products(experts)
+    rows, packed = _Rows.of(selection, hidden_states.device), _packed_layers(experts)
 
     def linear(name: str, inputs: Tensor) -> Tensor:
-        return torch.cat([product(name, expert, part) for expert, part in enumerate(rows.split(inputs))])
+        each = packed[name]
+        outputs = inputs.new_empty(len(inputs), each[0].num_outputs)
+        for weight, part, into in zip(each, rows.split(inputs), rows.split(outputs), strict=True):
+            weight.product_into(part, into)
+        return outputs
 
     return rows.combine(hidden_states, _feed_forward(experts, rows.of_tokens(hidden_states), linear), weights)
 
@@ -154,23 +152,17 @@ def _onednn(experts: Any) -> _Product:
     return product
 
 
-def _packed(experts: Any) -> _Product:
+def _packed_product(experts: Any) -> _Product:
     """FBGEMM's product with weights kept in half precision, computed in single precision."""
+    packed = _packed_layers(experts)
+    return lambda name, expert, inputs: packed[name][expert].product(inputs)
+
+
+def _packed_layers(experts: Any) -> Packed:
     packed = packed_half(experts)
     if packed is None:
         raise ValueError("expected experts whose weights are exact in half precision")
-    return lambda name, expert, inputs: packed_product(inputs, packed[name][expert])
-
-
-def _packed_dense(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
-    """Every expert on every token in one product a layer: with very few rows, calls are all that counts."""
-    packed = packed_dense(experts)
-    if packed is None:
-        raise ValueError("expected experts without biases whose weights are exact in half precision")
-    first, last = packed
-    hidden = _activated(experts, packed_product(hidden_states, first).view(*selection.shape, -1))
-    weighted = hidden * torch.where(selection, weights, 0.0).unsqueeze(-1)
-    return packed_product(weighted.flatten(1), last)
+    return packed
 
 
 STRATEGIES: dict[str, ExpertRunner] = {
@@ -178,9 +170,8 @@ STRATEGIES: dict[str, ExpertRunner] = {
     "slices": partial(_by_expert, _stock),
     "grouped": _grouped,
     "onednn": partial(_by_expert, _onednn),
-    "packed_dense": _packed_dense,
-    "packed": partial(_by_layer, _packed),
-    "packed_slices": partial(_by_expert, _packed),
+    "packed": _packed,
+    "packed_slices": partial(_by_expert, _packed_product),
 }
 
 

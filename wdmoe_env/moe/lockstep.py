@@ -23,8 +23,8 @@ from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.split import SplitForward, SplitModel
 
 TOKENS_PER_PASS = 1024
-TOKENS_PER_THREAD = 256
-LOGITS_AT_ONCE = 2**19  # 2 MiB, which stay in a core's cache from one use to the next
+TOKENS_PER_THREAD = 128
+LOGITS_AT_ONCE = 2**17  # 512 KiB, which stay in a core's cache from one use to the next
 
 Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """NLL in nats, and whether the best guess was right; both (N, J)."""

@@ -3,12 +3,17 @@
 With few rows a product's time is that of reading its weights. Many checkpoints, "tiny" among them, are stored in half
 precision and computed in single precision: packed in half precision their weights are half as long to read, and
 FBGEMM widens them in registers, so that the outputs are those of single precision.
+
+Torch has two ways to that product. The one for quantised layers uses all threads and takes 7 us to be called, since a
+packed object is handed over. The older one takes 1 us and one thread. Torch calls it deprecated: where it is gone, the
+other does its work.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -16,17 +21,75 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Packed = dict[str, list[Any]]
+Packed = dict[str, "list[PackedWeight]"]
 """Name of a layer to the packed weights of each expert."""
-
-Dense = tuple[Any, Any]
-"""The packed first layers of all experts, one below the other, and their last layers, side by side."""
 
 Made = TypeVar("Made")
 
 _cache: WeakKeyDictionary[nn.Module, dict[Callable[..., Any], tuple[Any, Any]]] = WeakKeyDictionary()
 
-_LARGE_PRODUCT = 2**20  # multiplications, below which a packed product brings nothing
+_LARGE_PRODUCT = 2**21  # multiplications, from which threads are worth the longer call
+
+
+class PackedWeight:
+    """A weight (outputs, inputs) that is exact in half precision, packed when it is first used.
+
+    Args:
+        weight: (O, I) with the outputs O and the inputs I.
+        bias: (O,), ``None`` where there is none.
+
+    Attributes:
+        num_outputs: rows of the weight.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias, self.num_outputs = weight.contiguous(), bias, len(weight)
+        self._one_thread = has_one_thread_product()
+
+    @cached_property
+    def _for_one_thread(self) -> Tensor:
+        packed: Tensor = torch.fbgemm_pack_gemm_matrix_fp16(self._weight)
+        return packed
+
+    @cached_property
+    def _for_threads(self) -> Any:
+        return torch.ops.quantized.linear_prepack_fp16(self._weight, self._bias)
+
+    def product(self, inputs: Tensor) -> Tensor:
+        """What the layer puts out for inputs (..., features)."""
+        large = inputs.numel() * self.num_outputs >= _LARGE_PRODUCT and torch.get_num_threads() > 1
+        if large or not self._one_thread:
+            outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(inputs, self._for_threads)
+            return outputs
+        outputs = torch.fbgemm_linear_fp16_weight_fp32_activation(inputs, self._for_one_thread, self._bias)
+        return outputs
+
+    def product_into(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Write what the layer puts out for inputs (T, features) to outputs (T, num_outputs), on one thread."""
+        torch.fbgemm_linear_fp16_weight_fp32_activation(inputs, self._for_one_thread, self._bias, outputs)
+
+
+@cache
+def has_one_thread_product() -> bool:
+    """Whether torch has the product that is quick to call."""
+    with warnings.catch_warnings():  # torch warns at the first call alone
+        warnings.simplefilter("ignore")
+        try:
+            one = torch.zeros(1, 1)
+            torch.fbgemm_linear_fp16_weight_fp32_activation(one, torch.fbgemm_pack_gemm_matrix_fp16(one), None)
+        except (AttributeError, RuntimeError):
+            return False
+    return True
+
+
+@cache
+def _can_pack() -> bool:
+    """Whether torch was built with FBGEMM, and uses it for quantised layers."""
+    try:
+        torch.ops.quantized.linear_prepack_fp16(torch.zeros(1, 1), None)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def layer_names(experts: Any) -> tuple[str, str]:
@@ -44,14 +107,9 @@ def layer_parameters(experts: Any, name: str) -> tuple[Tensor, Tensor | None]:
 def packed_half(experts: Any) -> Packed | None:
     """The packed layers, ``None`` where a weight is not exact in half precision or torch cannot pack here.
 
-    Packed once and kept beside the module, half its size; again where a parameter has changed since.
+    Packed once for each kind of product and kept beside the module, half its size; again where a parameter has changed.
     """
     return _kept(experts, _pack_each)
-
-
-def packed_dense(experts: Any) -> Dense | None:
-    """The same for all experts as one; ``None`` also where a bias or a norm stands between them and their sum."""
-    return _kept(experts, _pack_as_one)
 
 
 def pack_linear_layers(model: nn.Module) -> None:
@@ -68,21 +126,14 @@ def pack_linear_layers(model: nn.Module) -> None:
 def run_linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
     """What a linear layer puts out for inputs (..., features).
 
-    On the CPU, in single precision, without gradients and with weights that are exact in half precision a large product
-    is the packed one; any other is torch's own.
+    On the CPU, in single precision, without gradients and with weights that are exact in half precision the product is
+    the packed one; any other is torch's own.
     """
-    large = inputs.numel() * layer.out_features >= _LARGE_PRODUCT and inputs.is_cpu and not torch.is_grad_enabled()
-    if large and inputs.dtype == layer.weight.dtype == torch.float32:
+    if inputs.is_cpu and inputs.dtype == layer.weight.dtype == torch.float32 and not torch.is_grad_enabled():
         packed = _kept(layer, _pack_layer)
         if packed is not None:
-            return packed_product(inputs, packed)
+            return packed.product(inputs)
     return functional.linear(inputs, layer.weight, layer.bias)
-
-
-def packed_product(inputs: Tensor, packed: Any) -> Tensor:
-    """FBGEMM's product of inputs (..., features) with packed weights: kept in half, computed in single precision."""
-    outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(inputs, packed)
-    return outputs
 
 
 def _kept(module: nn.Module, make: Callable[[Any], Made]) -> Made:
@@ -99,7 +150,7 @@ def _kept(module: nn.Module, make: Callable[[Any], Made]) -> Made:
     return found
 
 
-def _pack_layer(layer: nn.Linear) -> Any:
+def _pack_layer(layer: nn.Linear) -> PackedWeight | None:
     return _pack(layer.weight, layer.bias)
 
 
@@ -108,25 +159,14 @@ def _pack_each(experts: Any) -> Packed | None:
     for name in layer_names(experts):
         weights, biases = layer_parameters(experts, name)
         each = [_pack(weight, None if biases is None else biases[expert]) for expert, weight in enumerate(weights)]
-        if any(one is None for one in each):
+        exact = [one for one in each if one is not None]
+        if len(exact) < len(each):
             return None
-        packed[name] = each
+        packed[name] = exact
     return packed
 
 
-def _pack_as_one(experts: Any) -> Dense | None:
-    if experts.has_bias or getattr(experts, "has_post_expert_norm", False):
-        return None
-    first, last = (layer_parameters(experts, name)[0] for name in layer_names(experts))
-    below, beside = _pack(first.flatten(0, 1), None), _pack(last.transpose(0, 1).flatten(1), None)
-    return None if below is None or beside is None else (below, beside)
-
-
-def _pack(weight: Tensor, bias: Tensor | None) -> Any:
-    """A weight (outputs, inputs) packed, ``None`` where it cannot be."""
-    if not torch.equal(weight.half().to(weight.dtype), weight):
-        return None
-    try:
-        return torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
-    except (AttributeError, RuntimeError):  # a build of torch without FBGEMM, or another quantised engine
-        return None
+def _pack(weight: Tensor, bias: Tensor | None) -> PackedWeight | None:
+    """A weight (outputs, inputs) to pack, ``None`` where it cannot be."""
+    exact = _can_pack() and torch.equal(weight.half().to(weight.dtype), weight)
+    return PackedWeight(weight, bias) if exact else None

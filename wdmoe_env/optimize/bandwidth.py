@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.optimize.curves import LatencyCurves, shares_with_sum_one
+from wdmoe_env.optimize.curves import LatencyCurves, device_sum, episodes_innermost, without_rounding
 from wdmoe_env.optimize.validate import check_links, check_load, check_min_share
 from wdmoe_env.physics.latency import (
     BlockLinks,
@@ -50,8 +50,8 @@ class BandwidthSolution:
         shares = np.where(rows[:, None], self.shares, other.shares)
         return BandwidthSolution(shares, np.where(rows, self.latency_s, other.latency_s))
 
-    def rows(self, index: NDArray[np.int64]) -> BandwidthSolution:
-        """The solution of some rows (n,)."""
+    def rows(self, index: NDArray[np.int64] | Bool) -> BandwidthSolution:
+        """The solution of some rows, by indices (n,) or marks (N,)."""
         return BandwidthSolution(self.shares[index], self.latency_s[index])
 
 
@@ -74,15 +74,35 @@ def min_max_bandwidth(links: BlockLinks, load: Load, min_share: float = 0.0) -> 
     """
     check_links(links)
     check_load(links, load)
+    return solve_min_max(links, load, min_share)
+
+
+def solve_min_max(links: BlockLinks, load: Load, min_share: float) -> BandwidthSolution:
+    """``min_max_bandwidth`` for a caller that has checked the links and counted the load itself.
+
+    Args:
+        links: the block's links, a batch of N.
+        load: (N, U) tokens and token-expert pairs of each device.
+        min_share: least share of a loaded device.
+
+    Raises:
+        ValueError: ``min_share`` is too large for the loaded devices.
+        RuntimeError: the bound was not reached, which no input is known to cause.
+    """
+    snr, compute_s = episodes_innermost(links.full_band_snr), episodes_innermost(links.compute_s)
+    links = BlockLinks(snr, links.payload_s, compute_s, links.placement)
+    load = Load(episodes_innermost(load.tokens), episodes_innermost(load.experts))
     loaded = load.tokens > 0
     check_min_share(min_share, loaded)
     idle = ~loaded.any(axis=-1, keepdims=True)
     # A device without load gets the curve of one token, which keeps its numbers finite; ``active`` rules it
     # out, except in a row without any load, which is solved all the same and then overwritten.
-    curves = LatencyCurves.of(links, Load(np.where(loaded, load.tokens, 1.0), load.experts))
-    shares = _equalise(curves, loaded | idle, np.where(loaded, min_share, 0.0))
-    shares = np.where(idle, 1.0 / links.num_devices, shares)
-    return BandwidthSolution(shares, block_latency_s(device_latency_s(links, load, shares)))
+    tokens = np.where(loaded, load.tokens, 1.0)
+    curves = LatencyCurves.of(links, Load(tokens, load.experts))
+    shares = _Problem.of(curves, loaded | idle, np.where(loaded, min_share, 0.0)).solve(tokens)
+    shares = np.where(idle, 1.0 / links.num_devices, without_rounding(shares))
+    latency_s = block_latency_s(device_latency_s(links, load, shares))
+    return BandwidthSolution(np.ascontiguousarray(shares), latency_s)
 
 
 def marginal_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolution) -> tuple[Float, Float]:
@@ -147,71 +167,96 @@ def _bandwidth_sensitivity(links: BlockLinks, load: Load, solution: BandwidthSol
     return np.divide(shares, fall, out=np.zeros_like(shares), where=ends_block)
 
 
-def _equalise(curves: LatencyCurves, active: Bool, minimum: Float) -> Float:
-    """Shares (N, U) at which every active device above its least share ends at the same time.
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Make all active devices that are above their least share end at the same time.
 
     With ``above`` = latency - the highest floor, a small difference of large numbers never arises.
+
+    Attributes:
+        curves: latency against share.
+        active: (N, U) devices that get a share.
+        minimum: (N, U) least shares.
+        spare: (N, 1) share to give beyond them.
+        highest_floor: (N, 1) s.
+        gap: (N, U) the highest floor less the device's own, s; infinite for a device that is not active.
     """
-    gap = np.where(active, curves.floor_s, -np.inf)
-    highest_floor = gap.max(axis=-1, keepdims=True)
-    gap = highest_floor - gap
-    shares = np.where(active, 1.0 / active.sum(axis=-1, keepdims=True), 1.0)
-    tangent = _Tangent(shares, *curves.excess(shares), gap)
-    # No device ends sooner than with the whole band, where its excess is at least its share of what it is now.
-    alone = (tangent.excess * shares - gap).max(axis=-1, keepdims=True)
-    bound = np.maximum(alone, tangent.lower_bound(tangent.above(active), active))
-    for _ in range(MAX_ITERATIONS):
-        shares = tangent.shares_that_sum_to_one(bound, minimum, active)
-        tangent = _Tangent(shares, *curves.excess(np.where(active, shares, 1.0)), gap)
-        above = tangent.above(active)
-        slowest = above.max(axis=-1, keepdims=True)
-        may_grow = (shares > minimum) | (above >= np.minimum(bound, slowest))
-        bound = np.maximum(bound, tangent.lower_bound(above, active & may_grow))
-        if (slowest - bound <= RELATIVE_GAP * (highest_floor + slowest)).all():
-            return shares
-    raise RuntimeError(f"min_max_bandwidth did not reach its optimum in {MAX_ITERATIONS} iterations")
+
+    curves: LatencyCurves
+    active: Bool
+    minimum: Float
+    spare: Float
+    highest_floor: Float
+    gap: Float
+
+    @classmethod
+    def of(cls, curves: LatencyCurves, active: Bool, minimum: Float) -> _Problem:
+        """The problem of some curves."""
+        floor = np.where(active, curves.floor_s, -np.inf)
+        highest = floor.max(axis=-1, keepdims=True)
+        return cls(curves, active, minimum, 1.0 - device_sum(minimum), highest, highest - floor)
+
+    def solve(self, guess: Float) -> Float:
+        """Optimal shares (N, U); the better their proportion is guessed, the sooner."""
+        tangent = self.tangent(guess * self.active)
+        # No device ends sooner than with the whole band, where its excess is at least its share of what it is now.
+        bound = (tangent.shares * tangent.excess - self.gap).max(axis=-1, keepdims=True)
+        target = tangent.step(tangent.step(bound))
+        for _ in range(MAX_ITERATIONS):
+            tangent = self.tangent(tangent.wanted(target) - self.minimum)
+            above = tangent.excess - self.gap
+            slowest = above.max(axis=-1, keepdims=True)
+            may_grow = (tangent.shares > self.minimum) | (above >= np.minimum(bound, slowest))
+            bound = np.maximum(bound, tangent.lower_bound(above, may_grow & self.active))
+            if (slowest - bound <= RELATIVE_GAP * (self.highest_floor + slowest)).all():
+                return tangent.shares * self.active
+            target = tangent.step(bound)
+        raise RuntimeError(f"min_max_bandwidth did not reach its optimum in {MAX_ITERATIONS} iterations")
+
+    def tangent(self, wanted: Float) -> _Tangent:
+        """The tangent where the devices hold their least shares and divide the rest in a proportion (N, U)."""
+        part = self.spare / np.maximum(device_sum(wanted), TINY)
+        shares = np.where(self.active, self.minimum + part * wanted, 1.0)
+        return _Tangent(self, shares, *self.curves.excess(shares))
 
 
 @dataclass(frozen=True, slots=True)
 class _Tangent:
-    """ln excess as a linear function of ln share at an iterate; all fields (N, U).
+    """ln excess as a linear function of ln share at an iterate; fields (N, U) but for the problem.
 
     Attributes:
-        shares: the iterate.
+        problem: what is being solved.
+        shares: the iterate; 1 for a device that is not active.
         excess: latency above each device's floor, s.
         fall: -d excess / d ln share, s.
-        gap: highest floor of the row less the device's own, s; infinite for a device that is not active.
     """
 
+    problem: _Problem
     shares: Float
     excess: Float
     fall: Float
-    gap: Float
-
-    def above(self, active: Bool) -> Float:
-        """Latency of each device less the row's highest floor."""
-        return np.where(active, self.excess - self.gap, -np.inf)
 
     def lower_bound(self, above: Float, free: Bool) -> Float:
         """No shares end the block sooner, (N, 1): duality, with the weights that give the free devices equal slopes.
 
         Every device above its least share must be free, and the slowest is.
         """
-        weight = np.where(free, self.shares / self.fall, 0.0)
-        mean: Float = (weight * np.where(free, above, 0.0)).sum(axis=-1, keepdims=True)
-        return mean / weight.sum(axis=-1, keepdims=True)
+        weight = free * self.shares / self.fall
+        return device_sum(weight * np.where(free, above, 0.0)) / device_sum(weight)
 
-    def shares_that_sum_to_one(self, bound: Float, minimum: Float, active: Bool) -> Float:
-        """The next iterate: one Newton step in T from its bound, then each device's share at that T.
+    def wanted(self, above: Float) -> Float:
+        """The share (N, U), at least the least one, with which each device ends at ``above`` (N, 1)."""
+        to_go = self.excess / (above + self.problem.gap)
+        return np.maximum(self.shares * to_go ** (self.excess / self.fall), self.problem.minimum)
+
+    def step(self, above: Float) -> Float:
+        """Newton's step (N, 1) from below towards the ``above`` at which the shares sum to 1.
 
         Under the tangents, the sum of shares to the power -1 / STEEPEST is concave in T and almost linear, so that
         a step from below goes far and not beyond.
         """
-        power = self.excess / self.fall
-        wanted = np.maximum(self.shares * (self.excess / (bound + self.gap)) ** power, minimum)
-        total = wanted.sum(axis=-1, keepdims=True)
-        slope = np.where(wanted > minimum, wanted * power / (bound + self.gap), 0.0).sum(axis=-1, keepdims=True)
+        wanted = self.wanted(above)
+        total = device_sum(wanted)
+        slope = (wanted > self.problem.minimum) * wanted * self.excess / (self.fall * (above + self.problem.gap))
         step = STEEPEST * total * (total ** (1.0 / STEEPEST) - 1.0)
-        step = np.divide(step, slope, out=np.zeros_like(step), where=slope > 0)
-        above = bound + np.maximum(step, 0.0) + self.gap
-        return shares_with_sum_one(self.shares * (self.excess / above) ** power, minimum, active)
+        return above + np.maximum(step / np.maximum(device_sum(slope), TINY), 0.0)

@@ -26,8 +26,8 @@ class LatencyCurves:
     """Latency of each device against its share: ``floor_s + excess(share)``.
 
     Attributes:
-        full_band_snr: (N, 2, U) gamma / B.
-        scale_s: (N, 2, U) radio latency of the load at infinite bandwidth, per link.
+        full_band_snr: (2, N, U) gamma / B.
+        scale_s: (2, N, U) radio latency of the load at infinite bandwidth, per link.
         floor_s: (N, U) the latency that no share can pass.
     """
 
@@ -38,9 +38,9 @@ class LatencyCurves:
     @classmethod
     def of(cls, links: BlockLinks, load: Load) -> LatencyCurves:
         """Curves of equation (6) for a load; flat zero for a device without load."""
-        radio_s = load.tokens * links.payload_s[:, None]
-        scale_s = radio_s[:, None, :] * (LN2 / links.full_band_snr)
-        return cls(links.full_band_snr, scale_s, load.experts * links.compute_s + scale_s.sum(axis=1))
+        snr = links.full_band_snr.swapaxes(0, 1)
+        scale_s = LN2 * load.tokens * links.payload_s[:, None] / snr
+        return cls(snr, scale_s, load.experts * links.compute_s + np.add(*scale_s))
 
     def excess(self, shares: Float) -> tuple[Float, Float]:
         """Latency above the floor and its fall.
@@ -53,11 +53,11 @@ class LatencyCurves:
         """
         y, ratio = self._ratio(shares)
         above_one, fall = ratio - 1.0, ratio - ratio * ratio / (1.0 + y)
-        small = y < SMALL
-        if small.any():
+        if y.min(initial=np.inf) < SMALL:
+            small = y < SMALL
             above_one = np.where(small, y * (1 / 2 - y / 12 + y * y / 24), above_one)
             fall = np.where(small, y * (1 / 2 - y / 6 + y * y / 8), fall)
-        return (self.scale_s * above_one).sum(axis=1), (self.scale_s * fall).sum(axis=1)
+        return np.add(*(self.scale_s * above_one)), np.add(*(self.scale_s * fall))
 
     def fall_slope(self, shares: Float) -> Float:
         """Derivative of the fall of ``excess`` in ln share, (N, U) seconds; negative."""
@@ -65,16 +65,22 @@ class LatencyCurves:
         fall = ratio - ratio * ratio / (1.0 + y)
         direct = fall * (1.0 - 2.0 * ratio / (1.0 + y)) + (ratio / (1.0 + y)) ** 2 * y
         slope = np.where(y < SMALL, y * (1 / 2 - y / 3 + 3 * y * y / 8), direct)
-        return -(self.scale_s * slope).sum(axis=1)
+        return -(self.scale_s * slope).sum(axis=0)
 
     def _ratio(self, shares: Float) -> tuple[Float, Float]:
-        """SNR per share y = snr / b, and y / ln(1 + y); both (N, 2, U)."""
-        y = self.full_band_snr / shares[:, None, :]
+        """SNR per share y = snr / b, and y / ln(1 + y); both (2, N, U)."""
+        y = self.full_band_snr / shares
         return y, y / np.log1p(y)
 
 
+def device_sum(values: Float) -> Float:
+    """(N, U) -> (N, 1), without the wrapper of ``values.sum``, which costs as much as the sum of a small batch."""
+    total: Float = np.add.reduce(values, axis=-1, keepdims=True)
+    return total
+
+
 def shares_with_sum_one(wanted: Float, minimum: Float, active: Bool) -> Float:
-    """Scale what is wanted above the least shares so that each row sums to 1.
+    """Scale what is wanted above the least shares so that each row sums to 1, but for rounding.
 
     Args:
         wanted: (N, U).
@@ -82,14 +88,29 @@ def shares_with_sum_one(wanted: Float, minimum: Float, active: Bool) -> Float:
         active: (N, U) devices among which a row that wants nothing more is spread evenly.
 
     Returns:
-        (N, U), at or above ``minimum``, 0 for a device that is not active. The rounding of the sum, some 1e-16,
-        is put on the largest share, where it changes latency least.
+        (N, U), at or above ``minimum``, 0 for a device that is not active.
     """
     spare = np.maximum(wanted - minimum, 0.0) * active
     total = spare.sum(axis=-1, keepdims=True)
-    spare = np.where(total > 0, spare, active)
-    total = np.where(total > 0, total, active.sum(axis=-1, keepdims=True))
-    shares = minimum + (1.0 - minimum.sum(axis=-1, keepdims=True)) * spare / total
+    if not total.all():
+        spare = np.where(total > 0, spare, active)
+        total = spare.sum(axis=-1, keepdims=True)
+    return minimum + spare * ((1.0 - minimum.sum(axis=-1, keepdims=True)) / total)
+
+
+def without_rounding(shares: Float) -> Float:
+    """Shares (N, U) whose sum's distance from 1, some 1e-16, is put on the largest, where it changes latency least."""
     rows, largest = np.arange(len(shares)), shares.argmax(axis=-1)
     shares[rows, largest] += 1.0 - shares.sum(axis=-1)
     return shares
+
+
+def episodes_innermost(values: Float) -> Float:
+    """The same (N, ..., U), laid out in memory so that numpy reduces over devices quickly.
+
+    It does so along the innermost axis or by adding whole vectors of that axis, which should be the longer one.
+    """
+    if len(values) <= values.shape[-1]:
+        return values
+    axes = range(values.ndim)
+    return np.ascontiguousarray(values.transpose(*axes[1:], 0)).transpose(-1, *axes[:-1])

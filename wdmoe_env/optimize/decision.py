@@ -55,8 +55,8 @@ class Point:
         bandwidth = self.bandwidth.where(rows, other.bandwidth)
         return Point(selection, bandwidth, np.where(rows, self.wlr, other.wlr))
 
-    def rows(self, index: NDArray[np.int64]) -> Point:
-        """The point of some rows (n,)."""
+    def rows(self, index: NDArray[np.int64] | Bool) -> Point:
+        """The point of some rows, by indices (n,) or marks (N,)."""
         return Point(self.selection[index], self.bandwidth.rows(index), self.wlr[index])
 
     def replaced(self, index: NDArray[np.int64], other: Point) -> Point:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wdmoe_env.optimize.curves import LatencyCurves, shares_with_sum_one
+from wdmoe_env.optimize.curves import LatencyCurves, shares_with_sum_one, without_rounding
 from wdmoe_env.optimize.validate import check_device_array, check_links, check_load, check_min_share
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
 
@@ -53,7 +53,7 @@ def wlr_device_bandwidth(links: BlockLinks, load: Load, served_weight: Float, mi
     returns = _Returns(LatencyCurves.of(links, load), np.where(earning, served_weight, 1.0))
     budget = 1.0 - np.where(solved, 0.0, minimum).sum(axis=-1, keepdims=True)
     wanted = np.where(earning, _water_fill(returns, solved, budget, min_share), 0.0)
-    return shares_with_sum_one(wanted, minimum, loaded | idle)
+    return without_rounding(shares_with_sum_one(wanted, minimum, loaded | idle))
 
 
 @dataclass(frozen=True, slots=True)

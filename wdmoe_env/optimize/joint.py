@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.optimize.bandwidth import BandwidthSolution, min_max_bandwidth
+from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
 from wdmoe_env.optimize.decision import JointSolution, Point, Run
 from wdmoe_env.optimize.selection import (
     expert_token_latency_s,
@@ -50,7 +50,7 @@ class _Problem:
         """The selection with optimal shares, or with uniform ones."""
         load = device_load(selection, self.links.placement)
         if self.solve_bandwidth and not uniform:
-            bandwidth = min_max_bandwidth(self.links, load, self.min_share)
+            bandwidth = solve_min_max(self.links, load, self.min_share)
         else:
             shares = equal_shares(*self.links.compute_s.shape)
             bandwidth = BandwidthSolution(shares, block_latency_s(device_latency_s(self.links, load, shares)))
@@ -71,9 +71,9 @@ class _Problem:
             part, present = self.rows(active), run.point.rows(active)
             trial = part.point(propose(part, present, active))
             better = trial.wlr > present.wlr * (1.0 + LEAST_GAIN)
-            run = run.after(rows, run.point.replaced(active, trial.where(better, present)))
+            run = run.after(rows, run.point.replaced(active[better], trial.rows(better)))
             rows = np.zeros_like(rows)
-            rows[active] = better
+            rows[active[better]] = True
         return run
 
     def alternate(self, point: Point, threshold: Float, rows: Bool) -> Run:

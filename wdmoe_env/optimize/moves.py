@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from wdmoe_env.optimize.bandwidth import min_max_bandwidth
+from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.pricing import at_device_of_expert
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, device_load, experts_per_device
 from wdmoe_env.physics.metric import weight_served
@@ -89,7 +89,7 @@ def _latency_after(
         (load.tokens[:, None] + tokens_moved * change).reshape(-1, devices),
         (load.experts[:, None] + experts_moved * change).reshape(-1, devices),
     )
-    return min_max_bandwidth(repeat_rows(links, experts), moved, min_share).latency_s.reshape(batch, experts)
+    return solve_min_max(repeat_rows(links, experts), moved, min_share).latency_s.reshape(batch, experts)
 
 
 def repeat_rows(links: BlockLinks, times: int) -> BlockLinks:

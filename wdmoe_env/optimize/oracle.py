@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wdmoe_env.optimize.bandwidth import min_max_bandwidth
+from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.moves import repeat_rows
 from wdmoe_env.optimize.validate import check_links, check_selection
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load
@@ -75,7 +75,7 @@ def _best(links: BlockLinks, weights: Float, candidates: Bool, min_share: float)
     """Best selection (J, E) of one row, with its shares (U,), latency and ratio."""
     selections = _heaviest_per_load(weights, candidates, links.placement)
     load = device_load(selections, links.placement)
-    solution = min_max_bandwidth(repeat_rows(links, len(selections)), load, min_share)
+    solution = solve_min_max(repeat_rows(links, len(selections)), load, min_share)
     served = weight_served(weights[None], selections)
     latency = np.where(solution.latency_s > 0, solution.latency_s, np.inf)
     wlr = wlr_per_ms(served, latency)

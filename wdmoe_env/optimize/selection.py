@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.optimize.bandwidth import BandwidthSolution, min_max_bandwidth
+from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
 from wdmoe_env.optimize.moves import best_single_move
 from wdmoe_env.optimize.pricing import at_device_of_expert, best_response, device_prices, one_hot
 from wdmoe_env.optimize.validate import check_links, check_mask, check_selection
@@ -44,10 +44,15 @@ def gate_latency_similarity(weights: Float, routed: Bool, token_latency_s: Float
     """
     weight = np.where(routed, weights, 0.0)
     latency = np.where(routed, np.minimum(token_latency_s, UNREACHABLE_S), 0.0)
-    norms = np.linalg.norm(weight, axis=-1) * np.linalg.norm(latency, axis=-1)
+    norms = np.sqrt(_dot(weight, weight)) * np.sqrt(_dot(latency, latency))
     droppable = (routed.sum(axis=-1) > 1) & (norms > 0)
-    dot = (weight * latency).sum(axis=-1)
+    dot = _dot(weight, latency)
     return np.divide(dot, norms, out=np.full(dot.shape, np.inf), where=droppable)
+
+
+def _dot(one: Float, other: Float) -> Float:
+    """Inner product over the experts: (N, J, E) twice -> (N, J)."""
+    return np.einsum("nje,nje->nj", one, other)
 
 
 def paper_selection(weights: Float, routed: Bool, token_latency_s: Float, threshold: Float | float) -> Bool:
@@ -73,7 +78,7 @@ def paper_selection(weights: Float, routed: Bool, token_latency_s: Float, thresh
     if np.isnan(threshold).any():
         raise ValueError("threshold must be a number or (N,) of numbers, got NaN")
     similarity = gate_latency_similarity(weights, routed, token_latency_s)
-    drops = similarity <= np.broadcast_to(threshold, weights.shape[:1])[:, None]
+    drops = similarity <= np.asarray(threshold)[..., None]
     least = np.where(routed, weights, np.inf).argmin(axis=-1)
     return routed & ~(drops[..., None] & one_hot(least, weights.shape[-1]))
 
@@ -144,7 +149,7 @@ class _PricedProblem:
 
     def score(self, selection: Bool) -> tuple[BandwidthSolution, Float]:
         """Optimal shares of a selection, and its objective (N,)."""
-        bandwidth = min_max_bandwidth(self.links, device_load(selection, self.links.placement), self.min_share)
+        bandwidth = solve_min_max(self.links, device_load(selection, self.links.placement), self.min_share)
         return bandwidth, weight_served(self.weights, selection) - 1e3 * self.price_per_ms * bandwidth.latency_s
 
     def response(self, selection: Bool, bandwidth: BandwidthSolution) -> tuple[Bool, Float]:

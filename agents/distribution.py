@@ -52,7 +52,7 @@ class ActionDistribution:
         selection = self.observation["routed"] > 0.5
         if self.decision != "bandwidth":
             used = self.logits > 0 if deterministic else torch.rand_like(self.logits) < self.logits.sigmoid()
-            used &= self.seen.candidates
+            used = self.seen.spread(used)
             selection = used | self.stranded(used)
             parts.append((2.0 * used.float() - 1.0).flatten(1))
         if self.decision != "selection":
@@ -63,16 +63,15 @@ class ActionDistribution:
 
     def evaluate(self, actions: Tensor) -> Evaluated:
         """Log-probability and entropy of actions (N, A)."""
-        num_scores = self.logits[0].numel() if self.decision != "bandwidth" else 0
+        num_scores = self.seen.candidates[0].numel() if self.decision != "bandwidth" else 0
         log_prob = self.logits.new_zeros(len(actions))
         entropy = self.logits.new_zeros(len(actions))
         selection = self.observation["routed"] > 0.5
         if self.decision != "bandwidth":
-            selection = actions[:, :num_scores].view_as(self.logits) > 0
+            selection = actions[:, :num_scores].view_as(self.seen.candidates) > 0
             bits: Any = Bernoulli(logits=self.logits, validate_args=False)
-            candidates = self.seen.candidates.float()
-            log_prob = log_prob + (bits.log_prob(selection.float()) * candidates).sum((1, 2))
-            entropy = entropy + (bits.entropy() * candidates).sum((1, 2))
+            log_prob = log_prob + self.seen.per_episode(bits.log_prob(self.seen.at(selection).float()))
+            entropy = entropy + self.seen.per_episode(bits.entropy())
             selection = selection | self.stranded(selection)
         if self.decision != "selection":
             mean, loaded = self.network.share_logits(self.seen, selection)

@@ -7,14 +7,15 @@ of Dinkelbach's iteration with soft choices; the network's own answer to it is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from agents.pairs import Pairs
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.optimize.pricing import at_device_of_expert, device_prices
-from wdmoe_env.physics.latency import Bool, Float, Load, device_latency_s, device_load
+from wdmoe_env.optimize.pricing import device_prices
+from wdmoe_env.physics.latency import Bool, Float, device_latency_s, device_load
 
 # Chosen on training windows: with these, choosing by the draft's prices comes nearest to the best ratio, 0.96 of it.
 ROUNDS = 4
@@ -25,55 +26,50 @@ SOFTNESS = 0.3
 SHARE_ROUNDS = 4
 
 TINY = 1e-9
+# Of a pair that is far too dear: no load on a device is exactly 0 or below what the solver can tell from 0.
+LEAST_USED = 4e-18
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """How much of each pair is used, and what that makes a token cost, in N blocks.
+    """How much of each of M pairs is used, and what that makes a token cost, in N blocks.
 
     Attributes:
-        used: (N, J, E) from 0 to 1.
+        used: (M,) from 0 to 1.
+        served: (N, U) pairs that each device serves.
         price_ms: (N, U) of one token more on a device.
         latency_ms: (N,) block latency.
         ratio: (N,) gate weight per millisecond.
     """
 
     used: Float
+    served: Float
     price_ms: Float
     latency_ms: Float
     ratio: Float
 
 
-def priced(block: Block, used: Float) -> Draft:
+def priced(pairs: Pairs, used: Float) -> Draft:
     """Prices at the bandwidth optimum of a draft.
 
     Args:
-        block: N blocks.
-        used: (N, J, E) from 0 to 1.
+        pairs: M of N blocks.
+        used: (M,) from 0 to 1.
     """
-    links = block.links
-    pairs = used @ links.placement
-    load = Load(np.minimum(pairs, 1.0).sum(axis=1), pairs.sum(axis=1))
+    links, load = pairs.block.links, pairs.load(used)
     bandwidth = min_max_bandwidth(links, load)
-    per_ms = device_prices(links, load, bandwidth, np.ones(len(used)), min_share=0.0)
+    per_ms = device_prices(links, load, bandwidth, np.ones(len(load.tokens)), min_share=0.0)
     latency_ms = np.maximum(1e3 * bandwidth.latency_s, TINY)
-    ratio = (block.weights * used).sum(axis=(1, 2)) / latency_ms
-    return Draft(used, np.maximum(per_ms.token + per_ms.expert, TINY), latency_ms, ratio)
+    ratio = pairs.per_episode(pairs.weight * used) / latency_ms
+    return Draft(used, load.experts, np.maximum(per_ms.token + per_ms.expert, TINY), latency_ms, ratio)
 
 
-def first_drafts(block: Block, candidates: Bool) -> tuple[Draft, Draft]:
-    """The model's own routing, and a draft near the best ratio.
-
-    Args:
-        block: N blocks.
-        candidates: (N, J, E) experts to choose from; none at padding.
-    """
-    own = draft = priced(block, block.routed.astype(np.float64))
+def first_drafts(pairs: Pairs) -> tuple[Draft, Draft]:
+    """The model's own routing, and a draft near the best ratio, of pairs among which are all routed ones."""
+    own = draft = priced(pairs, pairs.at(pairs.block.routed).astype(np.float64))
     for _ in range(ROUNDS):
-        used = _soft_choice(block, draft.ratio[:, None] * draft.price_ms, candidates)
-        then = priced(block, used)
-        damped = draft.price_ms ** (1.0 - DAMPING) * then.price_ms**DAMPING
-        draft = Draft(used, damped, then.latency_ms, then.ratio)
+        then = priced(pairs, _soft_choice(pairs, draft.ratio[:, None] * draft.price_ms))
+        draft = replace(then, price_ms=draft.price_ms ** (1.0 - DAMPING) * then.price_ms**DAMPING)
     return own, draft
 
 
@@ -93,12 +89,11 @@ def balanced_shares(block: Block, selection: Bool) -> Float:
     return shares
 
 
-def _soft_choice(block: Block, price: Float, candidates: Bool) -> Float:
-    """(N, J, E) a logistic of what a pair's weight is over its price, at least one expert a token in all."""
-    paid = at_device_of_expert(price, block.links.placement)[:, None]
-    margin = np.log(np.maximum(block.weights, TINY)) - np.log(np.maximum(paid, TINY))
-    scaled = np.where(candidates, margin / SOFTNESS, -np.inf)
-    greatest = scaled.max(axis=-1, keepdims=True)
-    exponent = np.exp(scaled - np.where(np.isfinite(greatest), greatest, 0.0))
-    one = exponent / np.maximum(exponent.sum(axis=-1, keepdims=True), TINY)
-    return np.maximum(one, np.where(candidates, 1.0 / (1.0 + np.exp(-np.clip(scaled, -40.0, 40.0))), 0.0))
+def _soft_choice(pairs: Pairs, price: Float) -> Float:
+    """(M,) a logistic of what a pair's weight is over its price, at least one expert a token in all.
+
+    The odds are the ratio to a power, which the bounds of both keep from overflowing.
+    """
+    margin = np.log(np.maximum(pairs.weight, TINY) / np.maximum(pairs.at_device(price), TINY))
+    odds = np.exp(margin / SOFTNESS)
+    return np.maximum(odds / np.minimum(pairs.of_token(odds), 1.0 + odds), LEAST_USED)

@@ -14,7 +14,7 @@ from agents.policy_file import read_policy
 from agents.rules import with_optimal_shares
 from wdmoe_env.actions import ActionCodec, repair_selection
 from wdmoe_env.config import DecisionKind
-from wdmoe_env.observations import Sizes, decode_observation
+from wdmoe_env.observations import Sizes
 
 
 class LearnedPolicy:
@@ -53,9 +53,9 @@ class LearnedPolicy:
             )
         tensors = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in batch.items()}
         with torch.no_grad():
-            flat = ActionDistribution(self.network, tensors, self.decision).act(deterministic).numpy()
-        decided = self._own.decode(flat, (len(flat),))
-        block = decode_observation(batch)
+            distribution = ActionDistribution(self.network, tensors, self.decision)
+            flat = distribution.act(deterministic).numpy()
+        decided, block = self._own.decode(flat, (len(flat),)), distribution.seen.pairs.block
         selection = block.routed
         if decided.selection is not None:  # mended here too: the shares are for what the environment will run
             selection, _ = repair_selection(decided.selection, block.gate_probs, block.token_mask)

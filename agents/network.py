@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.features import DEVICE_FEATURES, PAIR_FEATURES, TINY, Features, Observation
+from agents.columns import BEST, DEVICE_FEATURES, PAIR_FEATURES, ROUTED, TINY
+from agents.features import Features, Observation
 from wdmoe_env.actions import LOGIT_SCALE
 
 SHARE_FEATURES = 5
@@ -108,40 +109,42 @@ class TokenSharedNetwork(nn.Module):
         self.value_net = nn.Sequential(_mlp(PAIR_FEATURES + WORK_FEATURES, width, width), nn.Linear(width, 1))
 
     def look(self, observation: Observation) -> tuple[Features, Tensor]:
-        """Features at the actor's own draft, and log-odds (N, J, E) of using each candidate; those of others are 0."""
-        seen = self.see(observation)
-        return seen, self.expert_logits(seen)
+        """Features at the actor's own draft, and log-odds (M,) of using each candidate."""
+        seen, read = self._at_own_draft(observation)
+        return seen, self.expert_logits(seen, read)
 
     def see(self, observation: Observation) -> Features:
-        """Features at the actor's own draft.
+        """Features at the actor's own draft."""
+        return self._at_own_draft(observation)[0]
 
-        It answers to the prices of its own last answer, so that tokens do not all flee to the same device.
+    def _at_own_draft(self, observation: Observation) -> tuple[Features, Tensor | None]:
+        """Features, and what the reader says (M, width).
+
+        The actor answers to the prices of its own last answer, so that tokens do not all flee to the same device.
         """
         seen = Features.of(observation, self.architecture.extra_experts)
+        read = self.reader(observation, seen.candidates) if self.reader is not None else None
         with torch.no_grad():
             for _ in range(self.architecture.rounds - 1):
-                used = self.expert_logits(seen).sigmoid() * seen.candidates
-                left = (1.0 - used.sum(-1, keepdim=True)).clamp_min(0.0)
-                seen = seen.redrafted(torch.maximum(used, seen.best * left))
-        return seen
+                seen = seen.redrafted(self.expert_logits(seen, read).sigmoid())
+        return seen, read
 
-    def expert_logits(self, seen: Features) -> Tensor:
-        """Log-odds (N, J, E) of using each candidate; those of other pairs are 0 and do not count."""
-        episode, _, expert = seen.candidates.nonzero(as_tuple=True)
-        context = seen.observation["placement"] @ self.device_context(seen)
-        pairs = seen.pairs()[seen.candidates]
-        rows = self.pair_in(pairs) + context[episode, expert]
-        if self.reader is not None:
-            rows = rows + self.reader(seen.observation, seen.candidates)
-        kind = seen.routed[seen.candidates].long() + seen.best[seen.candidates].long()
-        chosen = self.start[kind] + (self.pair_head(self.pair_body(rows)) + self.pair_line(pairs))[..., 0]
-        return torch.zeros_like(seen.observation["gate_probs"]).masked_scatter(seen.candidates, chosen)
+    def expert_logits(self, seen: Features, read: Tensor | None) -> Tensor:
+        """Log-odds (M,) of using each candidate, given what the reader says of it."""
+        pairs = seen.of_pairs()
+        rows = self.pair_in(pairs) + seen.at_device(self.device_context(seen))
+        if read is not None:
+            rows = rows + read
+        kind = (pairs[:, ROUTED] + pairs[:, BEST]).long()
+        logits: Tensor = self.start[kind] + (self.pair_head(self.pair_body(rows)) + self.pair_line(pairs))[..., 0]
+        return logits
 
     def device_context(self, seen: Features) -> Tensor:
         """(N, U, width): each device beside the mean and the most of all."""
-        each = self.device_in(seen.devices())
-        pooled = torch.cat([each.mean(1), each.amax(1)], dim=-1)[:, None].expand(-1, each.shape[1], -1)
-        context: Tensor = self.device_out(torch.cat([each, pooled], dim=-1))
+        each = self.device_in(seen.of_devices())
+        own, mean, most = torch.split(self.device_out.weight, each.shape[-1], dim=1)
+        shared = each.mean(1) @ mean.T + each.amax(1) @ most.T + self.device_out.bias
+        context: Tensor = each @ own.T + shared[:, None]
         return context
 
     def share_logits(self, seen: Features, selection: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,8 +172,8 @@ class TokenSharedNetwork(nn.Module):
 
     def value(self, seen: Features) -> Tensor:
         """State values (N,) from the mean features of the candidates and the devices' work."""
-        candidates, work = seen.candidates[..., None].float(), seen.work_ms()
-        pooled = (seen.pairs() * candidates).sum((1, 2)) / candidates.sum((1, 2)).clamp_min(1.0)
+        pairs, work = seen.of_pairs(), seen.work_ms()
+        pooled = seen.per_episode(pairs) / seen.candidates.sum((1, 2))[:, None].clamp_min(1)
         total = torch.stack([work.sum(-1), work.max(-1).values], dim=-1)
         values: Tensor = self.value_net(torch.cat([pooled, total.clamp_min(TINY).log()], dim=-1))[..., 0]
         return values

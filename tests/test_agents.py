@@ -20,6 +20,7 @@ from agents.draft import first_drafts, priced
 from agents.features import Features
 from agents.learned import LearnedPolicy, load_policy
 from agents.network import Architecture, TokenSharedNetwork
+from agents.pairs import Pairs
 from agents.policy_file import read_card, save_flat_policy, save_policy
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.optimize.joint import fractional_program
@@ -179,10 +180,16 @@ def test_features_do_not_depend_on_the_order_of_tokens_experts_or_devices(observ
     for name in ("gate_probs", "routed"):
         moved[name] = tensors[name][..., order]
     moved["placement"] = tensors["placement"][:, order]
-    torch.testing.assert_close(Features.of(moved).pairs(), Features.of(tensors).pairs()[:, :, order])
+    torch.testing.assert_close(dense_pairs(moved), dense_pairs(tensors)[:, :, order])
     devices = {name: tensors[name][..., order] for name in ("placement", "spectral_efficiency")}
     devices |= {name: tensors[name][..., order] for name in ("compute_latency", "unit_latency")}
-    torch.testing.assert_close(Features.of({**tensors, **devices}).pairs(), Features.of(tensors).pairs())
+    torch.testing.assert_close(dense_pairs({**tensors, **devices}), dense_pairs(tensors))
+
+
+def dense_pairs(observation):
+    """Features of pairs (N, J, E, F), 0 where a pair is no candidate."""
+    seen = Features.of(observation)
+    return torch.stack([seen.spread(column) for column in seen.of_pairs().unbind(-1)], dim=-1)
 
 
 def test_saved_policy_acts_alike(tmp_path, env, observation):
@@ -317,12 +324,13 @@ def test_a_flat_policy_takes_only_its_sizes(tmp_path, env, observation):
 def test_prices_of_the_first_draft_come_near_the_best_ratio(observation):
     """Choosing by them gains more than half of what the fractional programme gains over the own routing."""
     block = decode_observation(observation)
-    _, draft = first_drafts(block, block.routed)
+    pairs = Pairs.of(block, block.routed)
+    _, draft = first_drafts(pairs)
     paid = draft.ratio[:, None, None] * (draft.price_ms @ block.links.placement[0].T)[:, None]
     net = np.where(block.routed, block.weights - paid, -np.inf)
     chosen = block.routed & ((net > 0) | (net == net.max(-1, keepdims=True)))
     best = fractional_program(block.links, block.weights, block.routed).wlr_per_ms.mean()
-    reached, own = (priced(block, kept.astype(float)).ratio.mean() for kept in (chosen, block.routed))
+    reached, own = (priced(pairs, pairs.at(kept).astype(float)).ratio.mean() for kept in (chosen, block.routed))
     assert own < 0.5 * (own + best) < reached <= best
 
 

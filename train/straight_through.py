@@ -87,14 +87,14 @@ class Actor:
     def __call__(self, observation: Observation) -> Draw:
         """Draw for a block."""
         distribution = ActionDistribution(self.network, observation, "selection")
-        candidates = distribution.seen.candidates
-        logits, probs = distribution.logits, distribution.logits.sigmoid() * candidates
+        seen, logits = distribution.seen, distribution.logits
+        probs = seen.spread(logits.sigmoid())
         used = torch.rand(probs.shape, generator=self.noise) < probs
         # By the logits: the slope of p log p is infinite where a probability is 0 or 1 to the last bit.
-        entropy = (functional.softplus(logits) - logits * logits.sigmoid()) * candidates
-        self.entropy = self.entropy + entropy.sum((1, 2)).mean()
-        self.seen.append((distribution.seen, used | distribution.stranded(used)))
-        return Draw(used, probs, candidates)
+        entropy = functional.softplus(logits) - logits * logits.sigmoid()
+        self.entropy = self.entropy + seen.per_episode(entropy).mean()
+        self.seen.append((seen, used | distribution.stranded(used)))
+        return Draw(used, probs, seen.candidates)
 
 
 class Trainer:
@@ -156,9 +156,8 @@ class Trainer:
         while not rollout.done:
             selection, shares = self.rule(rollout.block)
             seen, logits = self.network.look(observation_tensors(rollout.block))
-            target = torch.from_numpy(selection).float()
-            each = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-            losses.append((each * seen.candidates).sum() / seen.candidates.sum())
+            target = seen.at(torch.from_numpy(selection)).float()
+            losses.append(functional.binary_cross_entropy_with_logits(logits, target))
             rollout.step(selection, device_load(selection, rollout.block.links.placement), shares)
         loss = torch.stack(losses).mean()
         return loss, {"imitation_loss": loss}

@@ -1,0 +1,110 @@
+"""Scale-free figures of every candidate pair and of every device, as columns for the network.
+
+The order of the columns belongs to the files of trained networks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.draft import Draft
+from agents.pairs import Pairs
+from wdmoe_env.physics.latency import Bool, Float
+
+Columns = list[NDArray[Any]]
+
+PAIR_FEATURES = 19
+DEVICE_FEATURES = 13
+# Places among the columns of pairs.
+ROUTED, BEST = 2, 3
+TINY = 1e-6
+LARGEST_LOG = 5.0
+
+
+def columns_of_pairs(pairs: Pairs, best: Bool, own: Draft) -> Columns:
+    """Thirteen columns (M,): the token, its weights, and the expert's price at the model's own routing.
+
+    Args:
+        pairs: M of N blocks.
+        best: (N, J, E) each token's most probable expert.
+        own: prices at the own routing.
+    """
+    block, weight, first_block = pairs.block, pairs.weight, pairs.block.index == 0
+    is_routed, is_best = pairs.at(block.routed), pairs.at(best)
+    best_weight = pairs.of_token(weight * is_best)
+    # Whether the token is sent to the expert's device anyway.
+    beside = pairs.of_delivery(is_routed) - is_routed > 0.5
+    position = np.linspace(0.0, 1.0, block.token_mask.shape[1])
+    cost, slowest_ms = _cost(pairs, own), work_ms(pairs, own).max(axis=-1)
+    return [
+        pairs.at(block.gate_probs),
+        np.minimum(weight, 2.0),
+        is_routed,
+        is_best,
+        np.minimum(best_weight, 1.0),
+        log_ratio(best_weight, weight),
+        beside,
+        position[pairs.token % len(position)],
+        block.index[pairs.episode],
+        first_block[pairs.episode],
+        pairs.at_device(log_ratio(cost, 1.0)),
+        log_ratio(own.latency_ms, slowest_ms)[pairs.episode],
+        log_ratio(weight, pairs.at_device(cost)),
+    ]
+
+
+def columns_of_pairs_in(pairs: Pairs, draft: Draft) -> Columns:
+    """Three columns (M,): the expert's price in a draft, the weight against it, and how much of the pair is used."""
+    worth = log_ratio(pairs.weight, pairs.at_device(draft.ratio[:, None] * draft.price_ms))
+    return [pairs.at_device(log_ratio(_cost(pairs, draft), 1.0)), worth, draft.used]
+
+
+def columns_of_devices(pairs: Pairs, own: Draft) -> tuple[Columns, Columns]:
+    """Four columns (N, U) of what the own routing asks of a device, and three of the device itself."""
+    links, work = pairs.block.links, work_ms(pairs, own)
+    token_ms = 1e3 * (pairs.block.unit_latency_s + links.compute_s)
+    asked = [
+        work / np.maximum(work.sum(axis=-1, keepdims=True), TINY),
+        work / np.maximum(work.max(axis=-1, keepdims=True), TINY),
+        own.served / _tokens(pairs),
+        _paid(own),
+    ]
+    device = [
+        log_ratio(token_ms, token_ms.mean(axis=-1, keepdims=True)),
+        pairs.block.spectral_efficiency.mean(axis=1) / 10.0,
+        1e3 * links.compute_s / np.maximum(token_ms, TINY),
+    ]
+    return asked, device
+
+
+def columns_of_devices_in(pairs: Pairs, own: Draft, draft: Draft) -> Columns:
+    """Three columns (N, U): what a draft asks of a device, and at what price."""
+    return [draft.served / _tokens(pairs), _paid(draft), log_ratio(draft.price_ms, own.price_ms)]
+
+
+def work_ms(pairs: Pairs, own: Draft) -> Float:
+    """(N, U) latency of each device under the model's own routing at equal shares, were every pair sent by itself."""
+    return 1e3 * own.served * (pairs.block.unit_latency_s + pairs.block.links.compute_s)
+
+
+def log_ratio(above: Any, below: Any) -> Float:
+    """Logarithm of a ratio, bounded."""
+    return np.clip(np.log(np.maximum(above, TINY) / np.maximum(below, TINY)), -LARGEST_LOG, LARGEST_LOG)
+
+
+def _tokens(pairs: Pairs) -> Float:
+    """(N, 1) number of tokens."""
+    return np.maximum(pairs.block.token_mask.sum(axis=-1, keepdims=True), 1.0)
+
+
+def _cost(pairs: Pairs, draft: Draft) -> Float:
+    """(N, U) part of a block's latency that a token on the device costs, times the number of tokens."""
+    return draft.price_ms / draft.latency_ms[:, None] * _tokens(pairs)
+
+
+def _paid(draft: Draft) -> Float:
+    """(N, U) part of a block's latency that a device is to blame for."""
+    return draft.price_ms * draft.served / draft.latency_ms[:, None]

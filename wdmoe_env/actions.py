@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from wdmoe_env.config import ActionType, DecisionKind
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.physics.reductions import any_over_last
 
 # exp(2 * 4) = 2981: the largest ratio between two shares that are not zero.
 LOGIT_SCALE = 4.0
@@ -172,7 +173,7 @@ def repair_selection(selection: Bool, gate_probs: Float, token_mask: Bool) -> tu
     Returns:
         The mended selection and the number of mended tokens (N,).
     """
-    left_out = token_mask & ~selection.any(axis=-1)
+    left_out = token_mask & ~any_over_last(selection)
     mended = selection & token_mask[..., None]
     if left_out.any():
         rows = np.nonzero(left_out)

@@ -166,6 +166,7 @@ class Rollout:
         self.windows = windows
         self.trace = trace
         self.token_mask = simulator.source.windows.mask[windows]
+        self._num_tokens = self.token_mask.sum(axis=-1)
         self._view = simulator.view(windows, trace)
         self._selections: list[Bool] = []
         self._latency_s = np.zeros(len(windows))
@@ -228,8 +229,7 @@ class Rollout:
             block_latency_s=block_latency,
             vanilla_latency_s=latency.block_latency_s(vanilla_latency),
             gate_weight_served=served,
-            # The weights of a token's own routing sum to 1.
-            gate_weight_kept=served / block.routed.any(axis=-1).sum(axis=-1),
+            gate_weight_kept=served / self._num_tokens,  # the weights of a token's own routing sum to 1
             wlr=metric.wlr_per_ms(served, block_latency),
             wlr_device=metric.wlr_device_per_ms(device_weight, device_latency),
         )

@@ -45,12 +45,12 @@ class Radio:
         """
         batch, devices = trace.full_band_snr.shape[1], len(compute_s)
         payload, compute = np.full(batch, payload_s), np.broadcast_to(compute_s, (batch, devices))
-        equal = np.full((batch, devices), 1.0 / devices)
-        together = BlockLinks(trace.full_band_snr, payload, compute, placement[0])
+        equal = latency.equal_shares(batch, devices)
+        efficiency = latency.spectral_efficiency(trace.full_band_snr, equal)
         return cls(
             [BlockLinks(snr, payload, compute, at) for snr, at in zip(trace.full_band_snr, placement, strict=True)],
-            latency.spectral_efficiency(trace.full_band_snr, equal),
-            latency.radio_latency_s(together, equal),
+            efficiency,
+            latency.both_ways_s(efficiency, payload, equal),
         )
 
 

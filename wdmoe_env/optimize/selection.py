@@ -13,6 +13,7 @@ from wdmoe_env.optimize.pricing import at_device_of_expert, best_response, devic
 from wdmoe_env.optimize.validate import check_links, check_mask, check_selection
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, radio_latency_s
 from wdmoe_env.physics.metric import weight_served
+from wdmoe_env.physics.reductions import sum_over_last
 
 UNREACHABLE_S = 1e100  # stands for an infinite latency, so that a cosine takes its limit
 LEAST_GAIN = 1e-12
@@ -45,7 +46,7 @@ def gate_latency_similarity(weights: Float, routed: Bool, token_latency_s: Float
     weight = np.where(routed, weights, 0.0)
     latency = np.where(routed, np.minimum(token_latency_s, UNREACHABLE_S), 0.0)
     norms = np.sqrt(_dot(weight, weight)) * np.sqrt(_dot(latency, latency))
-    droppable = (routed.sum(axis=-1) > 1) & (norms > 0)
+    droppable = (sum_over_last(routed) > 1) & (norms > 0)
     dot = _dot(weight, latency)
     return np.divide(dot, norms, out=np.full(dot.shape, np.inf), where=droppable)
 

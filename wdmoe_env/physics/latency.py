@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wdmoe_env.physics.reductions import sum_over_tokens
+
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
 
@@ -108,9 +110,23 @@ def radio_latency_s(links: BlockLinks, shares: Float) -> Float:
     """
     positive = np.where(shares > 0, shares, 1.0)
     efficiency = spectral_efficiency(links.full_band_snr, positive)
+    return np.where(shares > 0, both_ways_s(efficiency, links.payload_s, positive), np.inf)
+
+
+def both_ways_s(efficiency: Float, payload_s: Float, shares: Float) -> Float:
+    """L / R_dl + L / R_ul of links whose spectral efficiency is known.
+
+    Args:
+        efficiency: (..., 2, U) bit/s/Hz under these shares.
+        payload_s: (...,) L / B, seconds.
+        shares: (..., U), positive.
+
+    Returns:
+        (..., U) seconds per token.
+    """
     with np.errstate(divide="ignore"):
-        per_bit = (1.0 / efficiency).sum(axis=-2)
-    return np.where(shares > 0, links.payload_s[..., None] * per_bit / positive, np.inf)
+        per_bit = 1.0 / efficiency[..., DOWNLINK, :] + 1.0 / efficiency[..., UPLINK, :]
+    return payload_s[..., None] * per_bit / shares
 
 
 def experts_per_device(selection: Bool, placement: Float) -> Float:
@@ -129,7 +145,7 @@ def experts_per_device(selection: Bool, placement: Float) -> Float:
 def device_load(selection: Bool, placement: Float) -> Load:
     """Tokens and token-expert pairs of each device under a selection (N, J, E) and a placement (N, E, U) or (E, U)."""
     per_token = experts_per_device(selection, placement)
-    return Load(tokens=(per_token > 0).sum(axis=-2).astype(np.float64), experts=per_token.sum(axis=-2))
+    return Load(tokens=sum_over_tokens(np.minimum(per_token, 1.0)), experts=sum_over_tokens(per_token))
 
 
 def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:

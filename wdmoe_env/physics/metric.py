@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.physics.reductions import sum_over_last, sum_over_tokens
 
 
 def gate_weights(gate_probs: Float, routed: Bool) -> Float:
@@ -19,13 +20,13 @@ def gate_weights(gate_probs: Float, routed: Bool) -> Float:
     Returns:
         (N, J, E); rows without a routed expert (padding) are zero.
     """
-    total = (gate_probs * routed).sum(axis=-1, keepdims=True)
-    return gate_probs / np.where(total > 0, total, np.inf)
+    total = sum_over_last(gate_probs * routed)
+    return gate_probs / np.where(total > 0, total, np.inf)[..., None]
 
 
 def weight_served(weights: Float, selection: Bool) -> Float:
     """W: the gate weight that the selected experts serve, summed over tokens; (N, J, E) twice -> (N,)."""
-    return np.where(selection, weights, 0.0).sum(axis=(-2, -1))
+    return sum_over_last(sum_over_tokens(weights * selection))
 
 
 def device_weight_served(weights: Float, selection: Bool, placement: Float) -> Float:
@@ -36,7 +37,7 @@ def device_weight_served(weights: Float, selection: Bool, placement: Float) -> F
         selection: (N, J, E).
         placement: (N, E, U) or (E, U).
     """
-    of_experts = (weights * selection).sum(axis=-2, keepdims=True)
+    of_experts = sum_over_tokens(weights * selection)[..., None, :]
     return (of_experts @ placement)[..., 0, :]
 
 

@@ -8,22 +8,32 @@ from wdmoe_env.config import DeviceConfig
 from wdmoe_env.physics.latency import Float
 
 
+def initial_distances_m(devices: DeviceConfig, uniforms: Float) -> Float:
+    """Distances (..., U) in metres from the base station in the first block.
+
+    Args:
+        devices: ring or fixed distances.
+        uniforms: (..., U) in [0, 1), not read under fixed distances.
+    """
+    if devices.distances_m is not None:
+        return np.broadcast_to(np.array(devices.distances_m), uniforms.shape)
+    low, high = devices.distance_range_m
+    # Area grows with the square of the radius, so its square is what is uniform.
+    distances: Float = np.sqrt(low**2 + (high**2 - low**2) * uniforms)
+    return distances
+
+
 def initial_positions_m(devices: DeviceConfig, uniforms: Float) -> Float:
     """Positions in the first block, the base station in the origin.
 
     Args:
         devices: ring or fixed distances.
-        uniforms: (..., 2, U) in [0, 1): radius (not read under fixed distances) and angle.
+        uniforms: (..., 2, U) in [0, 1): distance and angle.
 
     Returns:
         (..., U, 2) metres.
     """
-    if devices.distances_m is not None:
-        radius = np.broadcast_to(np.array(devices.distances_m), uniforms[..., 0, :].shape)
-    else:
-        low, high = devices.distance_range_m
-        # Area grows with the square of the radius, so its square is what is uniform.
-        radius = np.sqrt(low**2 + (high**2 - low**2) * uniforms[..., 0, :])
+    radius = initial_distances_m(devices, uniforms[..., 0, :])
     angle = 2.0 * np.pi * uniforms[..., 1, :]
     return radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 

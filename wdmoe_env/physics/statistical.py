@@ -10,7 +10,7 @@ from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.fading import correlation_root, fading_power, jakes_autocorrelation, num_components
 from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import Float
-from wdmoe_env.physics.mobility import gauss_markov_positions_m, initial_positions_m
+from wdmoe_env.physics.mobility import gauss_markov_positions_m, initial_distances_m, initial_positions_m
 from wdmoe_env.physics.path_loss import SPEED_OF_LIGHT_MPS, path_loss_db, shadowing_std_db
 
 
@@ -40,7 +40,7 @@ class StatisticalGains:
         """Draw N episodes; see ``GainSource``. Each generator advances by the same number of draws in every call."""
         uniforms, normals = self._draw(generators)
         shadowing, fading, velocity = self._split(normals)
-        distance = np.sqrt(np.square(self._positions_m(uniforms, velocity)).sum(axis=-1))
+        distance = self._distances_m(uniforms, velocity)
         loss_db = path_loss_db(
             self._channel.path_loss, distance, self._channel.carrier_hz, self._channel.path_loss_exponent
         )
@@ -66,9 +66,10 @@ class StatisticalGains:
         velocity = first[fading_end:].reshape(-1, 2, *batch).transpose(0, 2, 3, 1)
         return first[0], fading, velocity
 
-    def _positions_m(self, uniforms: Float, velocity: Float) -> Float:
-        """(I or 1, N, U, 2): one position serves all blocks where devices stand still."""
-        start = initial_positions_m(self._devices, uniforms)
+    def _distances_m(self, uniforms: Float, velocity: Float) -> Float:
+        """(I or 1, N, U): one distance serves all blocks where devices stand still."""
         if not self._moving:
-            return start[None]
-        return gauss_markov_positions_m(self._devices, start, velocity, self._channel.block_interval_s)
+            return initial_distances_m(self._devices, uniforms[:, 0])[None]
+        start, interval_s = initial_positions_m(self._devices, uniforms), self._channel.block_interval_s
+        positions = gauss_markov_positions_m(self._devices, start, velocity, interval_s)
+        return np.sqrt(np.square(positions).sum(axis=-1))

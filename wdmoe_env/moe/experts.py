@@ -56,8 +56,8 @@ def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     inference = hidden_states.is_cpu and not torch.is_grad_enabled()
     single = hidden_states.dtype == weight.dtype == torch.float32
     if inference and single and packed_half(experts) is not None:
-        few = tokens <= _BY_LAYER_MAX_TOKENS and has_one_thread_product()
-        return "packed" if few else "packed_slices"
+        by_layer = tokens <= _BY_LAYER_MAX_TOKENS and torch.get_num_threads() == 1 and has_one_thread_product()
+        return "packed" if by_layer else "packed_slices"
     if tokens <= _GROUPED_MAX_TOKENS and _can_group(weight, hidden_states):
         return "grouped"
     return "onednn" if inference and single and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "slices"

@@ -2,16 +2,18 @@
 
 On a CPU one pass over a large batch is slower than several over parts of it: what a part needs stays in the caches and
 in memory that the process holds already, and its logits are gone before those of the next part are made. So a pass
-takes ``TOKENS_PER_PASS`` tokens for each of torch's threads. On another device it takes the whole batch.
+takes at most ``TOKENS_PER_PASS`` tokens for each of its threads, and where there are many tokens the passes are spread
+over lanes. On another device one pass takes the whole batch.
 
-A thread that has few tokens costs more than it brings. So a pass uses one for every ``TOKENS_PER_THREAD`` tokens, at
-most as many as torch is set to; the setting is the user's again whenever the passes are paused.
+A thread that has few tokens costs more than it brings. So a pass uses one for every ``TOKENS_PER_THREAD`` tokens, and
+all lanes together at most as many as torch is set to; the setting is the user's again whenever the passes are paused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,9 +22,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.lanes import MOST_LANES, Result, side_by_side
 from wdmoe_env.moe.split import SplitForward, SplitModel
 
 TOKENS_PER_PASS = 1024
+TOKENS_PER_LANE = 512
 TOKENS_PER_THREAD = 128
 LOGITS_AT_ONCE = 2**17  # 512 KiB, which stay in a core's cache from one use to the next
 
@@ -44,12 +48,9 @@ class LockStep:
     """
 
     def __init__(self, model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> None:
-        parts = _parts(model, token_ids, attention_mask, targets)
-        self._tokens = parts[0][0].numel()
-        with _Threads(self._tokens):
-            self._passes: list[SplitForward] = [
-                model.forward(ids, mask, _scorer(target), inference=True) for ids, mask, target in parts
-            ]
+        self._plan = _Plan.of(model, token_ids)
+        parts = self._plan.parts(token_ids, attention_mask, targets)
+        self._passes = self._plan.run([partial(_start, model, *part) for part in parts])
         self.blocks = self._paused()
 
     def resume(self, selection: Tensor | None) -> None:
@@ -60,9 +61,7 @@ class LockStep:
         """
         rows = [len(block.routed) for block in self.blocks]
         parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
-        with _Threads(self._tokens):
-            for one, part in zip(self._passes, parts, strict=True):
-                one.resume(part)
+        self._plan.run([partial(one.resume, part) for one, part in zip(self._passes, parts, strict=True)])
         self.blocks = self._paused()
 
     def scores(self) -> Scores:
@@ -88,9 +87,9 @@ def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, tar
         attention_mask: (N, J), 0 at padding.
         targets: (N, J) int64, the tokens that the text goes on with.
     """
-    parts = _parts(model, token_ids, attention_mask, targets)
-    with _Threads(parts[0][0].numel()), torch.inference_mode():
-        return _joined([score_tokens(model.own_logits(ids, mask), target) for ids, mask, target in parts])
+    plan = _Plan.of(model, token_ids)
+    parts = plan.parts(token_ids, attention_mask, targets)
+    return _joined(plan.run([partial(_own_scores, model, *part) for part in parts]))
 
 
 def score_tokens(logits: Tensor, targets: Tensor) -> Scores:
@@ -106,38 +105,55 @@ def score_tokens(logits: Tensor, targets: Tensor) -> Scores:
     return both[0].astype(np.float64), both[1] > 0
 
 
-def _scorer(targets: Tensor) -> Callable[[Any], Scores]:
-    return lambda output: score_tokens(output.logits, targets)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How a batch goes through the model.
+
+    Attributes:
+        passes: number of parts of the batch.
+        lanes: on which they run side by side.
+        threads: torch's threads of each lane.
+    """
+
+    passes: int
+    lanes: int
+    threads: int
+
+    @classmethod
+    def of(cls, model: SplitModel, token_ids: Tensor) -> _Plan:
+        """The plan for token ids (N, J)."""
+        setting = torch.get_num_threads()
+        if model.device.type != "cpu":
+            return cls(passes=1, lanes=1, threads=setting)
+        sequences, tokens = len(token_ids), token_ids.numel()
+        lanes = max(1, min(MOST_LANES, setting, sequences, tokens // TOKENS_PER_LANE))
+        threads = max(1, min(setting, tokens // TOKENS_PER_THREAD) // lanes)
+        passes = max(lanes, -(-tokens // (TOKENS_PER_PASS * threads)))
+        return cls(min(passes, sequences), lanes, threads)
+
+    def parts(
+        self, token_ids: Tensor, attention_mask: Tensor, targets: Tensor
+    ) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+        """The batch of each pass, as equal as can be; without a mask, which takes time, where there is no padding."""
+        whole = (token_ids, attention_mask, targets)
+        parts = zip(*(tensor.tensor_split(self.passes) for tensor in whole), strict=True)
+        return [(ids, None if mask.all() else mask, target) for ids, mask, target in parts]
+
+    def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Results of a task for each pass."""
+        return side_by_side(tasks, self.lanes, self.threads)
 
 
-def _parts(
-    model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor
-) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-    """The batch of each pass, as equal as can be; without a mask, which takes time, where there is no padding."""
-    tokens = token_ids.numel()
-    at_once = TOKENS_PER_PASS * torch.get_num_threads() if model.device.type == "cpu" else tokens
-    passes = min(-(-tokens // at_once), len(token_ids))
-    whole = (token_ids, attention_mask, targets)
-    parts = [whole] if passes == 1 else zip(*(tensor.tensor_split(passes) for tensor in whole), strict=True)
-    return [(ids, None if mask.all() else mask, target) for ids, mask, target in parts]
+def _start(model: SplitModel, token_ids: Tensor, attention_mask: Tensor | None, targets: Tensor) -> SplitForward:
+    """A pass, paused at its first block, that is scored where it ends."""
+    return model.forward(token_ids, attention_mask, lambda output: score_tokens(output.logits, targets), inference=True)
+
+
+def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor | None, targets: Tensor) -> Scores:
+    with torch.inference_mode():
+        return score_tokens(model.own_logits(token_ids, attention_mask), targets)
 
 
 def _joined(scores: Sequence[Scores]) -> Scores:
     nll, correct = zip(*scores, strict=True)
     return np.concatenate(nll), np.concatenate(correct)
-
-
-class _Threads:
-    """Torch on as many threads as a pass of some tokens is worth, and back."""
-
-    def __init__(self, tokens: int) -> None:
-        self._setting = torch.get_num_threads()
-        self._worth = min(self._setting, max(1, tokens // TOKENS_PER_THREAD))
-
-    def __enter__(self) -> None:
-        if self._worth != self._setting:
-            torch.set_num_threads(self._worth)
-
-    def __exit__(self, *error: object) -> None:
-        if self._worth != self._setting:
-            torch.set_num_threads(self._setting)

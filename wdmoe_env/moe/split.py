@@ -182,7 +182,6 @@ class SplitForward:
     """
 
     def __init__(self, model: Any, function: Callable[[Any], Any], inference: bool = False) -> None:
-        _end_orphans()
         self.block: BlockInput | None = None
         self._result: Any = _PENDING
         self._device_type = model.device.type
@@ -234,6 +233,7 @@ class SplitForward:
         self._finalize()
 
     def _advance(self, *selection: Tensor | None) -> BlockInput | None:
+        _end_orphans()
         self.block = None
         self._greenlet.parent = getcurrent()
         with neutral_modes(self._device_type):
@@ -268,7 +268,7 @@ def _pause(device_type: str, inference: bool, block: BlockInput) -> Tensor | Non
 def _end(paused: greenlet, device_type: str, thread: int) -> None:
     """Unwind a paused forward pass, as often as its code catches the exit and goes on.
 
-    Only its own thread can. Let go by another, it is kept until that thread next starts a forward pass: greenlet
+    Only its own thread can. Let go by another, it is kept until that thread next runs a forward pass: greenlet
     itself would unwind it at any switch, outside the guard, and leave the thread in the modes of the forward pass.
     """
     if thread != threading.get_ident():

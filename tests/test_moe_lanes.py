@@ -1,0 +1,162 @@
+"""Lanes: a batch on two threads is the batch on one, whatever happens to it on the way."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from moe_models import CONFIGS, random_model, random_tokens
+
+from wdmoe_env.moe import lockstep, split
+from wdmoe_env.moe.lanes import side_by_side
+from wdmoe_env.moe.lockstep import LockStep, own_scores
+from wdmoe_env.moe.split import SplitModel
+
+J = 8
+
+
+@pytest.fixture
+def two_threads():
+    setting = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(setting)
+
+
+@pytest.fixture
+def lanes(two_threads, monkeypatch):
+    """Two lanes for any batch of two."""
+    monkeypatch.setattr(lockstep, "TOKENS_PER_LANE", J)
+
+
+def threads_of(count):
+    return side_by_side([threading.get_ident] * count, lanes=2, threads=1)
+
+
+def test_a_lane_is_always_the_same_thread(two_threads):
+    found = threads_of(4)
+    assert found == threads_of(4)
+    assert found[0] == found[2] != found[1] == found[3]
+    assert threading.get_ident() not in found
+    assert side_by_side([threading.get_ident], lanes=1, threads=1) == [threading.get_ident()]
+
+
+def test_tasks_have_torchs_threads_and_the_caller_has_its_own_again():
+    setting = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert side_by_side([torch.get_num_threads] * 2, lanes=2, threads=2) == [2, 2]
+        assert side_by_side([torch.get_num_threads] * 2, lanes=1, threads=3) == [3, 3]
+        assert torch.get_num_threads() == 4
+        new = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        seen: list[int] = []
+        new.start(), new.join()
+        assert seen == [4], "what a thread begins with that a user starts"
+    finally:
+        torch.set_num_threads(setting)
+
+
+def test_an_error_comes_out_after_all_tasks_have_ended(two_threads):
+    ended = []
+
+    def slow():
+        threading.Event().wait(0.2)
+        ended.append(True)
+
+    with pytest.raises(ZeroDivisionError):
+        side_by_side([lambda: 1 // 0, slow], lanes=2, threads=1)
+    assert ended
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_forked_child_has_lanes_of_its_own(two_threads):
+    threads_of(2)
+    child = multiprocessing.get_context("fork").Process(target=threads_of, args=(2,))
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.filterwarnings("ignore:the gate weights follow no known score")
+def test_a_batch_on_two_lanes_is_the_batch(architecture, lanes, monkeypatch):
+    model = SplitModel(random_model(architecture))
+    token_ids, targets = random_tokens(model.model, 6, J), random_tokens(model.model, 6, J, seed=2)
+    mask = torch.ones(6, J, dtype=torch.bool)
+    mask[4, 5:] = False
+    batch = token_ids, mask, targets
+    selection = torch.rand(6 * J, model.num_experts, generator=torch.Generator().manual_seed(0)) < 0.4
+    both = LockStep(model, *batch)
+    monkeypatch.setattr(lockstep, "TOKENS_PER_LANE", 10**6)
+    one = LockStep(model, *batch)
+    assert [len(whole.blocks) for whole in (one, both)] == [1, 2]
+    for chosen in (selection, *[None] * (model.num_blocks - 1)):
+        probs = [torch.cat([block.gate_probs for block in whole.blocks]) for whole in (one, both)]
+        torch.testing.assert_close(*probs, rtol=0, atol=1e-5)
+        one.resume(chosen), both.resume(chosen)
+    np.testing.assert_allclose(both.scores()[0][mask], one.scores()[0][mask], atol=1e-5)
+    own = own_scores(model, *batch)[0]
+    monkeypatch.setattr(lockstep, "TOKENS_PER_LANE", J)
+    np.testing.assert_allclose(own_scores(model, *batch)[0][mask], own[mask], atol=1e-5)
+
+
+def environment():
+    return gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=6, model="micro", num_tokens=J)
+
+
+def episode(env, seed):
+    env.action_space.seed(0)
+    rewards = []
+    env.reset(seed=seed)
+    for _ in range(env.num_blocks):
+        rewards.append(env.step(env.action_space.sample())[1])
+    return np.stack(rewards)
+
+
+def test_the_environment_on_lanes_is_the_environment(lanes, monkeypatch):
+    rewards = episode(environment(), seed=3)
+    monkeypatch.setattr(lockstep, "TOKENS_PER_LANE", 10**6)
+    np.testing.assert_allclose(rewards, episode(environment(), seed=3), rtol=1e-5)
+
+
+def test_an_episode_on_lanes_can_be_copied_and_given_up(lanes):
+    env = environment()
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    rollout = env._cohorts[0].rollout
+    assert len(rollout._forward.blocks) == 2
+    for other in (copy.deepcopy(rollout), pickle.loads(pickle.dumps(rollout))):
+        np.testing.assert_allclose(other.block.gate_probs, rollout.block.gate_probs, atol=1e-6)
+    del rollout, other
+    env.reset(seed=1)  # lets go of passes that wait on the lanes
+    env.step(env.action_space.sample())
+    lanes_of = set(threads_of(2))
+    assert not [orphan for orphan in split._orphans if orphan[2] in lanes_of], "ended by the lanes' next pass"
+    env.close()
+
+
+@pytest.mark.parametrize("ending", ["", "env.close()", "del env", "env.reset(seed=1)"])
+def test_a_process_ends_quietly_with_passes_on_lanes(ending):
+    program = f"""
+import gymnasium as gym, torch
+from wdmoe_env.moe import lockstep
+torch.set_num_threads(2)
+lockstep.TOKENS_PER_LANE = {J}
+env = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=6, model="micro", num_tokens={J})
+env.reset(seed=0)
+assert len(env._cohorts[0].rollout._forward.blocks) == 2
+{ending}
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

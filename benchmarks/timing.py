@@ -36,20 +36,21 @@ def on_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(setting)
 
 
-def in_turn(alternatives: Mapping[str, Timed], seconds: float, least: int = 3) -> dict[str, float]:
+def in_turn(alternatives: Mapping[str, Timed], seconds: float, in_a_row: int = 4) -> dict[str, float]:
     """Lower quartile of the seconds of each alternative.
 
     Args:
-        alternatives: called one after the other, over and over, after one round that does not count.
+        alternatives: in turn, over and over, after one call of each that does not count.
         seconds: time to spend on all of them.
-        least: fewest rounds that count.
+        in_a_row: calls of a turn that count. The call before them does not: it finds the caches full of what the
+            other alternatives left there, as no user's does.
     """
     taken: dict[str, list[float]] = {name: [] for name in alternatives}
     for timed in alternatives.values():
         timed()
-    ends, rounds = time.perf_counter() + seconds, 0
-    while rounds < least or time.perf_counter() < ends:
+    ends = time.perf_counter() + seconds
+    while not all(taken.values()) or time.perf_counter() < ends:
         for name, timed in alternatives.items():
-            taken[name].append(timed())
-        rounds += 1
+            timed()
+            taken[name] += [timed() for _ in range(in_a_row)]
     return {name: float(np.quantile(values, 0.25)) for name, values in taken.items()}

@@ -5,6 +5,7 @@ Both faces, the single and the batched environment, are thin wrappers of this.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,11 @@ class Transition:
     reward: Float
     terminated: bool
     info: Info
+
+    def rows(self, marked: NDArray[np.bool_]) -> Transition:
+        """That of the marked episodes (N,)."""
+        parts = _rows_of(self.observation, marked), self.reward[marked], self.terminated, _rows_of(self.info, marked)
+        return Transition(*parts)
 
 
 class DecisionProcess:
@@ -85,6 +91,11 @@ class DecisionProcess:
         else:
             shares = enforce_min_share(decision.shares, load.tokens > 0, self.config.min_share)
         return selection, load, shares, repaired
+
+
+def _rows_of(values: Mapping[str, Any], marked: NDArray[np.bool_]) -> dict[str, Any]:
+    """The marked rows of entries (N, ...), which may nest."""
+    return {name: _rows_of(v, marked) if isinstance(v, dict) else v[marked] for name, v in values.items()}
 
 
 def _terms(block: BlockResult, episode: EpisodeResult | None) -> dict[str, Float]:

@@ -20,7 +20,7 @@ from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
 from wdmoe_env.simulator import Rollout
-from wdmoe_env.vector_info import merge, rows_of, split_rows, spread
+from wdmoe_env.vector_info import merge, split_rows, spread
 
 
 @dataclass(slots=True, eq=False)
@@ -217,19 +217,19 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         info: Info,
     ) -> None:
         """Step one cohort and write what came out for its live rows."""
-        rows = cohort.rows
-        live = slice(None) if cohort.live.all() else cohort.live  # a slice copies nothing
-        taken = decision.rows(rows)
+        taken = decision if len(cohort.rows) == self.num_envs else decision.rows(cohort.rows)
         try:
             transition = self._process.step(cohort.rollout, taken)
         except Exception:  # a reward function's: the block has run, and cannot be run again
             self._drop([cohort])
             raise
-        rows = rows[live]
-        rewards[rows] = transition.reward[live]
+        rows = cohort.rows
+        if not cohort.live.all():
+            rows, transition = rows[cohort.live], transition.rows(cohort.live)
+        rewards[rows] = transition.reward
         terminated[rows] = transition.terminated
-        self._write(rows, {name: value[live] for name, value in transition.observation.items()})
-        merge(info, spread(rows_of(transition.info, live), rows, self.num_envs))
+        self._write(rows, transition.observation)
+        merge(info, spread(transition.info, rows, self.num_envs))
         if transition.terminated:
             self._drop([cohort])
 

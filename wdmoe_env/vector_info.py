@@ -21,11 +21,6 @@ def spread(values: Mapping[str, Any], rows: NDArray[np.int64], num_envs: int) ->
     return _spread(values, rows, mask)
 
 
-def rows_of(values: Mapping[str, Any], keep: NDArray[np.bool_] | slice) -> Info:
-    """The kept rows of entries (n, ...)."""
-    return {name: rows_of(v, keep) if isinstance(v, dict) else v[keep] for name, v in values.items()}
-
-
 def merge(info: Info, other: Info) -> None:
     """Add the masked rows of ``other`` to ``info``, in place."""
     for name in [key for key in other if f"_{key}" in other]:

@@ -11,9 +11,8 @@ process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -45,30 +44,17 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], lanes: int, threads: int
     Raises:
         Exception: what a task raised, the first one's if there are many.
     """
-    with torch_threads(threads):
+    setting = torch.get_num_threads()
+    try:
         if lanes == 1:
-            return [task() for task in tasks]
+            return [_run(task, threads) for task in tasks]
         futures = [_lanes[number % lanes].submit(_run, task, threads) for number, task in enumerate(tasks)]
         wait(futures)
-    return [future.result() for future in futures]
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Torch on a number of threads, and back to the caller's setting."""
-    setting = torch.get_num_threads()
-    _set_threads(threads)
-    try:
-        yield
+        return [future.result() for future in futures]
     finally:
-        torch.set_num_threads(setting)  # even where it is the same: what a lane sets is what new threads begin with
+        torch.set_num_threads(setting)  # the caller's, and what threads begin with that are started from here on
 
 
 def _run(task: Callable[[], Result], threads: int) -> Result:
-    _set_threads(threads)
+    torch.set_num_threads(threads)
     return task()
-
-
-def _set_threads(threads: int) -> None:
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)

@@ -45,11 +45,6 @@ class BandwidthSolution:
     shares: Float
     latency_s: Float
 
-    def where(self, rows: Bool, other: BandwidthSolution) -> BandwidthSolution:
-        """This solution in the marked rows (N,), ``other`` elsewhere."""
-        shares = np.where(rows[:, None], self.shares, other.shares)
-        return BandwidthSolution(shares, np.where(rows, self.latency_s, other.latency_s))
-
     def rows(self, index: NDArray[np.int64] | Bool) -> BandwidthSolution:
         """The solution of some rows, by indices (n,) or marks (N,)."""
         return BandwidthSolution(self.shares[index], self.latency_s[index])

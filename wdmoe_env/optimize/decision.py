@@ -22,8 +22,7 @@ class JointSolution:
         wlr_per_ms: (N,) objective (8), 0 where nothing is loaded.
         threshold: (N,) of the paper's rule; NaN where the rule has none.
         iterations: (N,) alternations tried, the last and refused one included.
-        history: (K, N) objective at the start and after each iteration, or after each threshold where that
-            grows; it never falls.
+        history: (K, N) objective at the start and after each round of alternations; it never falls.
     """
 
     selection: Bool
@@ -48,12 +47,6 @@ class Point:
     selection: Bool
     bandwidth: BandwidthSolution
     wlr: Float
-
-    def where(self, rows: Bool, other: Point) -> Point:
-        """This point in the marked rows (N,), ``other`` elsewhere."""
-        selection = np.where(rows[:, None, None], self.selection, other.selection)
-        bandwidth = self.bandwidth.where(rows, other.bandwidth)
-        return Point(selection, bandwidth, np.where(rows, self.wlr, other.wlr))
 
     def rows(self, index: NDArray[np.int64] | Bool) -> Point:
         """The point of some rows, by indices (n,) or marks (N,)."""
@@ -96,11 +89,6 @@ class Run:
     def after(self, rows: Bool, point: Point) -> Run:
         """One more iteration in the marked rows (N,)."""
         return Run(point, self.iterations + rows, [*self.history, point.wlr])
-
-    def then(self, trial: Run, accepted: Bool) -> Run:
-        """This run with the iterations of a trial, and its outcome in the accepted rows (N,)."""
-        point = trial.point.where(accepted, self.point)
-        return Run(point, self.iterations + trial.iterations, [*self.history, point.wlr])
 
     def solution(self, threshold: Float) -> JointSolution:
         """The public form, with the threshold (N,) that was used."""

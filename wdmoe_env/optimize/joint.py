@@ -31,8 +31,11 @@ from wdmoe_env.physics.latency import (
     equal_shares,
 )
 from wdmoe_env.physics.metric import weight_served, wlr_per_ms
+from wdmoe_env.physics.reductions import any_over_last
 
 LEAST_GAIN = 1e-12
+
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +61,57 @@ class _Problem:
         latency = np.where(bandwidth.latency_s > 0, bandwidth.latency_s, np.inf)
         return Point(selection, bandwidth, wlr_per_ms(weight_served(self.weights, selection), latency))
 
-    def rows(self, index: NDArray[np.int64]) -> _Problem:
+    def rows(self, index: Index) -> _Problem:
         """The problem of some rows."""
         return replace(self, links=self.links.rows(index), weights=self.weights[index], routed=self.routed[index])
 
     def climb(self, run: Run, rows: Bool, propose: _Proposal) -> Run:
         """Take proposals in the marked rows, one after another until one does not raise (8), which is refused."""
-        for _ in range(self.max_iterations):
+        rows = rows.copy()
+        for tries in range(self.max_iterations):
             active = np.flatnonzero(rows)
             if not active.size:
                 break
-            part, present = self.rows(active), run.point.rows(active)
-            trial = part.point(propose(part, present, active))
-            better = trial.wlr > present.wlr * (1.0 + LEAST_GAIN)
-            run = run.after(rows, run.point.replaced(active[better], trial.rows(better)))
-            rows = np.zeros_like(rows)
-            rows[active[better]] = True
+            proposed = propose(self.rows(active), run.point.rows(active), active)
+            point, better = self.attempt(run.point, active, proposed, np.full(len(active), tries > 0))
+            run = run.after(rows, point)
+            rows[active] = better
         return run
 
-    def alternate(self, point: Point, threshold: Float, rows: Bool) -> Run:
-        """Alternate the paper's selection and the shares to a fixed point in the marked rows."""
+    def attempt(self, point: Point, active: Index, selection: Bool, solved: Bool) -> tuple[Point, Bool]:
+        """Take selections where they raise (8).
 
-        def propose(part: _Problem, present: Point, active: NDArray[np.int64]) -> Bool:
-            latency = expert_token_latency_s(part.links, present.bandwidth.shares)
-            return paper_selection(part.weights, part.routed, latency, threshold[active])
+        Args:
+            point: the present one of all rows.
+            active: (n,) rows that try something.
+            selection: (n, J, E) what they try.
+            solved: (n,) whether the row has the shares of its present selection, so that trying it again is idle.
 
-        return self.climb(Run.at(point), rows, propose)
+        Returns:
+            The next point of all rows, and which of the active rows (n,) it is better for.
+        """
+        better = ~solved | _differ(selection, point.selection[active])
+        rows = active[better]
+        if rows.size:
+            trial = self.rows(rows).point(selection[better])
+            raised = trial.wlr > point.wlr[rows] * (1.0 + LEAST_GAIN)
+            point = point.replaced(rows[raised], trial.rows(raised))
+            better[better] = raised
+        return point, better
 
 
-_Proposal = Callable[[_Problem, Point, NDArray[np.int64]], Bool]
+_Proposal = Callable[[_Problem, Point, Index], Bool]
 """(problem of some rows, their present point, which rows they are) -> their next selection."""
+
+
+def _paper_proposal(threshold: Float) -> _Proposal:
+    """The paper's rule under a threshold (N,), at the present shares."""
+
+    def propose(part: _Problem, present: Point, active: Index) -> Bool:
+        latency = expert_token_latency_s(part.links, present.bandwidth.shares)
+        return paper_selection(part.weights, part.routed, latency, threshold[active])
+
+    return propose
 
 
 def joint_optimize(
@@ -140,7 +164,7 @@ def joint_optimize(
     everywhere = np.ones(len(weights), dtype=np.bool_)
     if select and threshold is not None:
         fixed = np.full(len(weights), float(threshold))
-        return problem.alternate(start, fixed, everywhere).solution(fixed)
+        return problem.climb(Run.at(start), everywhere, _paper_proposal(fixed)).solution(fixed)
     run = Run.at(start).after(everywhere, problem.point(routed))
     if not select:
         return run.solution(np.zeros(len(weights)))
@@ -148,21 +172,40 @@ def joint_optimize(
 
 
 def _grow_threshold(problem: _Problem, start: Point, run: Run, stopping_gain: float, step: float) -> JointSolution:
-    """Raise the threshold of each row step by step while its objective improves enough."""
+    """Raise the threshold of each row step by step while its objective improves enough, each row at its own pace.
+
+    At its next threshold a row alternates from the start to a fixed point, which is then set against its best so far.
+    """
     latency = expert_token_latency_s(problem.links, start.bandwidth.shares)
     least = gate_latency_similarity(problem.weights, problem.routed, latency).min(axis=-1)
     last = np.ceil(1.0 / step)
     steps = np.where(np.isfinite(least), np.maximum(np.ceil(least / step) - 1.0, 0.0), last)
-    rows = steps < last
+    rows, trial, tries = steps < last, start, np.zeros(len(steps), dtype=np.int64)
     while rows.any():
-        trial = problem.alternate(start, np.minimum((steps + 1.0) * step, 1.0), rows)
-        same = (trial.point.selection == run.point.selection).all(axis=(1, 2))
-        needed = np.where(same, 1.0 - LEAST_GAIN, 1.0 + stopping_gain)
-        rows = rows & (trial.point.wlr >= run.point.wlr * needed)
-        run = run.then(trial, rows & (trial.point.wlr > run.point.wlr))
-        steps = steps + rows
-        rows = rows & (steps < last)
+        active = np.flatnonzero(rows)
+        propose = _paper_proposal(np.minimum((steps + 1.0) * step, 1.0))
+        proposed = propose(problem.rows(active), trial.rows(active), active)
+        trial, better = problem.attempt(trial, active, proposed, tries[active] > 0)
+        tries[active] += 1
+        ended = active[~better | (tries[active] >= problem.max_iterations)]
+        passed = ended[_is_enough(trial.rows(ended), run.point.rows(ended), stopping_gain)]
+        kept = passed[trial.wlr[passed] > run.point.wlr[passed]]
+        run = run.after(rows, run.point.replaced(kept, trial.rows(kept)))
+        trial, tries[ended] = trial.replaced(ended, start.rows(ended)), 0
+        steps[passed] += 1.0
+        rows[ended], rows[passed] = False, steps[passed] < last
     return run.solution(np.minimum(steps * step, 1.0))
+
+
+def _is_enough(trial: Point, best: Point, stopping_gain: float) -> Bool:
+    """Whether a threshold's outcome lets it grow on (n,): it gained enough, or changed no selection."""
+    changed = _differ(trial.selection, best.selection)
+    return trial.wlr >= best.wlr * np.where(changed, 1.0 + stopping_gain, 1.0 - LEAST_GAIN)
+
+
+def _differ(one: Bool, other: Bool) -> Bool:
+    """Whether two selections (n, J, E) differ, (n,)."""
+    return any_over_last(any_over_last(one != other))
 
 
 def fractional_program(
@@ -201,7 +244,7 @@ def fractional_program(
     rows = np.ones(len(weights), dtype=np.bool_)
     run = Run.at(problem.point(routed, uniform=True)).after(rows, problem.point(routed))
 
-    def propose(part: _Problem, present: Point, active: NDArray[np.int64]) -> Bool:
+    def propose(part: _Problem, present: Point, active: Index) -> Bool:
         usable = None if candidates is None else candidates[active]
         selection, _ = marginal_price_selection(
             part.links, part.weights, part.routed, present.wlr, usable, min_share, present.selection, keep_best

@@ -41,8 +41,9 @@ def device_prices(
         min_share: least share of a loaded device.
     """
     token_s, expert_s = marginal_latency_s(links, load, bandwidth)
-    if (load.tokens == 0).any():
-        token_s = token_s + first_token_latency_s(links, load, bandwidth, min_share)
+    idle = np.flatnonzero((load.tokens == 0).any(axis=-1))
+    if idle.size:
+        token_s[idle] += first_token_latency_s(links.rows(idle), load.rows(idle), bandwidth.rows(idle), min_share)
     scale = 1e3 * price_per_ms[:, None]
     return DevicePrices(scale * token_s, scale * expert_s)
 

@@ -70,6 +70,10 @@ class Load:
     tokens: Float
     experts: Float
 
+    def rows(self, index: NDArray[np.int64]) -> Load:
+        """The load of some episodes, by indices (n,)."""
+        return Load(self.tokens[index], self.experts[index])
+
 
 def carrier_to_noise_hz(gain: Float, power_w: float, noise_dbm_per_hz: float) -> Float:
     """gamma[u] = P g[u] / N0, equation (3).

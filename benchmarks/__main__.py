@@ -26,13 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     settings = Settings(chosen.quick, chosen.device, chosen.steps)
     rows: list[Row] = []
+    note = machine() + (", quick" if chosen.quick else "")
     for name in chosen.only:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         with on_threads(torch.get_num_threads() if name == "step" else 1):  # which measures both
             rows += SECTIONS[name](settings)
+        save(chosen.out, rows, note)
     if not torch.cuda.is_available():
         rows.append(Row("CUDA", "step over a block of the plain forward", None))
-    note = machine() + (", quick" if chosen.quick else "")
     print(f"{note}\n\n{markdown(rows)}")
     save(chosen.out, rows, note)
     return 0

@@ -31,7 +31,7 @@ def rows(settings: Settings) -> list[Row]:
     paper = make_policy("wdmoe:0.9", env)
 
     def with_slsqp() -> None:
-        with patch("wdmoe_env.optimize.joint.min_max_bandwidth", slsqp_bandwidth):
+        with patch("wdmoe_env.optimize.joint.solve_min_max", slsqp_bandwidth):
             paper.predict(observation)
 
     taken = in_turn(timed | {PAPERS: clocked(with_slsqp)}, settings.seconds(10.0))
@@ -41,8 +41,8 @@ def rows(settings: Settings) -> list[Row]:
     return [*found, Row(SECTION, f"slowest trained policy over {PAPERS}", slowest / taken[PAPERS], "", "<= 1")]
 
 
-def slsqp_bandwidth(links: BlockLinks, load: Load, min_share: float = 0.0) -> BandwidthSolution:
-    """What ``min_max_bandwidth`` gives, by SLSQP, one instance after the other."""
+def slsqp_bandwidth(links: BlockLinks, load: Load, min_share: float) -> BandwidthSolution:
+    """What ``solve_min_max`` gives without a least share, by SLSQP, one instance after the other."""
     batch, _ = check_links(links)
     pairs: list[Any] = [(links.row(n), Load(load.tokens[n : n + 1], load.experts[n : n + 1])) for n in range(batch)]
     shares = np.stack([slsqp_shares(*pair) for pair in pairs])

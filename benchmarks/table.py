@@ -72,9 +72,20 @@ def machine() -> str:
     """The machine and the libraries, in words."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
-        f"{os.cpu_count()} CPUs ({platform.machine()}), {torch.get_num_threads()} torch thread(s), {gpu}, "
+        f"{os.cpu_count()} CPUs ({processor()}), {torch.get_num_threads()} torch thread(s), {gpu}, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
+
+
+def processor() -> str:
+    """The processor, on Linux with the family and model that tell its generation."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    parts = {"": "model name", " family ": "cpu family", " model ": "model"}
+    return f"{platform.machine()}, " + "".join(word + facts[name] for word, name in parts.items() if name in facts)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -84,7 +84,7 @@ def test_a_verdict_follows_its_target():
 
 
 def test_the_command_prints_and_saves_one_table(tmp_path, capsys):
-    assert main(["--quick", "--only", "solver", "--out", str(tmp_path)]) == 0
+    assert main(["--quick", "--only", "solver", "decision", "--out", str(tmp_path)]) == 0
     table = (tmp_path / "results.md").read_text()
     assert "min_max_bandwidth, one instance" in table
     assert table.splitlines()[-1] in capsys.readouterr().out

@@ -17,6 +17,7 @@ import torch
 from moe_models import CONFIGS, random_model, random_tokens
 
 from wdmoe_env.moe import lockstep, split
+from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.lanes import side_by_side
 from wdmoe_env.moe.lockstep import LockStep, own_scores
 from wdmoe_env.moe.split import SplitModel
@@ -109,6 +110,25 @@ def test_a_batch_on_two_lanes_is_the_batch(architecture, lanes, monkeypatch):
     own = own_scores(model, *batch)[0]
     monkeypatch.setattr(lockstep, "TOKENS_PER_LANE", J)
     np.testing.assert_allclose(own_scores(model, *batch)[0][mask], own[mask], atol=1e-5)
+
+
+def test_after_an_error_on_one_lane_no_pass_goes_on(lanes):
+    runs = []
+
+    def runner(experts, hidden_states, selection, weights):
+        runs.append(threading.get_ident())
+        if threading.current_thread().name.startswith("wdmoe-lane-1"):
+            raise OSError("the device is gone")
+        return run_experts(experts, hidden_states, selection, weights)
+
+    model = SplitModel(random_model(), runner=runner)
+    batch = random_tokens(model.model, 2, J)
+    both = LockStep(model, batch, torch.ones(2, J, dtype=torch.bool), batch)
+    runs.clear()
+    with pytest.raises(OSError, match="gone"):
+        both.resume(None)
+    assert len(set(runs)) == 2
+    assert both.blocks == []
 
 
 def environment():

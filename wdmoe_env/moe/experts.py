@@ -21,7 +21,10 @@ from torch.nn import functional
 from wdmoe_env.moe.packing import Packed, has_one_thread_product, layer_names, layer_parameters, packed_half
 
 ExpertRunner = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
-"""(experts module, hidden states (T, H), selection (T, E) bool, weights (T, E)) -> outputs (T, H)."""
+"""(experts module, hidden states (T, H), selection (T, E) bool, weights (T, E)) -> outputs (T, H).
+
+Two threads may call it at once, see ``lanes``.
+"""
 
 _Linear = Callable[[str, Tensor], Tensor]
 """(name of a fused layer, inputs) -> outputs."""

@@ -58,10 +58,18 @@ class LockStep:
 
         Args:
             selection: (N * J, E) bool; ``None`` means the model's own routing.
+
+        Raises:
+            Exception: whatever the model's code raises.
         """
         rows = [len(block.routed) for block in self.blocks]
         parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
-        self._plan.run([partial(one.resume, part) for one, part in zip(self._passes, parts, strict=True)])
+        try:
+            self._plan.run([partial(one.resume, part) for one, part in zip(self._passes, parts, strict=True)])
+        except BaseException:
+            if self._plan.lanes > 1:  # passes may have gone on that did not fail
+                self.close()
+            raise
         self.blocks = self._paused()
 
     def scores(self) -> Scores:

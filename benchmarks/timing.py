@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+CALLS_OF_A_TURN = 5
+SECONDS_OF_A_TURN = 0.2
+
 Timed = Callable[[], float]
 """Does something and returns the seconds that count."""
 
@@ -36,14 +39,12 @@ def on_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(setting)
 
 
-def in_turn(alternatives: Mapping[str, Timed], seconds: float, in_a_row: int = 4) -> dict[str, float]:
+def in_turn(alternatives: Mapping[str, Timed], seconds: float) -> dict[str, float]:
     """Lower quartile of the seconds of each alternative.
 
     Args:
         alternatives: in turn, over and over, after one call of each that does not count.
         seconds: time to spend on all of them.
-        in_a_row: calls of a turn that count. The call before them does not: it finds the caches full of what the
-            other alternatives left there, as no user's does.
     """
     taken: dict[str, list[float]] = {name: [] for name in alternatives}
     for timed in alternatives.values():
@@ -51,6 +52,17 @@ def in_turn(alternatives: Mapping[str, Timed], seconds: float, in_a_row: int = 4
     ends = time.perf_counter() + seconds
     while not all(taken.values()) or time.perf_counter() < ends:
         for name, timed in alternatives.items():
-            timed()
-            taken[name] += [timed() for _ in range(in_a_row)]
+            taken[name] += _turn(timed)
     return {name: float(np.quantile(values, 0.25)) for name, values in taken.items()}
+
+
+def _turn(timed: Timed) -> list[float]:
+    """Seconds of a few calls in a row.
+
+    The first of several does not count: it finds the caches full of what another alternative left there, as no user's
+    does. A call that takes long is alone and does, since that matters little to it.
+    """
+    calls = [timed()]
+    while len(calls) < CALLS_OF_A_TURN and sum(calls) < SECONDS_OF_A_TURN:
+        calls.append(timed())
+    return calls[1:] or calls

@@ -14,6 +14,7 @@ from benchmarks import growth, ppo, solver, step
 from benchmarks.__main__ import main
 from benchmarks.reference import ReferenceEnv, slsqp_latency_s
 from benchmarks.table import Row, Settings, markdown
+from benchmarks.timing import in_turn
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 
 QUICK = Settings(quick=True, steps=1000)
@@ -81,6 +82,14 @@ def test_a_verdict_follows_its_target():
     assert len({len(line) for line in lines}) == 1
     assert "12,346" in lines[2]
     assert "not measured" in lines[3]
+
+
+def test_the_first_of_several_calls_in_a_row_does_not_count():
+    """And neither does the first of all; a call that is longer than a turn counts alone."""
+    many, few = iter(np.arange(1000.0) * 1e-6), iter(np.arange(1000.0) + 1.0)
+    taken = in_turn({"short": lambda: next(many), "long": lambda: next(few)}, seconds=0.0)
+    assert taken["short"] == pytest.approx(np.quantile([2e-6, 3e-6, 4e-6, 5e-6], 0.25))
+    assert taken["long"] == 2.0
 
 
 def test_the_command_prints_and_saves_one_table(tmp_path, capsys):

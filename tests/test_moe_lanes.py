@@ -79,11 +79,20 @@ def test_an_error_comes_out_after_all_tasks_have_ended(two_threads):
     assert torch.get_num_threads() == 2
 
 
+def _to_the_end(model, batch):
+    both = LockStep(model, *batch)
+    while both.blocks:
+        both.resume(None)
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_forked_child_has_lanes_of_its_own(two_threads):
-    threads_of(2)
-    child = multiprocessing.get_context("fork").Process(target=threads_of, args=(2,))
+def test_a_forked_child_has_lanes_of_its_own(lanes):
+    model = SplitModel(random_model())
+    batch = random_tokens(model.model, 2, J)
+    whole = batch, torch.ones(2, J, dtype=torch.bool), batch
+    LockStep(model, *whole).close()  # the child inherits passes that only the parent's lanes could end
+    child = multiprocessing.get_context("fork").Process(target=_to_the_end, args=(model, whole))
     child.start()
     child.join(timeout=60)
     assert child.exitcode == 0

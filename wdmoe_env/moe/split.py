@@ -274,10 +274,18 @@ def _end(paused: greenlet, device_type: str, thread: int) -> None:
     if thread != threading.get_ident():
         _orphans.append((paused, device_type, thread))
         return
-    with neutral_modes(device_type), suppress(greenlet_error):  # of a former thread with the same number
-        while not paused.dead:
-            paused.parent = getcurrent()
+    with neutral_modes(device_type), suppress(greenlet_error):
+        while not paused.dead and _adopted(paused):
             paused.throw(GreenletExit)
+
+
+def _adopted(paused: greenlet) -> bool:
+    """Whether a pass can be unwound here; not one of a former thread, or of a forked parent's, with the same number."""
+    try:
+        paused.parent = getcurrent()
+    except ValueError:
+        return False
+    return True
 
 
 def _end_orphans() -> None:

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from moe_models import CONFIGS, random_model, random_tokens
 
+from benchmarks.timing import on_threads
 from wdmoe_env.moe import lockstep, split
 from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.lanes import side_by_side
@@ -27,10 +29,8 @@ J = 8
 
 @pytest.fixture
 def two_threads():
-    setting = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(setting)
+    with on_threads(2):
+        yield
 
 
 @pytest.fixture
@@ -52,9 +52,7 @@ def test_a_lane_is_always_the_same_thread(two_threads):
 
 
 def test_tasks_have_torchs_threads_and_the_caller_has_its_own_again():
-    setting = torch.get_num_threads()
-    try:
-        torch.set_num_threads(4)
+    with on_threads(4):
         assert side_by_side([torch.get_num_threads] * 2, lanes=2, threads=2) == [2, 2]
         assert side_by_side([torch.get_num_threads] * 2, lanes=1, threads=3) == [3, 3]
         assert torch.get_num_threads() == 4
@@ -62,8 +60,6 @@ def test_tasks_have_torchs_threads_and_the_caller_has_its_own_again():
         seen: list[int] = []
         new.start(), new.join()
         assert seen == [4], "what a thread begins with that a user starts"
-    finally:
-        torch.set_num_threads(setting)
 
 
 def test_an_error_comes_out_after_all_tasks_have_ended(two_threads):
@@ -137,6 +133,29 @@ def test_after_an_error_on_one_lane_no_pass_goes_on(lanes):
     with pytest.raises(OSError, match="gone"):
         both.resume(None)
     assert len(set(runs)) == 2
+    assert both.blocks == []
+
+
+def test_after_an_error_on_the_only_lane_no_pass_goes_on_either(monkeypatch):
+    """Nor does one end that did not move, because the call came from another thread."""
+    monkeypatch.setattr(lockstep, "TOKENS_PER_PASS", J)
+    calls = iter(range(100))
+
+    def runner(experts, hidden_states, selection, weights):
+        if failing and next(calls) == 1:
+            raise OSError("the device is gone")
+        return run_experts(experts, hidden_states, selection, weights)
+
+    failing = False
+    model = SplitModel(random_model(), runner=runner)
+    batch = random_tokens(model.model, 2, J)
+    both = LockStep(model, batch, torch.ones(2, J, dtype=torch.bool), batch)
+    with ThreadPoolExecutor(1) as other, pytest.raises(RuntimeError, match="thread"):
+        other.submit(both.resume, None).result()
+    assert [block.index for block in both.blocks] == [0, 0]
+    failing = True
+    with pytest.raises(OSError, match="gone"):
+        both.resume(None)
     assert both.blocks == []
 
 

@@ -67,7 +67,7 @@ class LockStep:
         try:
             self._plan.run([partial(one.resume, part) for one, part in zip(self._passes, parts, strict=True)])
         except BaseException:
-            if self._plan.lanes > 1:  # passes may have gone on that did not fail
+            if self._paused() != self.blocks:  # some have gone on or ended, so that they stand at different blocks
                 self.close()
             raise
         self.blocks = self._paused()

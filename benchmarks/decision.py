@@ -44,6 +44,6 @@ def rows(settings: Settings) -> list[Row]:
 def slsqp_bandwidth(links: BlockLinks, load: Load, min_share: float) -> BandwidthSolution:
     """What ``solve_min_max`` gives without a least share, by SLSQP, one instance after the other."""
     batch, _ = check_links(links)
-    pairs: list[Any] = [(links.row(n), Load(load.tokens[n : n + 1], load.experts[n : n + 1])) for n in range(batch)]
+    pairs: list[Any] = [(links.row(n), load.row(n)) for n in range(batch)]
     shares = np.stack([slsqp_shares(*pair) for pair in pairs])
     return BandwidthSolution(shares, block_latency_s(device_latency_s(links, load, shares)))

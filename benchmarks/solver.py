@@ -53,11 +53,6 @@ def instances(batch: int, devices: int) -> tuple[BlockLinks, Load]:
     return BlockLinks(snr, payload_s, compute_s, np.eye(devices)), Load(tokens, tokens)
 
 
-def one_of(load: Load, row: int) -> Load:
-    """A batch of one."""
-    return Load(load.tokens[row : row + 1], load.experts[row : row + 1])
-
-
 class ConicMinMax:
     """Min-max bandwidth for Clarabel, compiled once and given each instance as parameters.
 
@@ -88,7 +83,7 @@ def bandwidth(settings: Settings, batch: int, devices: int = 8) -> list[Row]:
     """``min_max_bandwidth`` beside SLSQP and Clarabel: time per instance, and the gap."""
     links, load = instances(batch, devices)
     theirs = 8 if settings.quick else 256
-    pairs = [(links.row(n), one_of(load, n)) for n in range(theirs)]
+    pairs = [(links.row(n), load.row(n)) for n in range(theirs)]
     conic = ConicMinMax(devices)
     conic.latency_s(*pairs[0])
     exact = min_max_bandwidth(links, load).latency_s[:theirs]

@@ -70,8 +70,12 @@ class Load:
     tokens: Float
     experts: Float
 
-    def rows(self, index: NDArray[np.int64]) -> Load:
-        """The load of some episodes, by indices (n,)."""
+    def row(self, n: int) -> Load:
+        """That of episode n as a batch of one."""
+        return self.rows(slice(n, n + 1))
+
+    def rows(self, index: slice | NDArray[np.int64]) -> Load:
+        """The load of some episodes, by a slice or indices (n,)."""
         return Load(self.tokens[index], self.experts[index])
 
 

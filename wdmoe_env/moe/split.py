@@ -10,7 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -28,7 +28,8 @@ __all__ = ["BlockInput", "SplitForward", "SplitModel"]
 
 _PROBE_TOKENS = 16
 _PENDING = object()
-_orphans: list[tuple[greenlet, str, int]] = []
+_Modes = Callable[[], AbstractContextManager[Any]]
+_orphans: list[tuple[greenlet, _Modes, int]] = []
 
 
 class SplitModel:
@@ -184,11 +185,11 @@ class SplitForward:
     def __init__(self, model: Any, function: Callable[[Any], Any], inference: bool = False) -> None:
         self.block: BlockInput | None = None
         self._result: Any = _PENDING
-        self._device_type = model.device.type
+        self._modes = partial(neutral_modes, model.device.type, inference)
         self._thread = threading.get_ident()
-        self._greenlet = greenlet(partial(_run, model, function, self._device_type, inference))
+        self._greenlet = greenlet(partial(_run, model, function, self._modes, inference))
         # A finalizer rather than __del__, which may come too late at the end of the process.
-        self._finalize = weakref.finalize(self, _end, self._greenlet, self._device_type, self._thread)
+        self._finalize = weakref.finalize(self, _end, self._greenlet, self._modes, self._thread)
         self._advance()
 
     @property
@@ -236,7 +237,7 @@ class SplitForward:
         _end_orphans()
         self.block = None
         self._greenlet.parent = getcurrent()
-        with neutral_modes(self._device_type):
+        with self._modes():
             value = self._greenlet.switch(*selection)
         if self._greenlet.dead:
             self._result = value
@@ -248,16 +249,15 @@ class SplitForward:
         raise TypeError("a paused forward pass cannot be pickled or copied; start it again and replay the selections")
 
 
-def _run(model: Any, function: Callable[[Any], Any], device_type: str, inference: bool) -> Any:
+def _run(model: Any, function: Callable[[Any], Any], modes: _Modes, inference: bool) -> Any:
     """Body of the greenlet. It must not refer to the ``SplitForward``, or neither would ever be freed."""
-    policy_of_context.set(partial(_pause, device_type, inference))
-    with torch.inference_mode() if inference else nullcontext():
-        return function(model)
+    policy_of_context.set(partial(_pause, modes, inference))
+    return function(model)
 
 
-def _pause(device_type: str, inference: bool, block: BlockInput) -> Tensor | None:
+def _pause(modes: _Modes, inference: bool, block: BlockInput) -> Tensor | None:
     """The policy of a paused forward pass: hand the block to the caller and wait for the selection."""
-    with neutral_modes(device_type):
+    with modes():
         if block.hidden_states.is_inference() and not inference:  # the function's own mode: a learner may want them
             tensors = (block.hidden_states, block.gate_probs, block.routed)
             block = BlockInput(block.index, *(tensor.clone() for tensor in tensors))
@@ -265,16 +265,16 @@ def _pause(device_type: str, inference: bool, block: BlockInput) -> Tensor | Non
     return selection
 
 
-def _end(paused: greenlet, device_type: str, thread: int) -> None:
+def _end(paused: greenlet, modes: _Modes, thread: int) -> None:
     """Unwind a paused forward pass, as often as its code catches the exit and goes on.
 
     Only its own thread can. Let go by another, it is kept until that thread next runs a forward pass: greenlet
     itself would unwind it at any switch, outside the guard, and leave the thread in the modes of the forward pass.
     """
     if thread != threading.get_ident():
-        _orphans.append((paused, device_type, thread))
+        _orphans.append((paused, modes, thread))
         return
-    with neutral_modes(device_type), suppress(greenlet_error):
+    with modes(), suppress(greenlet_error):
         while not paused.dead and _adopted(paused):
             paused.throw(GreenletExit)
 

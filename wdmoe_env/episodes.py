@@ -43,8 +43,9 @@ class EpisodeSource:
 
     def reference_nll(self, index: NDArray[np.int64]) -> Float:
         """Mean NLL (N,) of the model's own routing on windows (N,), nats per token."""
-        missing = np.unique(index[np.isnan(self._reference_nll[index])])
+        missing = index[np.isnan(self._reference_nll[index])]
         if missing.size:
+            missing = np.unique(missing)
             token_nll, _ = own_scores(self.model, *self.tokens(missing))
             mask = self.windows.mask[missing]
             self._reference_nll[missing] = mean_over_tokens(token_nll * mask, mask)

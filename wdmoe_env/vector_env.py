@@ -201,8 +201,10 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     def _begin(self, rows: NDArray[np.int64], windows: NDArray[np.int64] | None) -> Info:
         """Start episodes in the environments ``rows``, which leave their cohorts, and write the first observations."""
         rollout = self.simulator.start([self._generators[n] for n in rows], windows)
+        going = np.ones(self.num_envs, dtype=bool)
+        going[rows] = False
         for cohort in self._cohorts:
-            cohort.live &= ~np.isin(cohort.rows, rows)
+            cohort.live &= going[cohort.rows]
         self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
         self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
         self._write(rows, encode_observation(rollout.block))

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache, cached_property, partial
-from typing import Any, TypeVar
+from functools import cache, cached_property
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,8 +25,6 @@ Packed = dict[str, "list[PackedWeight]"]
 """Name of a layer to the packed weights of each expert."""
 
 Made = TypeVar("Made")
-
-_cache: WeakKeyDictionary[nn.Module, dict[Callable[..., Any], tuple[Any, Any]]] = WeakKeyDictionary()
 
 _LARGE_PRODUCT = 2**21  # multiplications, from which threads are worth the longer call
 
@@ -57,8 +55,8 @@ class PackedWeight:
 
     def product(self, inputs: Tensor) -> Tensor:
         """What the layer puts out for inputs (..., features)."""
-        large = inputs.numel() * self.num_outputs >= _LARGE_PRODUCT and torch.get_num_threads() > 1
-        if large or not self._one_thread:
+        size = inputs.numel() * self.num_outputs
+        if not self._one_thread or (size >= _LARGE_PRODUCT and torch.get_num_threads() > 1):
             outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(inputs, self._for_threads)
             return outputs
         outputs = torch.fbgemm_linear_fp16_weight_fp32_activation(inputs, self._for_one_thread, self._bias)
@@ -109,45 +107,69 @@ def packed_half(experts: Any) -> Packed | None:
 
     Packed once for each kind of product and kept beside the module, half its size; again where a parameter has changed.
     """
-    return _kept(experts, _pack_each)
+    kept = _of_experts.get(experts)
+    if kept is None:
+        kept = _of_experts.setdefault(experts, _Kept(_pack_each))
+    return kept.of(experts)
 
 
 def pack_linear_layers(model: nn.Module) -> None:
-    """Let the linear layers of a frozen model use packed weights wherever ``run_linear`` can.
+    """Let the linear layers of a frozen model use packed weights wherever ``PackedForward`` can.
 
     No module is replaced: the model saves and loads as before.
     """
     for module in model.modules():
         # A subclass has a product of its own; so has a layer whose forward was replaced, as accelerate does.
         if type(module) is nn.Linear and "forward" not in vars(module):
-            module.forward = partial(run_linear, module)  # type: ignore[method-assign]
+            module.forward = PackedForward(module)  # type: ignore[method-assign, assignment]
 
 
-def run_linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
+class PackedForward:
     """What a linear layer puts out for inputs (..., features).
 
     On the CPU, in single precision, without gradients and with weights that are exact in half precision the product is
     the packed one; any other is torch's own.
+
+    Args:
+        layer: the layer; its weights may change.
     """
-    if inputs.is_cpu and inputs.dtype == layer.weight.dtype == torch.float32 and not torch.is_grad_enabled():
-        packed = _kept(layer, _pack_layer)
-        if packed is not None:
-            return packed.product(inputs)
-    return functional.linear(inputs, layer.weight, layer.bias)
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._layer, self._kept = layer, _Kept(_pack_layer)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs (..., O) of inputs (..., features)."""
+        if inputs.is_cpu and inputs.dtype == torch.float32 and not torch.is_grad_enabled():
+            packed = self._kept.of(self._layer)
+            if packed is not None:
+                return packed.product(inputs)
+        return functional.linear(inputs, self._layer.weight, self._layer.bias)
+
+    def __reduce__(self) -> tuple[type[PackedForward], tuple[nn.Linear]]:
+        """Copy and pickle without what was packed."""
+        return PackedForward, (self._layer,)
 
 
-def _kept(module: nn.Module, make: Callable[[Any], Made]) -> Made:
+class _Kept(Generic[Made]):
     """What ``make`` made of a module, made again where one of its parameters has changed since."""
-    state = [
-        (parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
-        for parameter in module._parameters.values()
-        if parameter is not None
-    ]
-    made = _cache.setdefault(module, {})
-    if make not in made or made[make][0] != state:
-        made[make] = (state, make(module))
-    found: Made = made[make][1]
-    return found
+
+    def __init__(self, make: Callable[[Any], Made]) -> None:
+        self._make = make
+        self._last: tuple[list[tuple[int, int | None]], Made] | None = None
+
+    def of(self, module: nn.Module) -> Made:
+        state = [
+            (parameter.data_ptr(), None if parameter.is_inference() else parameter._version)
+            for parameter in module._parameters.values()
+            if parameter is not None
+        ]
+        last = self._last  # read once: two threads may be here
+        if last is None or last[0] != state:
+            last = self._last = (state, self._make(module))
+        return last[1]
+
+
+_of_experts: WeakKeyDictionary[nn.Module, _Kept[Packed | None]] = WeakKeyDictionary()
 
 
 def _pack_layer(layer: nn.Linear) -> PackedWeight | None:
@@ -168,5 +190,6 @@ def _pack_each(experts: Any) -> Packed | None:
 
 def _pack(weight: Tensor, bias: Tensor | None) -> PackedWeight | None:
     """A weight (outputs, inputs) to pack, ``None`` where it cannot be."""
-    exact = _can_pack() and torch.equal(weight.half().to(weight.dtype), weight)
+    single = weight.is_cpu and weight.dtype == torch.float32
+    exact = single and _can_pack() and torch.equal(weight.half().float(), weight)
     return PackedWeight(weight, bias) if exact else None

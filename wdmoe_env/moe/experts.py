@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from wdmoe_env.moe.helper import HELPERS_PART, share, workers
 from wdmoe_env.moe.packing import Packed, has_one_thread_product, layer_names, layer_parameters, packed_half
 
 ExpertRunner = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
@@ -32,8 +33,11 @@ _Linear = Callable[[str, Tensor], Tensor]
 _Product = Callable[[str, int, Tensor], Tensor]
 """(name of a fused layer, expert, inputs of that expert) -> outputs."""
 
+_Run = Callable[[Tensor, "list[int]"], Tensor]
+"""(inputs (R, H) in the order of the experts, rows of each expert) -> outputs (R, H)."""
+
 _GROUPED_MAX_TOKENS = 96  # above, a product for each expert is faster than one grouped product
-_BY_LAYER_MAX_TOKENS = 256  # above, what a layer of all experts puts out no longer stays in a core's cache
+_BY_LAYER_MAX_TOKENS = 256  # for each worker; above, what a layer puts out no longer stays in a core's cache
 
 
 def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
@@ -59,8 +63,8 @@ def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     inference = hidden_states.is_cpu and not torch.is_grad_enabled()
     single = hidden_states.dtype == weight.dtype == torch.float32
     if inference and single and packed_half(experts) is not None:
-        by_layer = tokens <= _BY_LAYER_MAX_TOKENS and torch.get_num_threads() == 1 and has_one_thread_product()
-        return "packed" if by_layer else "packed_slices"
+        by_layer = tokens <= _BY_LAYER_MAX_TOKENS * workers() and torch.get_num_threads() == 1
+        return "packed" if by_layer and has_one_thread_product() else "packed_slices"
     if tokens <= _GROUPED_MAX_TOKENS and _can_group(weight, hidden_states):
         return "grouped"
     return "onednn" if inference and single and hasattr(torch.ops.mkldnn, "_linear_pointwise") else "slices"
@@ -92,40 +96,52 @@ def _by_expert(
     products: Callable[[Any], _Product], experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor
 ) -> Tensor:
     """One gather and one add for all experts; each runs from its first layer to its last on a slice of the rows."""
-    rows, product = _Rows.of(selection, hidden_states.device), products(experts)
-    outputs = [
-        _feed_forward(experts, part, _layers_of(expert, product))
-        for expert, part in enumerate(rows.split(rows.of_tokens(hidden_states)))
-        if len(part)
-    ]
-    return rows.combine(hidden_states, torch.cat(outputs) if outputs else hidden_states[:0], weights)
+    product = products(experts)
+
+    def run(inputs: Tensor, counts: list[int]) -> Tensor:
+        outputs = [
+            _feed_forward(experts, part, _layers_of(expert, product))
+            for expert, part in enumerate(torch.split_with_sizes(inputs, counts))
+            if counts[expert]
+        ]
+        return torch.cat(outputs) if outputs else inputs
+
+    return _weighted_sum(run, hidden_states, selection, weights)
 
 
 def _packed(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
     """The first layer of all experts, one activation, and their last layer: with few rows, calls are what counts."""
-    rows, packed = _Rows.of(selection, hidden_states.device), _packed_layers(experts)
+    packed = _packed_layers(experts)
 
-    def linear(name: str, inputs: Tensor) -> Tensor:
-        each = packed[name]
-        outputs = inputs.new_empty(len(inputs), each[0].num_outputs)
-        for weight, part, into in zip(each, rows.split(inputs), rows.split(outputs), strict=True):
-            weight.product_into(part, into)
-        return outputs
+    def run(inputs: Tensor, counts: list[int]) -> Tensor:
+        def linear(name: str, inputs: Tensor) -> Tensor:
+            outputs = inputs.new_empty(sum(counts), packed[name][0].num_outputs)
+            parts = torch.split_with_sizes(inputs, counts), torch.split_with_sizes(outputs, counts)
+            for weight, count, part, into in zip(packed[name], counts, *parts, strict=True):
+                if count:
+                    weight.product_into(part, into)
+            return outputs
 
-    return rows.combine(hidden_states, _feed_forward(experts, rows.of_tokens(hidden_states), linear), weights)
+        return _feed_forward(experts, inputs, linear)
+
+    return _weighted_sum(run, hidden_states, selection, weights)
 
 
 def _grouped(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
     """Torch's grouped matrix product in place of a loop over slices."""
-    rows = _Rows.of(selection, hidden_states.device)
-    ends = torch.from_numpy(rows.counts.cumsum(dtype=np.int32)).to(hidden_states.device)
 
-    def linear(name: str, inputs: Tensor) -> Tensor:
-        weight, bias = layer_parameters(experts, name)
-        outputs = functional.grouped_mm(inputs, weight.transpose(-2, -1), offs=ends)
-        return outputs if bias is None else outputs + bias[rows.expert]
+    def run(inputs: Tensor, counts: list[int]) -> Tensor:
+        each = torch.tensor(counts, device=inputs.device)
+        ends = each.cumsum(dim=0, dtype=torch.int32)
 
-    return rows.combine(hidden_states, _feed_forward(experts, rows.of_tokens(hidden_states), linear), weights)
+        def linear(name: str, inputs: Tensor) -> Tensor:
+            weight, bias = layer_parameters(experts, name)
+            outputs = functional.grouped_mm(inputs, weight.transpose(-2, -1), offs=ends)
+            return outputs if bias is None else outputs + bias.repeat_interleave(each, dim=0, output_size=len(inputs))
+
+        return _feed_forward(experts, inputs, linear)
+
+    return _weighted_sum(run, hidden_states, selection, weights)
 
 
 def _layers_of(expert: int, product: _Product) -> _Linear:
@@ -178,42 +194,55 @@ STRATEGIES: dict[str, ExpertRunner] = {
 }
 
 
+def _weighted_sum(run: _Run, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
+    """Sum (T, H) of the weighted outputs of each token; each thread there is runs a part of the rows."""
+    parts = _Rows.of(selection, hidden_states.device).parts(workers())
+    outputs = share([partial(part.weighted_outputs, run, hidden_states, weights) for part in parts])
+    total = torch.zeros_like(hidden_states)
+    for part, weighted in zip(parts, outputs, strict=True):
+        total.index_add_(0, part.token, weighted)
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The selected pairs in the order of their experts.
+    """Selected pairs in the order of their experts.
 
     Attributes:
         token: (R,) token of each row.
         pair: (R,) index of each row in a flattened (T, E) matrix.
-        expert: (R,) expert of each row.
-        counts: (E,) rows of each expert.
+        counts: rows of each of the E experts.
     """
 
     token: Tensor
     pair: Tensor
-    expert: Tensor
-    counts: NDArray[np.int64]
+    counts: list[int]
 
     @classmethod
     def of(cls, selection: Tensor, device: torch.device) -> _Rows:
         """List a selection (T, E) on the CPU, so that no device has to be waited for."""
         by_expert = selection.numpy(force=True).T
         expert, token = by_expert.nonzero()
-        rows = torch.from_numpy(np.stack((token, token * len(by_expert) + expert, expert))).to(device)
-        return cls(rows[0], rows[1], rows[2], np.bincount(expert, minlength=len(by_expert)))
+        rows = np.empty((2, len(token)), dtype=np.int64)  # one array, since it may have to be sent to a device
+        rows[0], rows[1] = token, token * len(by_expert) + expert
+        on_device = torch.from_numpy(rows).to(device)
+        return cls(on_device[0], on_device[1], np.bincount(expert, minlength=len(by_expert)).tolist())
 
-    def of_tokens(self, values: Tensor) -> Tensor:
-        """The row (R, H) of each pair out of those of the tokens (T, H)."""
-        return values.index_select(0, self.token)
+    def parts(self, number: int) -> list[_Rows]:
+        """All rows, or a part for this thread and one for its helper; an expert may have rows in both."""
+        if number == 1:
+            return [self]
+        cut = round(len(self.token) * (1.0 - HELPERS_PART))
+        ends = accumulate(self.counts)
+        before = [min(count, max(0, cut - end + count)) for count, end in zip(self.counts, ends, strict=True)]
+        after = [count - taken for count, taken in zip(self.counts, before, strict=True)]
+        sides = zip((slice(None, cut), slice(cut, None)), (before, after), strict=True)
+        return [_Rows(self.token[rows], self.pair[rows], counts) for rows, counts in sides]
 
-    def split(self, values: Tensor) -> tuple[Tensor, ...]:
-        """The part of each expert of values (R, ...)."""
-        return torch.split_with_sizes(values, self.counts.tolist())
-
-    def combine(self, hidden_states: Tensor, outputs: Tensor, weights: Tensor) -> Tensor:
-        """Weighted sum (T, H) of the outputs (R, H) of each token."""
-        weighted = outputs * weights.take(self.pair)[:, None]
-        return torch.zeros_like(hidden_states).index_add_(0, self.token, weighted.to(hidden_states.dtype))
+    def weighted_outputs(self, run: _Run, hidden_states: Tensor, weights: Tensor) -> Tensor:
+        """Outputs (R, H) of the experts on the rows of hidden states (T, H), by weights (T, E)."""
+        outputs = run(hidden_states.index_select(0, self.token), self.counts)
+        return (outputs * weights.take(self.pair)[:, None]).to(hidden_states.dtype)
 
 
 def _feed_forward(experts: Any, inputs: Tensor, linear: _Linear) -> Tensor:

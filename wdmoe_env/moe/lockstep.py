@@ -5,13 +5,15 @@ in memory that the process holds already, and its logits are gone before those o
 takes at most ``TOKENS_PER_PASS`` tokens for each of its threads, and where there are many tokens the passes are spread
 over lanes. On another device one pass takes the whole batch.
 
-A thread that has few tokens costs more than it brings. So a pass uses one for every ``TOKENS_PER_THREAD`` tokens, and
-all lanes together at most as many as torch is set to; the setting is the user's again whenever the passes are paused.
+A thread that has few tokens costs more than it brings. So a pass of few tokens runs on one thread, one of some on one
+and a helper (``helper``), a larger one on a thread for every ``TOKENS_PER_THREAD`` tokens. All lanes together never use
+more than torch is set to, and the setting is the user's again whenever the passes are paused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from wdmoe_env.moe.helper import helped, share, workers
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.lanes import MOST_LANES, Result, side_by_side
 from wdmoe_env.moe.split import SplitForward, SplitModel
@@ -28,6 +31,8 @@ from wdmoe_env.moe.split import SplitForward, SplitModel
 TOKENS_PER_PASS = 1024
 TOKENS_PER_LANE = 512
 TOKENS_PER_THREAD = 128
+TOKENS_FOR_HELPER = 128  # from which it is worth being woken
+ONE_THREAD_ACTIVATIONS = 2**15  # tokens times width, up to which torch itself runs most operators on one thread
 LOGITS_AT_ONCE = 2**17  # 512 KiB, which stay in a core's cache from one use to the next
 
 Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
@@ -102,15 +107,22 @@ def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, tar
 
 def score_tokens(logits: Tensor, targets: Tensor) -> Scores:
     """Scores of logits (n, J, V) against targets (n, J); a guess that ties with the best one is right."""
-    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else targets.numel()
-    rows = targets.to(logits.device).flatten()[:, None]
+    rows = logits.flatten(0, 1), targets.to(logits.device).flatten()[:, None]
+    parts = zip(*(tensor.tensor_split(workers()) for tensor in rows), strict=True)
+    both = torch.cat(share([partial(_score_rows, *part) for part in parts]), dim=1)
+    nll, correct = both.view(2, *targets.shape).cpu().numpy()
+    return nll.astype(np.float64), correct > 0
+
+
+def _score_rows(logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL of logits (T, V), and whether the best guess was right, (2, T), against targets (T, 1)."""
+    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
     scores = []
-    for part, target in zip(torch.split(logits.flatten(0, 1), at_once), torch.split(rows, at_once), strict=True):
+    for part, target in zip(torch.split(logits, at_once), torch.split(targets, at_once), strict=True):
         nll = functional.cross_entropy(part.float(), target[:, 0], reduction="none")
         correct = part.gather(1, target)[:, 0] >= part.amax(dim=1)
         scores.append(torch.stack((nll, correct.float())))
-    both = torch.cat(scores, dim=1).view(2, *targets.shape).cpu().numpy()
-    return both[0].astype(np.float64), both[1] > 0
+    return torch.cat(scores, dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +133,13 @@ class _Plan:
         passes: number of parts of the batch.
         lanes: on which they run side by side.
         threads: torch's threads of each lane.
+        helper: whether the only lane has a helper.
     """
 
     passes: int
     lanes: int
     threads: int
+    helper: bool = False
 
     @classmethod
     def of(cls, model: SplitModel, token_ids: Tensor) -> _Plan:
@@ -135,6 +149,9 @@ class _Plan:
             return cls(passes=1, lanes=1, threads=setting)
         sequences, tokens = len(token_ids), token_ids.numel()
         lanes = max(1, min(MOST_LANES, setting, sequences, tokens // TOKENS_PER_LANE))
+        narrow = tokens * model.hidden_size <= ONE_THREAD_ACTIVATIONS
+        if lanes == 1 and setting > 1 and narrow and tokens >= TOKENS_FOR_HELPER:
+            return cls(passes=1, lanes=1, threads=1, helper=True)
         threads = max(1, min(setting, tokens // TOKENS_PER_THREAD) // lanes)
         passes = max(lanes, -(-tokens // (TOKENS_PER_PASS * threads)))
         return cls(min(passes, sequences), lanes, threads)
@@ -149,7 +166,8 @@ class _Plan:
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Results of a task for each pass."""
-        return side_by_side(tasks, self.lanes, self.threads)
+        with helped() if self.helper else nullcontext():
+            return side_by_side(tasks, self.lanes, self.threads)
 
 
 def _start(model: SplitModel, token_ids: Tensor, attention_mask: Tensor | None, targets: Tensor) -> SplitForward:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,12 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wdmoe_env.moe.helper import share, workers
+
 Packed = dict[str, "list[PackedWeight]"]
 """Name of a layer to the packed weights of each expert."""
 
 Made = TypeVar("Made")
 
 _LARGE_PRODUCT = 2**21  # multiplications, from which threads are worth the longer call
+_SHARED_PRODUCT = 2**24  # and from which half of them are worth waking the helper
 
 
 class PackedWeight:
@@ -59,7 +62,15 @@ class PackedWeight:
         if not self._one_thread or (size >= _LARGE_PRODUCT and torch.get_num_threads() > 1):
             outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(inputs, self._for_threads)
             return outputs
+        if size >= _SHARED_PRODUCT and workers() > 1:
+            return self._shared_product(inputs)
         outputs = torch.fbgemm_linear_fp16_weight_fp32_activation(inputs, self._for_one_thread, self._bias)
+        return outputs
+
+    def _shared_product(self, inputs: Tensor) -> Tensor:
+        outputs = inputs.new_empty(*inputs.shape[:-1], self.num_outputs)
+        halves = zip(inputs.flatten(0, -2).tensor_split(2), outputs.flatten(0, -2).tensor_split(2), strict=True)
+        share([partial(self.product_into, *half) for half in halves])
         return outputs
 
     def product_into(self, inputs: Tensor, outputs: Tensor) -> None:

@@ -173,7 +173,7 @@ def repair_selection(selection: Bool, gate_probs: Float, token_mask: Bool) -> tu
     Returns:
         The mended selection and the number of mended tokens (N,).
     """
-    left_out = token_mask & ~any_over_last(selection)
+    left_out = token_mask > any_over_last(selection)
     mended = selection & token_mask[..., None]
     if left_out.any():
         rows = np.nonzero(left_out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import accumulate
 from typing import Any
 
@@ -195,13 +195,9 @@ STRATEGIES: dict[str, ExpertRunner] = {
 
 
 def _weighted_sum(run: _Run, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
-    """Sum (T, H) of the weighted outputs of each token; each thread there is runs a part of the rows."""
+    """Sum (T, H) of the weighted outputs of each token; each thread there is runs and adds a part of the rows."""
     parts = _Rows.of(selection, hidden_states.device).parts(workers())
-    outputs = share([partial(part.weighted_outputs, run, hidden_states, weights) for part in parts])
-    total = torch.zeros_like(hidden_states)
-    for part, weighted in zip(parts, outputs, strict=True):
-        total.index_add_(0, part.token, weighted)
-    return total
+    return reduce(torch.add, share([partial(part.weighted_sum, run, hidden_states, weights) for part in parts]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +235,11 @@ class _Rows:
         sides = zip((slice(None, cut), slice(cut, None)), (before, after), strict=True)
         return [_Rows(self.token[rows], self.pair[rows], counts) for rows, counts in sides]
 
-    def weighted_outputs(self, run: _Run, hidden_states: Tensor, weights: Tensor) -> Tensor:
-        """Outputs (R, H) of the experts on the rows of hidden states (T, H), by weights (T, E)."""
+    def weighted_sum(self, run: _Run, hidden_states: Tensor, weights: Tensor) -> Tensor:
+        """Sum (T, H) over these rows of what the experts make of hidden states (T, H), by weights (T, E)."""
         outputs = run(hidden_states.index_select(0, self.token), self.counts)
-        return (outputs * weights.take(self.pair)[:, None]).to(hidden_states.dtype)
+        weighted = (outputs * weights.take(self.pair)[:, None]).to(hidden_states.dtype)
+        return torch.zeros_like(hidden_states).index_add_(0, self.token, weighted)
 
 
 def _feed_forward(experts: Any, inputs: Tensor, linear: _Linear) -> Tensor:

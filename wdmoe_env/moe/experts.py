@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wdmoe_env.moe.helper import HELPERS_PART, share, workers
+from wdmoe_env.moe.helper import share, workers
 from wdmoe_env.moe.packing import Packed, has_one_thread_product, layer_names, layer_parameters, packed_half
 
 ExpertRunner = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
@@ -38,6 +38,7 @@ _Run = Callable[[Tensor, "list[int]"], Tensor]
 
 _GROUPED_MAX_TOKENS = 96  # above, a product for each expert is faster than one grouped product
 _BY_LAYER_MAX_TOKENS = 256  # for each worker; above, what a layer puts out no longer stays in a core's cache
+_HELPERS_PART = 0.46  # of the rows; less than half, since it wakes up while the other part is under way
 
 
 def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ class _Rows:
         """All rows, or a part for this thread and one for its helper; an expert may have rows in both."""
         if number == 1:
             return [self]
-        cut = round(len(self.token) * (1.0 - HELPERS_PART))
+        cut = round(len(self.token) * (1.0 - _HELPERS_PART))
         ends = accumulate(self.counts)
         before = [min(count, max(0, cut - end + count)) for count, end in zip(self.counts, ends, strict=True)]
         after = [count - taken for count, taken in zip(self.counts, before, strict=True)]

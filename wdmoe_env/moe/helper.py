@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 
-HELPERS_PART = 0.46  # of a task that is split; it wakes up while the other part has begun
-
 Result = TypeVar("Result")
 
 _Outcome = tuple[Any, "BaseException | None"]

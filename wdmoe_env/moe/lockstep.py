@@ -26,6 +26,7 @@ from torch.nn import functional
 from wdmoe_env.moe.helper import helped, share, workers
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.lanes import MOST_LANES, Result, side_by_side
+from wdmoe_env.moe.modes import neutral_modes
 from wdmoe_env.moe.split import SplitForward, SplitModel
 
 TOKENS_PER_PASS = 1024
@@ -176,8 +177,8 @@ def _start(model: SplitModel, token_ids: Tensor, attention_mask: Tensor | None, 
 
 
 def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor | None, targets: Tensor) -> Scores:
-    with torch.inference_mode():
-        return score_tokens(model.own_logits(token_ids, attention_mask), targets)
+    with neutral_modes(model.device.type, inference=True):
+        return score_tokens(model.logits_under(None, token_ids, attention_mask), targets)
 
 
 def _joined(scores: Sequence[Scores]) -> Scores:

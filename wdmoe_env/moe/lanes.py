@@ -4,8 +4,8 @@ A thread of its own for each half of a large batch brings more than two threads 
 small operators of a pass wait for each other as little as the large ones do. Torch lets go of Python's lock inside an
 operator, so that two lanes are hardly in each other's way.
 
-A paused pass can be resumed only by the thread that started it. So a lane is one thread, and lives as long as the
-process.
+A paused pass can be resumed only by the thread that started it. So a lane is one thread: the first is the caller's own,
+which would only wait otherwise, and the others live as long as the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _lanes: list[ThreadPoolExecutor] = []
 
 
 def _make_lanes() -> None:
-    _lanes[:] = [ThreadPoolExecutor(1, f"wdmoe-lane-{number}") for number in range(MOST_LANES)]
+    _lanes[:] = [ThreadPoolExecutor(1, f"wdmoe-lane-{number}") for number in range(1, MOST_LANES)]
 
 
 _make_lanes()  # their threads begin with their first task
@@ -37,22 +37,24 @@ def side_by_side(tasks: Sequence[Callable[[], Result]], lanes: int, threads: int
     """Results of tasks, in their order; all have ended when it returns or raises.
 
     Args:
-        tasks: task i runs on lane i modulo ``lanes``, always the same thread.
-        lanes: at most ``MOST_LANES``; one is the caller's own thread.
+        tasks: task i runs on lane i modulo ``lanes``, always the same thread; lane 0 is the caller's own.
+        lanes: at most ``MOST_LANES``.
         threads: torch's threads within a task.
 
     Raises:
-        Exception: what a task raised, the first one's if there are many.
+        Exception: what a task raised; the caller's own lane goes first if there are many.
     """
     setting = torch.get_num_threads()
+    numbered = list(enumerate(tasks))
+    elsewhere = {
+        number: _lanes[number % lanes - 1].submit(_run, task, threads) for number, task in numbered if number % lanes
+    }
     try:
-        if lanes == 1:
-            return [_run(task, threads) for task in tasks]
-        futures = [_lanes[number % lanes].submit(_run, task, threads) for number, task in enumerate(tasks)]
-        wait(futures)
-        return [future.result() for future in futures]
+        here = {number: _run(task, threads) for number, task in numbered if number not in elsewhere}
     finally:
+        wait(elsewhere.values())
         torch.set_num_threads(setting)  # the caller's, and what threads begin with that are started from here on
+    return [elsewhere[number].result() if number in elsewhere else here[number] for number, _ in numbered]
 
 
 def _run(task: Callable[[], Result], threads: int) -> Result:

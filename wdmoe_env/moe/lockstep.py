@@ -12,6 +12,7 @@ more than torch is set to, and the setting is the user's again whenever the pass
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class LockStep:
     """
 
     def __init__(self, model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> None:
+        self._thread = threading.get_ident()
         self._plan = _Plan.of(model, token_ids)
         parts = self._plan.parts(token_ids, attention_mask, targets)
         self._passes = self._plan.run([partial(_start, model, *part) for part in parts])
@@ -66,8 +68,11 @@ class LockStep:
             selection: (N * J, E) bool; ``None`` means the model's own routing.
 
         Raises:
+            RuntimeError: another thread started it; the batch stays where it was.
             Exception: whatever the model's code raises.
         """
+        if self._thread != threading.get_ident():  # some passes belong to other lanes, and would go on
+            raise RuntimeError("a batch can be resumed only by the thread that started it")
         rows = [len(block.routed) for block in self.blocks]
         parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from lockstep_runs import exit_code_of_fork, run_to_the_end
 from moe_models import ARCHITECTURES, CONFIGS, random_model, random_tokens
 
 from benchmarks.timing import on_threads
@@ -191,23 +191,14 @@ def test_the_setting_is_the_users_again(helper):
     assert seen == [2], "what a thread begins with that a user starts"
 
 
-def _to_the_end(model, batch):
-    both = LockStep(model, *batch)
-    while both.blocks:
-        both.resume(None)
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_forked_child_has_a_helper_of_its_own(helper):
     model = SplitModel(random_model())
     batch = random_tokens(model.model, 2, J)
     whole = batch, torch.ones(2, J, dtype=torch.bool), batch
-    _to_the_end(model, whole)
-    child = multiprocessing.get_context("fork").Process(target=_to_the_end, args=(model, whole))
-    child.start()
-    child.join(timeout=60)
-    assert child.exitcode == 0
+    run_to_the_end(model, whole)
+    assert exit_code_of_fork(run_to_the_end, model, whole) == 0
 
 
 def test_a_process_ends_quietly_while_the_helper_sleeps():

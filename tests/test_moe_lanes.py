@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -15,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from lockstep_runs import exit_code_of_fork, run_to_the_end
 from moe_models import CONFIGS, random_model, random_tokens
 
 from benchmarks.timing import on_threads
@@ -81,12 +81,6 @@ def test_an_error_comes_out_after_all_tasks_have_ended(bad, two_threads):
     assert side_by_side([lambda: task(2), lambda: task(3)], lanes=2, threads=1) == [2, 3]
 
 
-def _to_the_end(model, batch):
-    both = LockStep(model, *batch)
-    while both.blocks:
-        both.resume(None)
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_forked_child_has_lanes_of_its_own(lanes):
@@ -94,10 +88,7 @@ def test_a_forked_child_has_lanes_of_its_own(lanes):
     batch = random_tokens(model.model, 2, J)
     whole = batch, torch.ones(2, J, dtype=torch.bool), batch
     LockStep(model, *whole).close()  # the child inherits passes that only the parent's lanes could end
-    child = multiprocessing.get_context("fork").Process(target=_to_the_end, args=(model, whole))
-    child.start()
-    child.join(timeout=60)
-    assert child.exitcode == 0
+    assert exit_code_of_fork(run_to_the_end, model, whole) == 0
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

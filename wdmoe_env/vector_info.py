@@ -23,9 +23,6 @@ def spread(values: Mapping[str, Any], rows: NDArray[np.int64], num_envs: int) ->
 
 def merge(info: Info, other: Info) -> None:
     """Add the masked rows of ``other`` to ``info``, in place."""
-    if not info:
-        info.update(other)
-        return
     for name in [key for key in other if f"_{key}" in other]:
         value, mask = other[name], other[f"_{name}"]
         if name not in info:

@@ -95,7 +95,7 @@ class View:
             links=self.radio.links[at],
             spectral_efficiency=self.radio.spectral_efficiency[at],
             unit_latency_s=self.radio.unit_latency_s[at],
-            index=np.array([index / sizes.num_blocks] * batch),
+            index=np.full(batch, index / sizes.num_blocks),
             hidden_states=hidden,
         )
 

@@ -29,7 +29,7 @@ TINY = Path(wdmoe_env.__file__).parent / "assets" / "tiny"
 STOCK = ("eager", "grouped_mm")  # on a CPU "batched_mm" is many times slower than either, and upsets the caches
 PARTS = {
     "experts": [(experts.STRATEGIES, name) for name in experts.STRATEGIES],
-    "scoring the text": [(lockstep, "score_tokens")],
+    "output layer and scores": [(lockstep, "score_tokens")],
     "model without experts": [(lockstep.LockStep, "__init__"), (lockstep.LockStep, "resume")],
     "physics": [
         (Channel, "sample"),
@@ -226,7 +226,7 @@ def profile(settings: Settings, num_envs: int) -> list[Row]:
             total += episode_seconds(one, options)
     one.close()
     # Both run inside the model's forward pass.
-    spent["model without experts"] -= spent["experts"] + spent["scoring the text"]
+    spent["model without experts"] -= spent["experts"] + spent["output layer and scores"]
     spent["Gymnasium and the rest"] = total - sum(spent.values())
     section = f"profile with the shares solved, N = {num_envs}"
     return [Row(section, part, 100.0 * seconds / total, "%") for part, seconds in spent.items()]

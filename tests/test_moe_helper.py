@@ -17,11 +17,10 @@ from lockstep_runs import exit_code_of_fork, run_to_the_end
 from moe_models import ARCHITECTURES, CONFIGS, random_model, random_tokens
 
 from benchmarks.timing import on_threads
-from wdmoe_env.moe import lockstep, packing
+from wdmoe_env.moe import lockstep
 from wdmoe_env.moe.experts import STRATEGIES, expert_widths
 from wdmoe_env.moe.helper import helped, share, workers
 from wdmoe_env.moe.lockstep import LockStep, own_scores
-from wdmoe_env.moe.packing import pack_linear_layers
 from wdmoe_env.moe.split import SplitModel
 
 J = 8
@@ -46,9 +45,10 @@ def test_the_second_task_is_the_helpers():
         with helped():
             assert workers() == 2
             mine, other = share([where_am_i, where_am_i])
-            assert share([where_am_i]) == [mine]
+            assert workers() == 2
+            assert share([where_am_i])[0][-1] == 2, "a single task may ask for it itself"
         assert workers() == 1
-    assert mine == (threading.current_thread().name, 3, False, 2)
+    assert mine == (threading.current_thread().name, 3, False, 1), "it is busy"
     assert other == ("wdmoe-helper", 1, True, 1)
 
 
@@ -113,20 +113,6 @@ def test_experts_in_two_parts_are_the_weighted_sum(architecture, strategy, token
     with helped(), torch.inference_mode():
         result = STRATEGIES[strategy](experts, hidden_states, selection, weights)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_large_product_in_two_parts_is_the_product(bias, monkeypatch):
-    monkeypatch.setattr(packing, "_SHARED_PRODUCT", 1)
-    layer = torch.nn.Linear(16, 24, bias=bias).half().float().requires_grad_(False)
-    inputs = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
-    expected = layer(inputs)
-    pack_linear_layers(layer)
-    shared = []
-    monkeypatch.setattr(packing, "share", lambda tasks: shared.append(len(tasks)) or share(tasks))
-    with on_threads(1), helped(), torch.inference_mode():
-        torch.testing.assert_close(layer(inputs), expected, rtol=0, atol=1e-5)
-    assert shared == ([2] if packing.has_one_thread_product() else [])
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

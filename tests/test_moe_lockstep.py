@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from wdmoe_env.moe import lockstep
-from wdmoe_env.moe.lockstep import LockStep, own_scores, score_tokens
+from wdmoe_env.moe.lockstep import LockStep, own_scores
 from wdmoe_env.moe.zoo import load_model
 
 J = 8
@@ -47,18 +47,6 @@ def test_a_batch_in_parts_is_the_batch(batch, monkeypatch, tokens, passes):
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[2].flatten(), reduction="none")
     own = own_scores(model, *batch)[0]
     np.testing.assert_allclose(own[batch[1]], expected.view(5, J).numpy()[batch[1]], atol=1e-5)
-
-
-def test_scores_are_those_of_the_whole_at_any_size(monkeypatch):
-    logits = torch.randn(3, J, 50, generator=torch.Generator().manual_seed(0))
-    targets = logits.argmax(dim=-1)
-    targets[:, ::2] = 7
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(3, J)
-    for at_once in (2**19, 150, 1):
-        monkeypatch.setattr(lockstep, "LOGITS_AT_ONCE", at_once)
-        nll, correct = score_tokens(logits, targets)
-        np.testing.assert_allclose(nll, expected, atol=1e-6)
-        np.testing.assert_array_equal(correct, logits.argmax(dim=-1) == targets)
 
 
 class Words(TorchFunctionMode):

@@ -115,15 +115,7 @@ def _packed(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Ten
     packed = _packed_layers(experts)
 
     def run(inputs: Tensor, counts: list[int]) -> Tensor:
-        def linear(name: str, inputs: Tensor) -> Tensor:
-            outputs = inputs.new_empty(sum(counts), packed[name][0].num_outputs)
-            parts = torch.split_with_sizes(inputs, counts), torch.split_with_sizes(outputs, counts)
-            for weight, count, part, into in zip(packed[name], counts, *parts, strict=True):
-                if count:
-                    weight.product_into(part, into)
-            return outputs
-
-        return _feed_forward(experts, inputs, linear)
+        return _feed_forward(experts, inputs, lambda name, inputs: packed[name].products(inputs, counts))
 
     return _weighted_sum(run, hidden_states, selection, weights)
 
@@ -175,7 +167,7 @@ def _onednn(experts: Any) -> _Product:
 def _packed_product(experts: Any) -> _Product:
     """FBGEMM's product with weights kept in half precision, computed in single precision."""
     packed = _packed_layers(experts)
-    return lambda name, expert, inputs: packed[name][expert].product(inputs)
+    return lambda name, expert, inputs: packed[name].weights[expert].product(inputs)
 
 
 def _packed_layers(experts: Any) -> Packed:

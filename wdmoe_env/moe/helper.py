@@ -2,7 +2,7 @@
 
 Lanes would wait there for Python's lock, and two threads of torch's own share every operator, however short, while one
 of them spins at full load wherever it waits for the other. So the pass has one thread, and hands half of the rows of
-its experts, of its output layer and of the text's scores to the helper, which sleeps otherwise.
+its experts and of the text's scores to the helper, which sleeps otherwise.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def workers() -> int:
 
 
 def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """Results of at most ``workers()`` tasks, the second one done by the helper.
+    """Results of at most ``workers()`` tasks, the second one done by the helper; neither has a helper of its own.
 
     Raises:
         Exception: what a task raised, the first one's if both did; both have ended then.
@@ -95,9 +95,11 @@ def share(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         return [tasks[0]()]
     mine, other = tasks
     outcome = _helper.begin(other)
+    _this.has_helper = False
     try:
         own_result = mine()
     finally:
+        _this.has_helper = True
         result, error = outcome.get()
     if error is not None:
         raise error

@@ -7,7 +7,8 @@ greenlet with a context of its own, can share one model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,16 @@ Policy = Callable[[BlockInput], Tensor | RelaxedSelection | None]
 
 policy_of_context: ContextVar[Policy | None] = ContextVar("policy_of_context", default=None)
 _router_logits: ContextVar[Tensor] = ContextVar("_router_logits")
+
+
+@contextmanager
+def under(policy: Policy | None) -> Iterator[None]:
+    """A context whose policy is this one."""
+    token = policy_of_context.set(policy)
+    try:
+        yield
+    finally:
+        policy_of_context.reset(token)
 
 
 @dataclass(frozen=True, eq=False)

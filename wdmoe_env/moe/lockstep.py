@@ -20,25 +20,20 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from wdmoe_env.moe.helper import helped, share, workers
+from wdmoe_env.moe.helper import helped
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.lanes import MOST_LANES, Result, side_by_side
 from wdmoe_env.moe.modes import neutral_modes
 from wdmoe_env.moe.split import SplitForward, SplitModel
+from wdmoe_env.moe.token_scores import Scores, score_tokens
 
 TOKENS_PER_PASS = 1024
 TOKENS_PER_LANE = 512
 TOKENS_PER_THREAD = 128
 TOKENS_FOR_HELPER = 128  # from which it is worth being woken
 ONE_THREAD_ACTIVATIONS = 2**15  # tokens times width, up to which torch itself runs most operators on one thread
-LOGITS_AT_ONCE = 2**17  # 512 KiB, which stay in a core's cache from one use to the next
-
-Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""NLL in nats, and whether the best guess was right; both (N, J)."""
 
 
 class LockStep:
@@ -111,26 +106,6 @@ def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, tar
     return _joined(plan.run([partial(_own_scores, model, *part) for part in parts]))
 
 
-def score_tokens(logits: Tensor, targets: Tensor) -> Scores:
-    """Scores of logits (n, J, V) against targets (n, J); a guess that ties with the best one is right."""
-    rows = logits.flatten(0, 1), targets.to(logits.device).flatten()[:, None]
-    parts = zip(*(tensor.tensor_split(workers()) for tensor in rows), strict=True)
-    both = torch.cat(share([partial(_score_rows, *part) for part in parts]), dim=1)
-    nll, correct = both.view(2, *targets.shape).cpu().numpy()
-    return nll.astype(np.float64), correct > 0
-
-
-def _score_rows(logits: Tensor, targets: Tensor) -> Tensor:
-    """NLL of logits (T, V), and whether the best guess was right, (2, T), against targets (T, 1)."""
-    at_once = max(1, LOGITS_AT_ONCE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    scores = []
-    for part, target in zip(torch.split(logits, at_once), torch.split(targets, at_once), strict=True):
-        nll = functional.cross_entropy(part.float(), target[:, 0], reduction="none")
-        correct = part.gather(1, target)[:, 0] >= part.amax(dim=1)
-        scores.append(torch.stack((nll, correct.float())))
-    return torch.cat(scores, dim=1)
-
-
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """How a batch goes through the model.
@@ -162,13 +137,10 @@ class _Plan:
         passes = max(lanes, -(-tokens // (TOKENS_PER_PASS * threads)))
         return cls(min(passes, sequences), lanes, threads)
 
-    def parts(
-        self, token_ids: Tensor, attention_mask: Tensor, targets: Tensor
-    ) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-        """The batch of each pass, as equal as can be; without a mask, which takes time, where there is no padding."""
+    def parts(self, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The batch of each pass, as equal as can be."""
         whole = (token_ids, attention_mask, targets)
-        parts = zip(*(tensor.tensor_split(self.passes) for tensor in whole), strict=True)
-        return [(ids, None if mask.all() else mask, target) for ids, mask, target in parts]
+        return list(zip(*(tensor.tensor_split(self.passes) for tensor in whole), strict=True))
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         """Results of a task for each pass."""
@@ -176,14 +148,15 @@ class _Plan:
             return side_by_side(tasks, self.lanes, self.threads)
 
 
-def _start(model: SplitModel, token_ids: Tensor, attention_mask: Tensor | None, targets: Tensor) -> SplitForward:
+def _start(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> SplitForward:
     """A pass, paused at its first block, that is scored where it ends."""
-    return model.forward(token_ids, attention_mask, lambda output: score_tokens(output.logits, targets), inference=True)
+    read_out = partial(score_tokens, targets=targets, layer=model.output_layer)
+    return model.forward(token_ids, attention_mask, read_out, inference=True)
 
 
-def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor | None, targets: Tensor) -> Scores:
+def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:
     with neutral_modes(model.device.type, inference=True):
-        return score_tokens(model.logits_under(None, token_ids, attention_mask), targets)
+        return score_tokens(model.rows_under(None, token_ids, attention_mask), targets, model.output_layer)
 
 
 def _joined(scores: Sequence[Scores]) -> Scores:

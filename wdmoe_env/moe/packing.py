@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,15 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wdmoe_env.moe.helper import share, workers
-
-Packed = dict[str, "list[PackedWeight]"]
-"""Name of a layer to the packed weights of each expert."""
+Packed = dict[str, "PackedLayer"]
+"""Name of a fused layer to its packed weights."""
 
 Made = TypeVar("Made")
 
 _LARGE_PRODUCT = 2**21  # multiplications, from which threads are worth the longer call
-_SHARED_PRODUCT = 2**24  # and from which half of them are worth waking the helper
 
 
 class PackedWeight:
@@ -40,11 +37,12 @@ class PackedWeight:
         bias: (O,), ``None`` where there is none.
 
     Attributes:
-        num_outputs: rows of the weight.
+        bias: (O,), as given.
+        num_outputs: O.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight, self._bias, self.num_outputs = weight.contiguous(), bias, len(weight)
+        self._weight, self.bias, self.num_outputs = weight.contiguous(), bias, len(weight)
         self._one_thread = has_one_thread_product()
 
     @cached_property
@@ -54,7 +52,7 @@ class PackedWeight:
 
     @cached_property
     def _for_threads(self) -> Any:
-        return torch.ops.quantized.linear_prepack_fp16(self._weight, self._bias)
+        return torch.ops.quantized.linear_prepack_fp16(self._weight, self.bias)
 
     def product(self, inputs: Tensor) -> Tensor:
         """What the layer puts out for inputs (..., features)."""
@@ -62,20 +60,41 @@ class PackedWeight:
         if not self._one_thread or (size >= _LARGE_PRODUCT and torch.get_num_threads() > 1):
             outputs: Tensor = torch.ops.quantized.linear_dynamic_fp16.default(inputs, self._for_threads)
             return outputs
-        if size >= _SHARED_PRODUCT and workers() > 1:
-            return self._shared_product(inputs)
-        outputs = torch.fbgemm_linear_fp16_weight_fp32_activation(inputs, self._for_one_thread, self._bias)
+        outputs = torch.fbgemm_linear_fp16_weight_fp32_activation(inputs, self._for_one_thread, self.bias)
         return outputs
 
-    def _shared_product(self, inputs: Tensor) -> Tensor:
-        outputs = inputs.new_empty(*inputs.shape[:-1], self.num_outputs)
-        halves = zip(inputs.flatten(0, -2).tensor_split(2), outputs.flatten(0, -2).tensor_split(2), strict=True)
-        share([partial(self.product_into, *half) for half in halves])
-        return outputs
 
-    def product_into(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Write what the layer puts out for inputs (T, features) to outputs (T, num_outputs), on one thread."""
-        torch.fbgemm_linear_fp16_weight_fp32_activation(inputs, self._for_one_thread, self._bias, outputs)
+class PackedLayer:
+    """A fused layer of packed weights, one for each expert.
+
+    Args:
+        weights: in the order of the experts.
+
+    Attributes:
+        weights: as given.
+    """
+
+    def __init__(self, weights: list[PackedWeight]) -> None:
+        self.weights = weights
+
+    @cached_property
+    def _for_one_thread(self) -> list[tuple[Tensor, Tensor | None]]:
+        return [(weight._for_one_thread, weight.bias) for weight in self.weights]
+
+    def products(self, inputs: Tensor, counts: list[int]) -> Tensor:
+        """What the experts put out, each on its rows of inputs (R, features), on one thread: (R, num_outputs).
+
+        Args:
+            inputs: (R, features) rows in the order of the experts.
+            counts: rows of each.
+        """
+        outputs = inputs.new_empty(sum(counts), self.weights[0].num_outputs)
+        rows = zip(torch.split_with_sizes(inputs, counts), torch.split_with_sizes(outputs, counts), strict=True)
+        calls = zip(counts, rows, self._for_one_thread, strict=True)
+        # Listed before the first call: after each, Python's lock may be with another thread, so little should need it.
+        for part, into, weight, bias in [(*both, *packed) for count, both, packed in calls if count]:
+            torch.fbgemm_linear_fp16_weight_fp32_activation(part, weight, bias, into)
+        return outputs
 
 
 @cache
@@ -195,7 +214,7 @@ def _pack_each(experts: Any) -> Packed | None:
         exact = [one for one in each if one is not None]
         if len(exact) < len(each):
             return None
-        packed[name] = exact
+        packed[name] = PackedLayer(exact)
     return packed
 
 

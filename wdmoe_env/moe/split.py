@@ -20,9 +20,10 @@ from greenlet import error as greenlet_error
 from torch import Tensor
 
 from wdmoe_env.moe.experts import ExpertRunner, expert_widths, run_experts
-from wdmoe_env.moe.hook import BlockInput, Policy, install_hook, policy_of_context
+from wdmoe_env.moe.hook import BlockInput, Policy, install_hook, policy_of_context, under
 from wdmoe_env.moe.modes import neutral_modes
 from wdmoe_env.moe.packing import pack_linear_layers
+from wdmoe_env.moe.token_scores import output_layer
 
 __all__ = ["BlockInput", "SplitForward", "SplitModel"]
 
@@ -47,6 +48,7 @@ class SplitModel:
         model: the transformers model.
         tokenizer: as given.
         experts: the experts module of each block, in order.
+        output_layer: makes the logits of the last hidden states; ``None`` where it is not that layer alone.
         num_blocks: number of MoE blocks, not of layers.
         num_experts: experts per block.
         top_k: experts per token by the model's own routing.
@@ -82,7 +84,8 @@ class SplitModel:
         probe = torch.linspace(0, self.vocabulary_size - 1, length, device=self.device).long()[None]
         with neutral_modes(self.device.type):
             self.experts, self.top_k = install_hook(model, runner, probe)
-        pack_linear_layers(model)
+            pack_linear_layers(model)
+            self.output_layer = output_layer(model, probe)
         self.num_blocks = len(self.experts)
         self.num_experts = int(self.experts[0].num_experts)
         self.hidden_size, self.intermediate_size = expert_widths(self.experts[0])
@@ -99,7 +102,7 @@ class SplitModel:
         Args:
             token_ids: (N, J) int64.
             attention_mask: (N, J), 0 at padding; ``None`` means no padding.
-            read_out: gets the model's output and returns the ``result``, which is the output itself by default.
+            read_out: gets rows as of ``rows_under`` and returns the ``result``; the model's output is it by default.
             inference: run in torch's inference mode, which is faster; a learner's graph cannot use the tensors then.
 
         Raises:
@@ -108,7 +111,7 @@ class SplitModel:
         inputs = self._inputs(token_ids, attention_mask)
         if read_out is None:
             return SplitForward(self.model, lambda model: model(**inputs), inference)
-        return SplitForward(self.model, lambda model: read_out(model(**inputs)), inference)
+        return SplitForward(self.model, lambda _: read_out(self._rows(inputs)), inference)
 
     def run(self, function: Callable[[Any], Any]) -> SplitForward:
         """Start any use of the model, such as ``lambda model: model.generate(...)``, and stop at its first block.
@@ -140,12 +143,28 @@ class SplitModel:
             attention_mask: (N, J), as of ``forward``.
         """
         inputs = self._inputs(token_ids, attention_mask)
-        token = policy_of_context.set(policy)
-        try:
+        with under(policy):
             logits: Tensor = self.model(**inputs).logits
-        finally:
-            policy_of_context.reset(token)
         return logits
+
+    def rows_under(self, policy: Policy | None, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the output layer makes logits of, (N, J, H); where it is ``None``, the logits. See ``logits_under``.
+
+        Args:
+            policy: called at each block; ``None`` means the model's own routing.
+            token_ids: (N, J) int64, as of ``forward``.
+            attention_mask: (N, J), as of ``forward``.
+        """
+        inputs = self._inputs(token_ids, attention_mask)
+        with under(policy):
+            return self._rows(inputs)
+
+    def _rows(self, inputs: dict[str, Any]) -> Tensor:
+        if self.output_layer is None:
+            logits: Tensor = self.model(**inputs).logits
+            return logits
+        hidden_states: Tensor = self.model.base_model(**inputs).last_hidden_state
+        return hidden_states
 
     def _inputs(self, token_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
         if token_ids.dim() != 2 or token_ids.dtype != torch.int64 or not token_ids.numel():

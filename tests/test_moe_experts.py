@@ -48,6 +48,34 @@ def test_every_strategy_is_the_weighted_sum(architecture, strategy, density):
     assert (result[~selection.any(dim=1)] == 0).all()
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_activation_is_the_stock_one_in_any_mode(architecture):
+    experts = experts_of(architecture)
+    size = expert_widths(experts)[1] * (1 + experts.has_gate)
+    hidden = torch.randn(7, size, generator=torch.Generator().manual_seed(0))
+    untouched, expected = hidden.clone(), experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
+    with torch.enable_grad():
+        assert torch.equal(experts_module._activated(experts, hidden), expected)
+        assert torch.equal(hidden, untouched), "a derivative may need it"
+    with torch.inference_mode():
+        torch.testing.assert_close(experts_module._activated(experts, hidden.clone()), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["gate", "activation"])
+def test_a_gate_or_activation_of_its_own_is_used(change):
+    experts = experts_of("mixtral")
+    hidden = torch.randn(7, 2 * expert_widths(experts)[1], generator=torch.Generator().manual_seed(0))
+    gate, up = hidden.chunk(2, dim=-1)
+    if change == "gate":
+        experts.__class__ = type("Own", (type(experts),), {"_apply_gate": lambda self, hidden: hidden.chunk(2, -1)[1]})
+        expected = up
+    else:
+        experts.act_fn = torch.nn.Tanh()
+        expected = torch.tanh(gate) * up
+    with torch.inference_mode():
+        assert torch.equal(experts_module._activated(experts, hidden.clone()), expected)
+
+
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_an_expert_runs_on_exactly_the_tokens_sent_to_it(strategy):
     """Seen at the activation, the one place that every strategy passes with the rows of the experts."""

@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_whole_at_any_size(at_once, rows, with_layer, mo
     targets[:, ::2] = 7
     expected = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(3, J)
     nll, correct = score_tokens(hidden_states, targets, layer) if with_layer else score_tokens(logits, targets)
-    np.testing.assert_allclose(nll, expected, atol=1e-5)
+    np.testing.assert_allclose(nll, expected, atol=1e-6)
     np.testing.assert_array_equal(correct, logits.argmax(dim=-1) == targets)
 
 

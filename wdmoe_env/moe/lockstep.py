@@ -156,7 +156,7 @@ def _start(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets
 
 def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:
     with neutral_modes(model.device.type, inference=True):
-        return score_tokens(model.rows_under(None, token_ids, attention_mask), targets, model.output_layer)
+        return score_tokens(model.own_rows(token_ids, attention_mask), targets, model.output_layer)
 
 
 def _joined(scores: Sequence[Scores]) -> Scores:

@@ -102,7 +102,7 @@ class SplitModel:
         Args:
             token_ids: (N, J) int64.
             attention_mask: (N, J), 0 at padding; ``None`` means no padding.
-            read_out: gets rows as of ``rows_under`` and returns the ``result``; the model's output is it by default.
+            read_out: gets rows as of ``own_rows`` and returns the ``result``; the model's output is it by default.
             inference: run in torch's inference mode, which is faster; a learner's graph cannot use the tensors then.
 
         Raises:
@@ -147,16 +147,15 @@ class SplitModel:
             logits: Tensor = self.model(**inputs).logits
         return logits
 
-    def rows_under(self, policy: Policy | None, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the output layer makes logits of, (N, J, H); where it is ``None``, the logits. See ``logits_under``.
+    def own_rows(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the output layer makes ``own_logits`` of, (N, J, H), in the modes of the caller; the logits without one.
 
         Args:
-            policy: called at each block; ``None`` means the model's own routing.
             token_ids: (N, J) int64, as of ``forward``.
             attention_mask: (N, J), as of ``forward``.
         """
         inputs = self._inputs(token_ids, attention_mask)
-        with under(policy):
+        with under(None):
             return self._rows(inputs)
 
     def _rows(self, inputs: dict[str, Any]) -> Tensor:

@@ -1,9 +1,8 @@
 """Scores of a text under a model: the logits of some tokens at a time, never those of all.
 
-A model's vocabulary is some ten times as wide as its hidden states, so that the logits of a batch are what takes most
-memory, and reading them again takes as long as making them. Most models make them by one layer from the last hidden
-states. There the layer runs on a few rows, which are scored while they are in a core's cache. A model that does more,
-such as a soft cap, hands out all its logits.
+A model's vocabulary is many times as wide as its hidden states, so that the logits of a batch are most of its memory.
+Most models make them by one layer from the last hidden states. There the layer runs on a few rows, which are scored
+while they are in a core's cache. A model that does more, such as a soft cap, hands out all its logits.
 """
 
 from __future__ import annotations

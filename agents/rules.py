@@ -15,6 +15,7 @@ from wdmoe_env.actions import ActionCodec
 from wdmoe_env.observations import Block, decode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.joint import fractional_program, joint_optimize
+from wdmoe_env.optimize.problem import BlockProblem, Decision
 from wdmoe_env.optimize.selection import expert_token_latency_s, marginal_price_selection
 from wdmoe_env.physics.latency import Bool, Float, device_load, equal_shares
 
@@ -53,27 +54,22 @@ def greedy(block: Block) -> tuple[Bool, Float]:
 
 def wdmoe(block: Block, threshold: float | None = None, stopping_gain: float = STOPPING_GAIN) -> tuple[Bool, Float]:
     """The paper's joint optimizer; its threshold adapts unless given."""
-    solution = joint_optimize(block.links, block.weights, block.routed, threshold, stopping_gain)
-    return solution.selection, solution.shares
+    return _decided(joint_optimize(problem_of(block), threshold, stopping_gain))
 
 
 def wdmoe_selection(block: Block, threshold: float | None = None) -> tuple[Bool, Float]:
     """The paper's ablation without bandwidth allocation: its selection at equal shares."""
-    solution = joint_optimize(
-        block.links, block.weights, block.routed, threshold, stopping_gain=STOPPING_GAIN, solve_bandwidth=False
-    )
-    return solution.selection, solution.shares
+    return _decided(joint_optimize(problem_of(block), threshold, STOPPING_GAIN, solve_bandwidth=False))
 
 
 def marginal_price(block: Block, price_per_ms: float = DEFAULT_PRICE_PER_MS) -> tuple[Bool, Float]:
     """Drop what saves more block latency than its gate weight is worth at a price."""
-    return marginal_price_selection(block.links, block.weights, block.routed, price_per_ms)
+    return _decided(marginal_price_selection(problem_of(block, price_per_ms)))
 
 
 def fractional(block: Block) -> tuple[Bool, Float]:
     """Maximise the weight-to-latency ratio: Dinkelbach's iteration around the marginal price."""
-    solution = fractional_program(block.links, block.weights, block.routed)
-    return solution.selection, solution.shares
+    return _decided(fractional_program(problem_of(block)))
 
 
 class RandomRule:
@@ -146,6 +142,15 @@ def predicted_observation(batch: Observation, past: Float, known: Bool) -> dict[
 def with_optimal_shares(block: Block, selection: Bool) -> tuple[Bool, Float]:
     """A selection (N, J, E) with the shares that minimise its block latency."""
     return selection, min_max_bandwidth(block.links, device_load(selection, block.links.placement)).shares
+
+
+def problem_of(block: Block, price_per_ms: float = 0.0) -> BlockProblem:
+    """The block as an optimizer takes it, with the price of a millisecond in gate weight."""
+    return BlockProblem(block.links, block.weights, block.routed, price_per_ms=price_per_ms)
+
+
+def _decided(decision: Decision) -> tuple[Bool, Float]:
+    return decision.selection, decision.shares
 
 
 def best_of(score: Float, block: Block) -> Bool:

@@ -10,7 +10,7 @@ import cvxpy as cp
 import numpy as np
 import torch
 
-from agents.rules import STOPPING_GAIN
+from agents.rules import STOPPING_GAIN, problem_of
 from benchmarks.reference import slsqp_latency_s
 from benchmarks.step import make, stock_models
 from benchmarks.table import Row, Settings
@@ -19,13 +19,11 @@ from wdmoe_env.config import ChannelConfig, DeploymentConfig, DeviceConfig
 from wdmoe_env.moe.lockstep import own_scores
 from wdmoe_env.observations import Block, decode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.optimize.device_bandwidth import wlr_device_bandwidth
 from wdmoe_env.optimize.joint import fractional_program, joint_optimize
 from wdmoe_env.optimize.selection import marginal_price_selection
 from wdmoe_env.physics.channel import Channel
 from wdmoe_env.physics.compute import device_flops
-from wdmoe_env.physics.latency import BlockLinks, Float, Load, device_load
-from wdmoe_env.physics.metric import device_weight_served
+from wdmoe_env.physics.latency import BlockLinks, Load, device_load
 
 PAIRS_PER_DEVICE = 8
 BLOCK_BATCH = 64
@@ -168,15 +166,12 @@ def beside_the_model(settings: Settings) -> list[Row]:
 
 
 def _solvers(block: Block) -> dict[str, Timed]:
-    links, weights, routed = block.links, block.weights, block.routed
-    load = device_load(routed, links.placement)
-    served: Float = device_weight_served(weights, routed, links.placement)
+    links, load = block.links, device_load(block.routed, block.links.placement)
     calls: dict[str, Any] = {
         "min_max_bandwidth": lambda: min_max_bandwidth(links, load),
-        "wlr_device_bandwidth": lambda: wlr_device_bandwidth(links, load, served),
-        JOINT: lambda: joint_optimize(links, weights, routed, stopping_gain=STOPPING_GAIN),
-        "joint_optimize, fixed threshold": lambda: joint_optimize(links, weights, routed, 0.9),
-        "marginal_price_selection": lambda: marginal_price_selection(links, weights, routed, 0.5),
-        "fractional_program": lambda: fractional_program(links, weights, routed),
+        JOINT: lambda: joint_optimize(problem_of(block), stopping_gain=STOPPING_GAIN),
+        "joint_optimize, fixed threshold": lambda: joint_optimize(problem_of(block), 0.9),
+        "marginal_price_selection": lambda: marginal_price_selection(problem_of(block, 0.5)),
+        "fractional_program": lambda: fractional_program(problem_of(block)),
     }
     return {name: clocked(call) for name, call in calls.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import agents
 from agents.policy import Policy, RulePolicy
+from agents.rules import problem_of
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.oracle import exhaustive_oracle
 from wdmoe_env.physics.latency import Bool, Float
@@ -33,5 +34,5 @@ def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
 
 def oracle(block: Block) -> tuple[Bool, Float]:
     """The selection of routed experts and the shares of greatest WLR (8) in each block."""
-    solution = exhaustive_oracle(block.links, block.weights, block.routed)
+    solution = exhaustive_oracle(problem_of(block))
     return solution.selection, solution.shares

@@ -22,6 +22,7 @@ from agents.learned import LearnedPolicy, load_policy
 from agents.network import Architecture, TokenSharedNetwork
 from agents.pairs import Pairs
 from agents.policy_file import read_card, save_flat_policy, save_policy
+from agents.rules import problem_of
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.optimize.joint import fractional_program
 from wdmoe_env.physics.latency import (
@@ -329,7 +330,7 @@ def test_prices_of_the_first_draft_come_near_the_best_ratio(observation):
     paid = draft.ratio[:, None, None] * (draft.price_ms @ block.links.placement[0].T)[:, None]
     net = np.where(block.routed, block.weights - paid, -np.inf)
     chosen = block.routed & ((net > 0) | (net == net.max(-1, keepdims=True)))
-    best = fractional_program(block.links, block.weights, block.routed).wlr_per_ms.mean()
+    best = fractional_program(problem_of(block)).wlr_per_ms.mean()
     reached, own = (priced(pairs, pairs.at(kept).astype(float)).ratio.mean() for kept in (chosen, block.routed))
     assert own < 0.5 * (own + best) < reached <= best
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from optimize_instances import PAYLOAD_S, edge_cases, links_of
 from scipy.optimize import minimize
 
+from benchmarks.device_form import device_form_shares
 from wdmoe_env.optimize.bandwidth import (
     BandwidthSolution,
     first_token_latency_s,
     marginal_latency_s,
     min_max_bandwidth,
 )
-from wdmoe_env.optimize.device_bandwidth import wlr_device_bandwidth
 from wdmoe_env.physics.latency import (
     BlockLinks,
     Float,
@@ -216,64 +216,11 @@ def test_first_token_latency_predicts_what_one_token_costs() -> None:
     np.testing.assert_allclose(predicted[:, 0], cost, rtol=0.05)
 
 
-def test_device_form_agrees_with_a_conic_solver() -> None:
-    rng = np.random.default_rng(6)
-    links = links_of(10 ** rng.uniform(0, 4, (40, 2, 4)), 10 ** rng.uniform(-4, -2, (40, 4)))
-    tokens = rng.integers(1, 30, (40, 4)).astype(float)
-    load, weight = Load(tokens, tokens), tokens * rng.random((40, 4))
-    shares = wlr_device_bandwidth(links, load, weight, min_share=0.01)
-    ours = (weight / device_latency_s(links, load, shares)).sum(axis=-1)
-
-    for n in range(40):
-        share = cp.Variable(4)
-        value = 0
-        for u in range(4):
-            snr, radio_s = links.full_band_snr[n, :, u], tokens[n, u] * PAYLOAD_S * np.log(2)
-            rates = [-cp.rel_entr(share[u], share[u] + snr[link]) / radio_s for link in range(2)]
-            compute = 1 / (tokens[n, u] * links.compute_s[n, u])
-            value += weight[n, u] / 3 * cp.harmonic_mean(cp.hstack([*rates, compute]))
-        problem = cp.Problem(cp.Maximize(value / ours[n]), [cp.sum(share) == 1, share >= 0.01])
-        problem.solve(cp.CLARABEL)
-        assert problem.status == cp.OPTIMAL
-        np.testing.assert_allclose(problem.value, 1.0, rtol=1e-6)
-
-
-@pytest.mark.parametrize("min_share", [0.0, 0.02])
-def test_device_form_waters_to_one_level(min_share: float) -> None:
-    """W / t is concave: shares are best where all above the least earn the same from more, and the others less."""
-    rng = np.random.default_rng(7)
-    links, load = edge_cases(rng, 500, 6)
-    weight = load.tokens * rng.random((500, 6)) * (rng.random((500, 6)) < 0.9)
-    shares = wlr_device_bandwidth(links, load, weight, min_share)
-    np.testing.assert_allclose(shares.sum(axis=-1), 1.0, atol=1e-12)
-    assert (shares[load.tokens > 0] >= min_share).all()
-    assert (shares[load.tokens == 0] == 0).all()
-
-    earning = (weight > 0) & (shares > 0)
-
-    def earned(factor: float) -> Float:
-        moved = np.where(earning, factor * shares, 1.0)
-        return np.divide(weight, device_latency_s(links, load, moved), out=np.zeros_like(weight), where=earning)
-
-    slope = np.divide(earned(1 + 1e-5) - earned(1 - 1e-5), 2e-5 * shares, out=np.zeros_like(weight), where=earning)
-    slope[slope * shares < 1e-9 * earned(1.0)] = 0.0  # lost in the rounding of the difference
-    level = slope.max(axis=-1, keepdims=True)
-    free = earning & (slope > 0) & (shares > max(1.001 * min_share, 1e-20))
-    np.testing.assert_allclose(slope[free], np.broadcast_to(level, free.shape)[free], rtol=1e-4)
-
-
-def test_device_form_without_earnings() -> None:
-    links = links_of(np.full((2, 2, 3), 3.0), np.full((2, 3), 1e-3))
-    tokens = np.array([[0, 0, 0], [0, 2, 1]], dtype=float)
-    shares = wlr_device_bandwidth(links, Load(tokens, tokens), np.zeros((2, 3)))
-    np.testing.assert_allclose(shares, [[1 / 3] * 3, [0, 0.5, 0.5]])
-
-
 def test_device_form_starves_a_slow_device() -> None:
-    """The caveat of the documentation: a higher device-form ratio, and a slower block."""
+    """The caveat of the documentation: the shares of highest device form make the block slower than equal ones do."""
     links = links_of(np.array([[[1e4, 1e-1]] * 2]), np.full((1, 2), 1e-4))
     load, weight = Load(np.full((1, 2), 10.0), np.full((1, 2), 10.0)), np.full((1, 2), 5.0)
-    greedy = device_latency_s(links, load, wlr_device_bandwidth(links, load, weight))
+    greedy = device_latency_s(links, load, device_form_shares(links, load, weight)[None])
     uniform = device_latency_s(links, load, equal_shares(1, 2))
     assert (weight / greedy).sum() > (weight / uniform).sum()
     assert greedy.max() > uniform.max()

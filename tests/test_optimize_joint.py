@@ -1,4 +1,4 @@
-"""The paper's alternation and the fractional program: histories, fixed points, ablations."""
+"""The paper's alternation and the fractional program: they never worsen, fixed points, ablations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from optimize_instances import routing, spread_out, street_canyon
 
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.optimize.decision import JointSolution
 from wdmoe_env.optimize.joint import fractional_program, joint_optimize
+from wdmoe_env.optimize.problem import BlockProblem, Decision
 from wdmoe_env.optimize.selection import expert_token_latency_s, paper_selection
 from wdmoe_env.physics.latency import (
     BlockLinks,
@@ -37,16 +37,13 @@ def wlr_of(links: BlockLinks, weights: Float, selection: Bool, shares: Float) ->
     return wlr_per_ms(weight_served(weights, selection), latency)
 
 
-def check_solution(links: BlockLinks, weights: Float, routed: Bool, solution: JointSolution) -> None:
+def check_solution(links: BlockLinks, weights: Float, routed: Bool, solution: Decision) -> None:
     """What holds for every optimizer."""
-    assert (np.diff(solution.history, axis=0) >= 0).all()
-    np.testing.assert_array_equal(solution.history[-1], solution.wlr_per_ms)
     uniform = wlr_of(links, weights, routed, equal_shares(*links.compute_s.shape))
-    np.testing.assert_allclose(solution.history[0], uniform)
+    assert (solution.wlr_per_ms >= uniform * (1 - 1e-12)).all()
     np.testing.assert_allclose(wlr_of(links, weights, solution.selection, solution.shares), solution.wlr_per_ms)
     assert not (solution.selection & ~routed).any()
     assert solution.selection.any(axis=-1).all()
-    assert (solution.iterations >= 1).all()
 
 
 @pytest.mark.parametrize(("experts", "devices", "top_k"), [(8, 8, 2), (8, 3, 3)])
@@ -54,7 +51,7 @@ def check_solution(links: BlockLinks, weights: Float, routed: Bool, solution: Jo
 def test_paper_alternation_never_worsens(experts: int, devices: int, top_k: int, threshold: float | None) -> None:
     links, weights, routed = instances(0, experts=experts, devices=devices, top_k=top_k)
     for solve_bandwidth in (True, False):
-        solution = joint_optimize(links, weights, routed, threshold, solve_bandwidth=solve_bandwidth)
+        solution = joint_optimize(BlockProblem(links, weights, routed), threshold, solve_bandwidth=solve_bandwidth)
         check_solution(links, weights, routed, solution)
         assert (routed.sum(axis=-1) - solution.selection.sum(axis=-1) <= 1).all()
 
@@ -62,14 +59,14 @@ def test_paper_alternation_never_worsens(experts: int, devices: int, top_k: int,
 @pytest.mark.parametrize(("experts", "devices", "top_k"), [(8, 8, 2), (8, 3, 3)])
 def test_fractional_program_never_worsens(experts: int, devices: int, top_k: int) -> None:
     links, weights, routed = instances(1, 150, experts=experts, devices=devices, top_k=top_k)
-    solution = fractional_program(links, weights, routed)
+    solution = fractional_program(BlockProblem(links, weights, routed))
     check_solution(links, weights, routed, solution)
-    assert (solution.wlr_per_ms >= joint_optimize(links, weights, routed).wlr_per_ms).mean() > 0.95
+    assert (solution.wlr_per_ms >= joint_optimize(BlockProblem(links, weights, routed)).wlr_per_ms).mean() > 0.95
 
 
 def test_alternation_ends_where_another_step_does_not_help() -> None:
     links, weights, routed = instances(2)
-    solution = joint_optimize(links, weights, routed, threshold=0.9)
+    solution = joint_optimize(BlockProblem(links, weights, routed), threshold=0.9)
     selection = paper_selection(weights, routed, expert_token_latency_s(links, solution.shares), 0.9)
     bandwidth = min_max_bandwidth(links, device_load(selection, links.placement))
     assert (wlr_of(links, weights, selection, bandwidth.shares) <= solution.wlr_per_ms * (1 + 1e-11)).all()
@@ -78,7 +75,7 @@ def test_alternation_ends_where_another_step_does_not_help() -> None:
 def test_threshold_1_is_top_1() -> None:
     links, weights, routed = instances(3)
     top1 = np.arange(8) == weights.argmax(axis=-1)[..., None]
-    solution = joint_optimize(links, weights, routed, threshold=1.0)
+    solution = joint_optimize(BlockProblem(links, weights, routed), threshold=1.0)
     applied = (solution.selection == top1).all(axis=(1, 2))
     assert applied.mean() > 0.9
     refused = solution.selection[~applied]
@@ -87,24 +84,26 @@ def test_threshold_1_is_top_1() -> None:
 
 def test_adaptive_threshold_stops_earlier_at_a_greater_gain() -> None:
     links, weights, routed = instances(4)
-    eager = joint_optimize(links, weights, routed, stopping_gain=0.0)
-    wary = joint_optimize(links, weights, routed, stopping_gain=0.02)
-    never = joint_optimize(links, weights, routed, stopping_gain=1e9)
-    assert (eager.threshold >= wary.threshold).all()
-    assert (eager.threshold > wary.threshold).any()
+    eager = joint_optimize(BlockProblem(links, weights, routed), stopping_gain=0.0)
+    wary = joint_optimize(BlockProblem(links, weights, routed), stopping_gain=0.02)
+    never = joint_optimize(BlockProblem(links, weights, routed), stopping_gain=1e9)
+    dropped, less = (routed.sum(axis=(1, 2)) - one.selection.sum(axis=(1, 2)) for one in (eager, wary))
+    assert (dropped > less).mean() > 0.1
+    assert dropped.mean() > less.mean()
     assert eager.wlr_per_ms.mean() > wary.wlr_per_ms.mean()
     np.testing.assert_array_equal(never.selection, routed)
-    np.testing.assert_allclose(never.shares, joint_optimize(links, weights, routed, select=False).shares, atol=1e-12)
+    optimal = min_max_bandwidth(links, device_load(routed, links.placement))
+    np.testing.assert_allclose(never.shares, optimal.shares, atol=1e-12)
 
 
 def test_ablations() -> None:
     links, weights, routed = instances(5)
-    bandwidth = joint_optimize(links, weights, routed, select=False, min_share=1e-3)
-    np.testing.assert_array_equal(bandwidth.selection, routed)
+    whole = joint_optimize(BlockProblem(links, weights, routed, min_share=1e-3), stopping_gain=1e9)
+    np.testing.assert_array_equal(whole.selection, routed)
     optimal = min_max_bandwidth(links, device_load(routed, links.placement), 1e-3)
-    np.testing.assert_array_equal(bandwidth.shares, optimal.shares)
+    np.testing.assert_array_equal(whole.shares, optimal.shares)
 
-    selection = joint_optimize(links, weights, routed, threshold=0.8, solve_bandwidth=False)
+    selection = joint_optimize(BlockProblem(links, weights, routed), threshold=0.8, solve_bandwidth=False)
     uniform = equal_shares(300, 8)
     np.testing.assert_array_equal(selection.shares, uniform)
     rule = paper_selection(weights, routed, expert_token_latency_s(links, uniform), 0.8)
@@ -116,17 +115,18 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     links, weights, routed = instances(6, 20)
     row = BlockLinks(links.full_band_snr[7:8], links.payload_s[7:8], links.compute_s[7:8], links.placement)
     for optimize in (joint_optimize, fractional_program):
-        whole, alone = optimize(links, weights, routed), optimize(row, weights[7:8], routed[7:8])
+        whole = optimize(BlockProblem(links, weights, routed))
+        alone = optimize(BlockProblem(row, weights[7:8], routed[7:8]))
         np.testing.assert_array_equal(whole.selection[7:8], alone.selection)
         np.testing.assert_allclose(whole.shares[7:8], alone.shares, atol=1e-12)
-        np.testing.assert_array_equal(whole.iterations[7:8], alone.iterations)
 
 
 def test_padding_stays_empty() -> None:
     links, weights, routed = instances(7, 4)
     routed[:, 10:], weights[:, 10:] = False, 0.0
     routed[3], weights[3] = False, 0.0
-    for solution in (joint_optimize(links, weights, routed), fractional_program(links, weights, routed)):
+    problem = BlockProblem(links, weights, routed)
+    for solution in (joint_optimize(problem), fractional_program(problem)):
         np.testing.assert_array_equal(solution.selection.any(axis=-1), routed.any(axis=-1))
         np.testing.assert_array_equal(solution.wlr_per_ms > 0, [True, True, True, False])
         np.testing.assert_array_equal(solution.latency_s > 0, [True, True, True, False])
@@ -136,11 +136,10 @@ def test_padding_stays_empty() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold_step": 0.0}, "threshold_step must be positive, got 0.0"),
         ({"stopping_gain": -0.1}, "stopping_gain must not be negative, got -0.1"),
         ({"threshold": float("nan")}, "threshold must be a number"),
     ],
 )
 def test_bad_options_are_one_sentence(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        joint_optimize(*instances(8, 2), **options)
+        joint_optimize(BlockProblem(*instances(8, 2)), **options)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from optimize_instances import routing, spread_out, street_canyon
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.joint import fractional_program, joint_optimize
 from wdmoe_env.optimize.oracle import exhaustive_oracle
+from wdmoe_env.optimize.problem import BlockProblem
 from wdmoe_env.optimize.selection import expert_token_latency_s, marginal_price_selection
 from wdmoe_env.physics.latency import (
     BlockLinks,
@@ -47,7 +51,7 @@ def wlr_of(links: BlockLinks, weights: Float, selection: Bool, shares: Float | N
 def test_equals_plain_enumeration(devices: int, everything: bool) -> None:
     links, weights, routed = instances(0, 3, 3, 3, devices, 2)
     candidates = np.ones_like(routed) if everything else routed
-    oracle = exhaustive_oracle(links, weights, routed, candidates)
+    oracle = exhaustive_oracle(BlockProblem(links, weights, routed, candidates))
     every = np.array(list(itertools.product([False, True], repeat=9))).reshape(-1, 3, 3)
     every = every[every.any(axis=-1).all(axis=-1)]
     for n in range(3):
@@ -65,6 +69,7 @@ def test_equals_plain_enumeration(devices: int, everything: bool) -> None:
 
 def rules(links: BlockLinks, weights: Float, routed: Bool) -> Iterator[tuple[str, Float]]:
     """Name and WLR of every rule that selects among the routed experts."""
+    problem = BlockProblem(links, weights, routed)
     uniform = equal_shares(*links.compute_s.shape)
     yield "vanilla", wlr_of(links, weights, routed, uniform)
     yield "vanilla, optimal shares", wlr_of(links, weights, routed)
@@ -73,30 +78,46 @@ def rules(links: BlockLinks, weights: Float, routed: Bool) -> Iterator[tuple[str
     latency = np.where(routed, expert_token_latency_s(links, uniform), np.inf)
     yield "greedy", wlr_of(links, weights, experts == latency.argmin(axis=-1)[..., None])
     for threshold in (0.6, 0.7, 0.8, 0.9, 1.0):
-        yield f"wdmoe:{threshold}", joint_optimize(links, weights, routed, threshold).wlr_per_ms
+        yield f"wdmoe:{threshold}", joint_optimize(problem, threshold).wlr_per_ms
     for gain in (0.02, 0.005, 0.0):
-        solution = joint_optimize(links, weights, routed, stopping_gain=gain)
+        solution = joint_optimize(problem, stopping_gain=gain)
         yield f"wdmoe, stopping gain {gain}", solution.wlr_per_ms
     for price in (0.5, 2.0):
-        selection, shares = marginal_price_selection(links, weights, routed, price)
-        yield f"marginal-price:{price}", wlr_of(links, weights, selection, shares)
-    yield "fractional, best kept", fractional_program(links, weights, routed, keep_best=True).wlr_per_ms
-    yield "fractional", fractional_program(links, weights, routed).wlr_per_ms
+        decision = marginal_price_selection(replace(problem, price_per_ms=price))
+        yield f"marginal-price:{price}", wlr_of(links, weights, decision.selection, decision.shares)
+    yield "fractional, best kept", fractional_program(problem, keep_best=True).wlr_per_ms
+    yield "fractional", fractional_program(problem).wlr_per_ms
 
 
 def report(name: str, gap: Float) -> None:
     print(f"  {name:28s} mean {gap.mean():7.3%}  worst {gap.max():7.3%}  optimal in {(gap < 1e-9).mean():6.1%}")
 
 
+def documented_gaps(size: tuple[int, int, int, int]) -> dict[str, tuple[float, float]]:
+    """Mean and worst gap in % that ``docs/optimizer.md`` has for instances of a size, by rule."""
+    text = (Path(__file__).parents[1] / "docs" / "optimizer.md").read_text(encoding="utf-8")
+    table = text[text.index("| mean gap in %") :].split("\n\n")[0]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    column = header.index("J={} E={} U={} top-{}".format(*size))
+    cells = {row[0]: re.findall(r"[\d.]+", row[column]) for row in rows}
+    return {name: (float(mean), float(worst)) for name, (mean, worst) in cells.items()}
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_no_rule_beats_the_oracle(size: tuple[int, int, int, int]) -> None:
     links, weights, routed = instances(1, 300, *size)
-    oracle = exhaustive_oracle(links, weights, routed)
+    oracle = exhaustive_oracle(BlockProblem(links, weights, routed))
+    documented = documented_gaps(size)
     print("\nGap to the oracle in WLR; {} tokens, {} experts, {} devices, top-{}; 300 instances".format(*size))
     for name, wlr in rules(links, weights, routed):
         gap = 1.0 - wlr / oracle.wlr_per_ms
         report(name, gap)
+        mean, worst = documented.pop(name)
+        assert (100 * gap.mean(), 100 * gap.max()) == (pytest.approx(mean, abs=0.01), pytest.approx(worst, abs=0.1)), (
+            name
+        )
         assert gap.min() > -1e-11, name
+    assert not documented
     # The fractional program comes last. Measured mean gaps: 0.08 % to 0.68 %.
     assert gap.mean() < 0.01
     assert (gap < 1e-9).mean() > 0.75
@@ -106,9 +127,9 @@ def test_fractional_program_over_all_experts() -> None:
     size = SIZES[0]
     links, weights, routed = instances(2, 100, *size)
     everything = np.ones_like(routed)
-    oracle = exhaustive_oracle(links, weights, routed, everything)
-    assert (oracle.wlr_per_ms >= exhaustive_oracle(links, weights, routed).wlr_per_ms * (1 - 1e-12)).all()
-    gap = 1.0 - fractional_program(links, weights, routed, everything).wlr_per_ms / oracle.wlr_per_ms
+    oracle = exhaustive_oracle(BlockProblem(links, weights, routed, everything))
+    assert (oracle.wlr_per_ms >= exhaustive_oracle(BlockProblem(links, weights, routed)).wlr_per_ms * (1 - 1e-12)).all()
+    gap = 1.0 - fractional_program(BlockProblem(links, weights, routed, everything)).wlr_per_ms / oracle.wlr_per_ms
     print("\nGap to the oracle over all experts; {} tokens, {} experts, {} devices; 100 instances".format(*size))
     report("fractional", gap)
     assert gap.min() > -1e-11
@@ -119,7 +140,7 @@ def test_padding_and_least_share() -> None:
     links, weights, routed = instances(3, 3, *SIZES[0])
     routed[:, 3:] = False
     routed[2] = False
-    oracle = exhaustive_oracle(links, weights, routed, np.ones_like(routed), min_share=0.1)
+    oracle = exhaustive_oracle(BlockProblem(links, weights, routed, np.ones_like(routed), min_share=0.1))
     np.testing.assert_array_equal(oracle.selection.any(axis=-1), routed.any(axis=-1))
     loaded = device_load(oracle.selection, links.placement).tokens > 0
     assert (oracle.shares[loaded] >= 0.1).all()
@@ -129,4 +150,4 @@ def test_padding_and_least_share() -> None:
 def test_too_large_an_instance_is_one_sentence() -> None:
     links, weights, routed = instances(4, 1, 12, 4, 4, 4)
     with pytest.raises(ValueError, match=r"at most 2000000 selections, got an instance with 129746337890625$"):
-        exhaustive_oracle(links, weights, routed)
+        exhaustive_oracle(BlockProblem(links, weights, routed))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from optimize_instances import links_of, routing, spread_out, street_canyon
 
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
+from wdmoe_env.optimize.problem import BlockProblem
 from wdmoe_env.optimize.selection import (
     expert_token_latency_s,
     gate_latency_similarity,
@@ -85,7 +87,10 @@ def test_no_single_pair_improves_the_marginal_price_selection(
     links = street_canyon(rng, 4, spread_out(experts, devices))
     weights, routed = routing(rng, 4, 6, experts, top_k)
     for price in (0.3, 3.0):
-        selection, shares = marginal_price_selection(links, weights, routed, price, keep_best=keep_best)
+        decision = marginal_price_selection(
+            BlockProblem(links, weights, routed, price_per_ms=price), keep_best=keep_best
+        )
+        selection, shares = decision.selection, decision.shares
         found = objective(links, weights, selection, price)
         latency = block_latency_s(device_latency_s(links, device_load(selection, links.placement), shares))
         np.testing.assert_allclose(weight_served(weights, selection) - 1e3 * price * latency, found)
@@ -107,7 +112,8 @@ def test_marginal_price_keeps_what_it_promises() -> None:
     routed[0] = False
     previous = np.full(50, np.inf)
     for price in (0.0, 0.5, 2.0, 1e6):
-        selection, _ = marginal_price_selection(links, weights, routed, np.full(50, price))
+        problem = BlockProblem(links, weights, routed, price_per_ms=np.full(50, price))
+        selection = marginal_price_selection(problem).selection
         assert not (selection & ~routed).any()
         np.testing.assert_array_equal(selection.any(axis=-1), routed.any(axis=-1))
         best = np.take_along_axis(selection, np.where(routed, weights, -1).argmax(axis=-1)[..., None], axis=-1)
@@ -116,7 +122,7 @@ def test_marginal_price_keeps_what_it_promises() -> None:
         assert served.mean() <= previous.mean()
         previous = served
     np.testing.assert_array_equal(selection.sum(axis=-1), routed.any(axis=-1))
-    free, _ = marginal_price_selection(links, weights, routed, 0.0)
+    free = marginal_price_selection(BlockProblem(links, weights, routed)).selection
     np.testing.assert_array_equal(free, routed)
 
 
@@ -126,9 +132,9 @@ def test_candidates_widen_the_choice() -> None:
     weights = np.broadcast_to([0.6, 0.5], (1, 2, 2)).copy()
     routed = np.array([[[True, False], [True, False]]])
     everything = np.ones_like(routed)
-    arguments = links, weights, routed, 1.0
-    assert (marginal_price_selection(*arguments, keep_best=False)[0] == routed).all()
-    wide, _ = marginal_price_selection(*arguments, candidates=everything, keep_best=False)
+    narrow = BlockProblem(links, weights, routed, price_per_ms=1.0)
+    assert (marginal_price_selection(narrow, keep_best=False).selection == routed).all()
+    wide = marginal_price_selection(replace(narrow, candidates=everything), keep_best=False).selection
     assert (wide & ~routed).any()
     assert objective(links, weights, wide, 1.0) > objective(links, weights, routed, 1.0)
 
@@ -140,16 +146,20 @@ def test_candidates_widen_the_choice() -> None:
         ({"weights": np.full((2, 5, 3), np.nan)}, ValueError, "weights must hold finite non-negative numbers"),
         ({"routed": np.ones((2, 5, 3))}, TypeError, "routed must be a boolean array, got dtype float64"),
         ({"routed": np.ones((2, 4, 3), dtype=bool)}, ValueError, "routed must have shape (2, 5, 3), got (2, 4, 3)"),
-        ({"price_per_ms": -1.0}, ValueError, "price_per_ms must be finite and non-negative, got -1.0"),
-        ({"price_per_ms": np.nan}, ValueError, "price_per_ms must be finite and non-negative, got nan"),
+        ({"price_per_ms": -1.0}, ValueError, "or of shape (2,), got -1.0"),
+        ({"price_per_ms": np.nan}, ValueError, "price_per_ms must be finite and non-negative"),
+        ({"price_per_ms": np.ones(3)}, ValueError, "a number or of shape (2,), got [1. 1. 1.]"),
         ({"start": np.zeros((2, 5, 3), dtype=bool)}, ValueError, "start must give every token one or more"),
     ],
 )
 def test_bad_selection_input_is_one_sentence(change: dict[str, object], error: type[Exception], message: str) -> None:
     links = links_of(np.ones((2, 2, 3)), np.ones((2, 3)))
     arguments = {"weights": np.ones((2, 5, 3)), "routed": np.ones((2, 5, 3), dtype=bool), "price_per_ms": 1.0}
+    given = {**arguments, **change}
+    start = given.pop("start", None)
+    problem = BlockProblem(links, **given)  # type: ignore[arg-type]
     with pytest.raises(error, match=re.escape(message)):
-        marginal_price_selection(links, **{**arguments, **change})  # type: ignore[arg-type]
+        marginal_price_selection(problem, start)  # type: ignore[arg-type]
 
 
 def test_bad_threshold_and_placement_are_one_sentence() -> None:
@@ -157,4 +167,4 @@ def test_bad_threshold_and_placement_are_one_sentence() -> None:
         paper_selection(WEIGHTS, ROUTED, LATENCY_S, np.nan)
     links = links_of(np.ones((1, 2, 3)), np.ones((1, 3)), placement=np.ones((3, 3)))
     with pytest.raises(ValueError, match="placement must put every expert on exactly one device"):
-        marginal_price_selection(links, WEIGHTS, ROUTED, 1.0)
+        marginal_price_selection(BlockProblem(links, WEIGHTS, ROUTED, price_per_ms=1.0))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
+from wdmoe_env.physics.latency import BlockLinks, Float, Load
 
 LN2 = float(np.log(2.0))
 SMALL = 1e-4  # below, y / ln(1 + y) - 1 cancels and three terms of its series are exact to 1e-13
@@ -59,14 +59,6 @@ class LatencyCurves:
             fall = np.where(small, y * (1 / 2 - y / 6 + y * y / 8), fall)
         return np.add(*(self.scale_s * above_one)), np.add(*(self.scale_s * fall))
 
-    def fall_slope(self, shares: Float) -> Float:
-        """Derivative of the fall of ``excess`` in ln share, (N, U) seconds; negative."""
-        y, ratio = self._ratio(shares)
-        fall = ratio - ratio * ratio / (1.0 + y)
-        direct = fall * (1.0 - 2.0 * ratio / (1.0 + y)) + (ratio / (1.0 + y)) ** 2 * y
-        slope = np.where(y < SMALL, y * (1 / 2 - y / 3 + 3 * y * y / 8), direct)
-        return -(self.scale_s * slope).sum(axis=0)
-
     def _ratio(self, shares: Float) -> tuple[Float, Float]:
         """SNR per share y = snr / b, and y / ln(1 + y); both (2, N, U)."""
         y = self.full_band_snr / shares
@@ -77,25 +69,6 @@ def device_sum(values: Float) -> Float:
     """(N, U) -> (N, 1), without the wrapper of ``values.sum``, which costs as much as the sum of a small batch."""
     total: Float = np.add.reduce(values, axis=-1, keepdims=True)
     return total
-
-
-def shares_with_sum_one(wanted: Float, minimum: Float, active: Bool) -> Float:
-    """Scale what is wanted above the least shares so that each row sums to 1, but for rounding.
-
-    Args:
-        wanted: (N, U).
-        minimum: (N, U) least shares.
-        active: (N, U) devices among which a row that wants nothing more is spread evenly.
-
-    Returns:
-        (N, U), at or above ``minimum``, 0 for a device that is not active.
-    """
-    spare = np.maximum(wanted - minimum, 0.0) * active
-    total = spare.sum(axis=-1, keepdims=True)
-    if not total.all():
-        spare = np.where(total > 0, spare, active)
-        total = spare.sum(axis=-1, keepdims=True)
-    return minimum + spare * ((1.0 - minimum.sum(axis=-1, keepdims=True)) / total)
 
 
 def without_rounding(shares: Float) -> Float:

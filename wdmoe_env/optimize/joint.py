@@ -1,254 +1,194 @@
 """Selection and bandwidth together, problem (9): the WDMoE paper's alternation, and a fractional program.
 
-Both raise the weight-to-latency ratio (8) from the model's own routing with uniform shares, and neither ever
-lets it fall. The paper's alternation is a reconstruction.
+Both raise the weight-to-latency ratio (8) from the model's own routing, and neither ever lets it fall. The
+paper's alternation is a reconstruction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
-from wdmoe_env.optimize.decision import JointSolution, Point, Run
+from wdmoe_env.optimize.problem import BlockProblem, Decision, Index
 from wdmoe_env.optimize.selection import (
     expert_token_latency_s,
     gate_latency_similarity,
-    marginal_price_selection,
+    marginal_price_search,
     paper_selection,
 )
-from wdmoe_env.optimize.validate import check_links, check_selection
-from wdmoe_env.physics.latency import (
-    BlockLinks,
-    Bool,
-    Float,
-    block_latency_s,
-    device_latency_s,
-    device_load,
-    equal_shares,
-)
-from wdmoe_env.physics.metric import weight_served, wlr_per_ms
+from wdmoe_env.physics.latency import Bool, Float, equal_shares
 from wdmoe_env.physics.reductions import any_over_last
 
 LEAST_GAIN = 1e-12
+THRESHOLD_STEP = 0.05
+MOST_ALTERNATIONS = 20  # at one threshold
+MOST_RATIOS = 50  # values of lambda that the fractional program tries
 
-Index = NDArray[np.int64]
+_Solve = Callable[[BlockProblem, Bool], Decision]
+"""(problem of some rows, their selection) -> the decision, with the shares that belong to it."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    """What the alternation needs to score a selection."""
-
-    links: BlockLinks
-    weights: Float
-    routed: Bool
-    min_share: float
-    solve_bandwidth: bool
-    max_iterations: int
-
-    def point(self, selection: Bool, uniform: bool = False) -> Point:
-        """The selection with optimal shares, or with uniform ones."""
-        load = device_load(selection, self.links.placement)
-        if self.solve_bandwidth and not uniform:
-            bandwidth = solve_min_max(self.links, load, self.min_share)
-        else:
-            shares = equal_shares(*self.links.compute_s.shape)
-            bandwidth = BandwidthSolution(shares, block_latency_s(device_latency_s(self.links, load, shares)))
-        # A row of padding has neither weight nor latency; its ratio is 0.
-        latency = np.where(bandwidth.latency_s > 0, bandwidth.latency_s, np.inf)
-        return Point(selection, bandwidth, wlr_per_ms(weight_served(self.weights, selection), latency))
-
-    def rows(self, index: Index) -> _Problem:
-        """The problem of some rows."""
-        return replace(self, links=self.links.rows(index), weights=self.weights[index], routed=self.routed[index])
-
-    def climb(self, run: Run, rows: Bool, propose: _Proposal) -> Run:
-        """Take proposals in the marked rows, one after another until one does not raise (8), which is refused."""
-        rows = rows.copy()
-        for tries in range(self.max_iterations):
-            active = np.flatnonzero(rows)
-            if not active.size:
-                break
-            proposed = propose(self.rows(active), run.point.rows(active), active)
-            point, better = self.attempt(run.point, active, proposed, np.full(len(active), tries > 0))
-            run = run.after(rows, point)
-            rows[active] = better
-        return run
-
-    def attempt(self, point: Point, active: Index, selection: Bool, solved: Bool) -> tuple[Point, Bool]:
-        """Take selections where they raise (8).
-
-        Args:
-            point: the present one of all rows.
-            active: (n,) rows that try something.
-            selection: (n, J, E) what they try.
-            solved: (n,) whether the row has the shares of its present selection, so that trying it again is idle.
-
-        Returns:
-            The next point of all rows, and which of the active rows (n,) it is better for.
-        """
-        better = ~solved | _differ(selection, point.selection[active])
-        rows = active[better]
-        if rows.size:
-            trial = self.rows(rows).point(selection[better])
-            raised = trial.wlr > point.wlr[rows] * (1.0 + LEAST_GAIN)
-            point = point.replaced(rows[raised], trial.rows(raised))
-            better[better] = raised
-        return point, better
+_Proposal = Callable[[BlockProblem, Decision, Index], Bool]
+"""(problem of some rows, their present decision, which rows they are) -> their next selection."""
 
 
-_Proposal = Callable[[_Problem, Point, Index], Bool]
-"""(problem of some rows, their present point, which rows they are) -> their next selection."""
+def joint_optimize(
+    problem: BlockProblem,
+    threshold: float | None = None,
+    stopping_gain: float = 0.0,
+    solve_bandwidth: bool = True,
+) -> Decision:
+    """The WDMoE paper's optimizer as reconstructed: alternate its selection rule and the min-max shares.
+
+    From the model's own routing and uniform shares, each iteration selects by ``paper_selection`` at the present
+    shares, then solves the shares for that selection. It ends at a fixed point, or before a step that would not
+    raise (8). Without a given threshold this is done for one threshold after another, in steps of
+    ``THRESHOLD_STEP`` from the largest at which nothing is dropped, while (8) improves by ``stopping_gain``. A
+    step that changes no selection tells nothing and is passed over.
+
+    Args:
+        problem: the blocks; their candidates and price are not used.
+        threshold: fixes the threshold of the selection rule.
+        stopping_gain: relative gain of (8) below which a step is undone and the threshold stops.
+        solve_bandwidth: whether shares are solved; otherwise they stay uniform, which is the paper's ablation.
+
+    Raises:
+        TypeError: a mask is not boolean.
+        ValueError: a shape or a value is wrong.
+    """
+    problem = problem.checked()
+    if not stopping_gain >= 0:
+        raise ValueError(f"stopping_gain must not be negative, got {stopping_gain}")
+    solve = BlockProblem.with_optimal_shares if solve_bandwidth else _with_uniform_shares
+    start = _with_uniform_shares(problem, problem.routed)
+    if threshold is not None:
+        fixed = np.full(len(problem.weights), float(threshold))
+        return _climb(problem, start, _paper_proposal(fixed), solve, MOST_ALTERNATIONS, solved=False)
+    return _grow_threshold(problem, start, solve(problem, problem.routed), solve, stopping_gain)
+
+
+def fractional_program(problem: BlockProblem, keep_best: bool = False) -> Decision:
+    """Raise (8) itself: Dinkelbach's iteration on W - lambda t with the marginal-price rule inside.
+
+    lambda is the ratio W / t of the present decision, at which W - lambda t is 0. A decision that raises the
+    difference above 0 has a greater ratio, and becomes the next. The iteration ends where the rule finds none.
+
+    Args:
+        problem: the blocks; their price is not used.
+        keep_best: whether a token always keeps its routed expert of most weight.
+
+    Raises:
+        TypeError: a mask is not boolean.
+        ValueError: a shape or a value is wrong.
+    """
+    problem = problem.checked()
+
+    def propose(part: BlockProblem, present: Decision, active: Index) -> Bool:
+        priced = replace(part, price_per_ms=present.wlr_per_ms)
+        return marginal_price_search(priced, present.selection, keep_best).selection
+
+    start = problem.with_optimal_shares(problem.routed)
+    return _climb(problem, start, propose, BlockProblem.with_optimal_shares, MOST_RATIOS, solved=True)
+
+
+def _with_uniform_shares(problem: BlockProblem, selection: Bool) -> Decision:
+    return problem.with_shares(selection, equal_shares(*problem.links.compute_s.shape))
 
 
 def _paper_proposal(threshold: Float) -> _Proposal:
     """The paper's rule under a threshold (N,), at the present shares."""
 
-    def propose(part: _Problem, present: Point, active: Index) -> Bool:
-        latency = expert_token_latency_s(part.links, present.bandwidth.shares)
+    def propose(part: BlockProblem, present: Decision, active: Index) -> Bool:
+        latency = expert_token_latency_s(part.links, present.shares)
         return paper_selection(part.weights, part.routed, latency, threshold[active])
 
     return propose
 
 
-def joint_optimize(
-    links: BlockLinks,
-    weights: Float,
-    routed: Bool,
-    threshold: float | None = None,
-    stopping_gain: float = 0.0,
-    threshold_step: float = 0.05,
-    min_share: float = 0.0,
-    max_iterations: int = 20,
-    solve_bandwidth: bool = True,
-    select: bool = True,
-) -> JointSolution:
-    """The WDMoE paper's optimizer as reconstructed: alternate its selection rule and the min-max shares.
-
-    From the model's own routing and uniform shares, each iteration selects by ``paper_selection`` at the present
-    shares, then solves the shares for that selection; it ends at a fixed point, or before a step that would not
-    raise (8). Without a given threshold this is done for one threshold after another, in steps from the largest
-    at which nothing is dropped, while (8) improves by ``stopping_gain``; a step that changes no selection tells
-    nothing and is passed over.
+def _climb(
+    problem: BlockProblem, decision: Decision, propose: _Proposal, solve: _Solve, most_tries: int, solved: bool
+) -> Decision:
+    """Take proposals in every row, one after another until one does not raise (8), which is refused.
 
     Args:
-        links: the block's links.
-        weights: (N, J, E) gate weights.
-        routed: (N, J, E) the model's own choice; a row without any is padding and stays empty.
-        threshold: fixes the threshold of the selection rule.
-        stopping_gain: relative gain of (8) below which a step is undone and the threshold stops.
-        threshold_step: step of the growing threshold.
-        min_share: least share of a loaded device.
-        max_iterations: most alternations at one threshold.
-        solve_bandwidth: whether shares are solved; uniform otherwise (ablation).
-        select: whether experts are dropped; the model's own choice otherwise (ablation).
+        problem: the blocks.
+        decision: where to begin.
+        propose: the next selection of some rows.
+        solve: the shares of a selection.
+        most_tries: proposals of a row at most.
+        solved: whether the decision at the beginning has the shares that ``solve`` would give it.
+    """
+    active = np.arange(len(problem.weights))
+    for _ in range(most_tries):
+        if not active.size:
+            break
+        proposed = propose(problem.rows(active), decision.rows(active), active)
+        decision, better = _attempt(problem, decision, active, proposed, np.full(len(active), solved), solve)
+        active, solved = active[better], True
+    return decision
+
+
+def _attempt(
+    problem: BlockProblem, decision: Decision, active: Index, selection: Bool, solved: Bool, solve: _Solve
+) -> tuple[Decision, Bool]:
+    """Take selections where they raise (8).
+
+    Args:
+        problem: the blocks.
+        decision: the present one of all rows.
+        active: (n,) rows that try something.
+        selection: (n, J, E) what they try.
+        solved: (n,) whether the row has the shares of its present selection, so that trying it again is idle.
+        solve: the shares of a selection.
 
     Returns:
-        The decision; ``threshold`` is 0 where none was applied.
-
-    Raises:
-        TypeError: a mask is not boolean.
-        ValueError: a shape or a value is wrong.
+        The next decision of all rows, and which of the active rows (n,) it is better for.
     """
-    check_links(links)
-    check_selection(links, weights, ("routed", routed))
-    if not threshold_step > 0:
-        raise ValueError(f"threshold_step must be positive, got {threshold_step}")
-    if not stopping_gain >= 0:
-        raise ValueError(f"stopping_gain must not be negative, got {stopping_gain}")
-    problem = _Problem(links, weights, routed, min_share, solve_bandwidth, max_iterations)
-    start = problem.point(routed, uniform=True)
-    everywhere = np.ones(len(weights), dtype=np.bool_)
-    if select and threshold is not None:
-        fixed = np.full(len(weights), float(threshold))
-        return problem.climb(Run.at(start), everywhere, _paper_proposal(fixed)).solution(fixed)
-    run = Run.at(start).after(everywhere, problem.point(routed))
-    if not select:
-        return run.solution(np.zeros(len(weights)))
-    return _grow_threshold(problem, start, run, stopping_gain, threshold_step)
+    better = ~solved | _differ(selection, decision.selection[active])
+    rows = active[better]
+    if rows.size:
+        trial = solve(problem.rows(rows), selection[better])
+        raised = trial.wlr_per_ms > decision.wlr_per_ms[rows] * (1.0 + LEAST_GAIN)
+        decision = decision.replaced(rows[raised], trial.rows(raised))
+        better[better] = raised
+    return decision, better
 
 
-def _grow_threshold(problem: _Problem, start: Point, run: Run, stopping_gain: float, step: float) -> JointSolution:
+def _grow_threshold(
+    problem: BlockProblem, start: Decision, best: Decision, solve: _Solve, stopping_gain: float
+) -> Decision:
     """Raise the threshold of each row step by step while its objective improves enough, each row at its own pace.
 
     At its next threshold a row alternates from the start to a fixed point, which is then set against its best so far.
     """
-    latency = expert_token_latency_s(problem.links, start.bandwidth.shares)
+    latency = expert_token_latency_s(problem.links, start.shares)
     least = gate_latency_similarity(problem.weights, problem.routed, latency).min(axis=-1)
-    last = np.ceil(1.0 / step)
-    steps = np.where(np.isfinite(least), np.maximum(np.ceil(least / step) - 1.0, 0.0), last)
+    last = np.ceil(1.0 / THRESHOLD_STEP)
+    steps = np.where(np.isfinite(least), np.maximum(np.ceil(least / THRESHOLD_STEP) - 1.0, 0.0), last)
     rows, trial, tries = steps < last, start, np.zeros(len(steps), dtype=np.int64)
     while rows.any():
         active = np.flatnonzero(rows)
-        propose = _paper_proposal(np.minimum((steps + 1.0) * step, 1.0))
+        propose = _paper_proposal(np.minimum((steps + 1.0) * THRESHOLD_STEP, 1.0))
         proposed = propose(problem.rows(active), trial.rows(active), active)
-        trial, better = problem.attempt(trial, active, proposed, tries[active] > 0)
+        trial, better = _attempt(problem, trial, active, proposed, tries[active] > 0, solve)
         tries[active] += 1
-        ended = active[~better | (tries[active] >= problem.max_iterations)]
-        passed = ended[_is_enough(trial.rows(ended), run.point.rows(ended), stopping_gain)]
-        kept = passed[trial.wlr[passed] > run.point.wlr[passed]]
-        run = run.after(rows, run.point.replaced(kept, trial.rows(kept)))
+        ended = active[~better | (tries[active] >= MOST_ALTERNATIONS)]
+        passed = ended[_is_enough(trial.rows(ended), best.rows(ended), stopping_gain)]
+        kept = passed[trial.wlr_per_ms[passed] > best.wlr_per_ms[passed]]
+        best = best.replaced(kept, trial.rows(kept))
         trial, tries[ended] = trial.replaced(ended, start.rows(ended)), 0
         steps[passed] += 1.0
         rows[ended], rows[passed] = False, steps[passed] < last
-    return run.solution(np.minimum(steps * step, 1.0))
+    return best
 
 
-def _is_enough(trial: Point, best: Point, stopping_gain: float) -> Bool:
+def _is_enough(trial: Decision, best: Decision, stopping_gain: float) -> Bool:
     """Whether a threshold's outcome lets it grow on (n,): it gained enough, or changed no selection."""
     changed = _differ(trial.selection, best.selection)
-    return trial.wlr >= best.wlr * np.where(changed, 1.0 + stopping_gain, 1.0 - LEAST_GAIN)
+    return trial.wlr_per_ms >= best.wlr_per_ms * np.where(changed, 1.0 + stopping_gain, 1.0 - LEAST_GAIN)
 
 
 def _differ(one: Bool, other: Bool) -> Bool:
     """Whether two selections (n, J, E) differ, (n,)."""
     return any_over_last(any_over_last(one != other))
-
-
-def fractional_program(
-    links: BlockLinks,
-    weights: Float,
-    routed: Bool,
-    candidates: Bool | None = None,
-    min_share: float = 0.0,
-    max_iterations: int = 50,
-    keep_best: bool = False,
-) -> JointSolution:
-    """Raise (8) itself: Dinkelbach's iteration on W - lambda t with the marginal-price rule inside.
-
-    lambda is the ratio W / t of the present decision, at which W - lambda t is 0; a decision that raises the
-    difference above 0 has a greater ratio, and becomes the next. Ends where the rule finds none.
-
-    Args:
-        links: the block's links.
-        weights: (N, J, E) gate weights.
-        routed: (N, J, E) the model's own choice; a row without any is padding and stays empty.
-        candidates: (N, J, E) experts that a token may use besides its routed ones.
-        min_share: least share of a loaded device.
-        max_iterations: most values of lambda.
-        keep_best: whether a token always keeps its routed expert of most weight.
-
-    Returns:
-        The decision; ``threshold`` is NaN.
-
-    Raises:
-        TypeError: a mask is not boolean.
-        ValueError: a shape or a value is wrong.
-    """
-    check_links(links)
-    check_selection(links, weights, ("routed", routed))
-    problem = _Problem(links, weights, routed, min_share, solve_bandwidth=True, max_iterations=max_iterations)
-    rows = np.ones(len(weights), dtype=np.bool_)
-    run = Run.at(problem.point(routed, uniform=True)).after(rows, problem.point(routed))
-
-    def propose(part: _Problem, present: Point, active: Index) -> Bool:
-        usable = None if candidates is None else candidates[active]
-        selection, _ = marginal_price_selection(
-            part.links, part.weights, part.routed, present.wlr, usable, min_share, present.selection, keep_best
-        )
-        return selection
-
-    return problem.climb(run, rows, propose).solution(np.full(len(weights), np.nan))

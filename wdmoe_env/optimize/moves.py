@@ -13,45 +13,35 @@ import numpy as np
 
 from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.pricing import at_device_of_expert
+from wdmoe_env.optimize.problem import BlockProblem
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, device_load, experts_per_device
 from wdmoe_env.physics.metric import weight_served
 
 
-def best_single_move(
-    links: BlockLinks,
-    weights: Float,
-    candidates: Bool,
-    kept: Bool,
-    selection: Bool,
-    price_per_ms: Float,
-    min_share: float,
-) -> Bool:
+def best_single_move(problem: BlockProblem, kept: Bool, selection: Bool) -> Bool:
     """The addition or removal of one pair after which W - price x t is greatest.
 
     Args:
-        links: the block's links.
-        weights: (N, J, E) gate weights.
-        candidates: (N, J, E) pairs that may be added.
+        problem: the blocks, checked, with their price.
         kept: (N, J, E) pairs that may not be dropped.
         selection: (N, J, E) the present choice; no token loses its last expert.
-        price_per_ms: (N,) gate weight per millisecond.
-        min_share: least share of a loaded device.
 
     Returns:
         (N, J, E), unchanged in a row without a move.
     """
+    weights, placement = problem.weights, problem.links.placement
     batch = len(weights)
     served = weight_served(weights, selection)
     value = np.full(batch, -np.inf)
     token, expert = np.zeros(batch, dtype=np.intp), np.zeros(batch, dtype=np.intp)
-    rows = np.arange(batch)
+    rows, price = np.arange(batch), 1e3 * problem.price[:, None]
     for allowed, gain, tokens_moved, experts_moved in _kinds(
-        weights, candidates & ~selection, selection & ~kept, selection, links.placement
+        weights, problem.usable & ~selection, selection & ~kept, selection, placement
     ):
         ranked = np.where(allowed, gain, -np.inf)
         best_token = ranked.argmax(axis=1)
-        latency = _latency_after(links, selection, np.any(allowed, axis=1), tokens_moved, experts_moved, min_share)
-        scores = served[:, None] + ranked.max(axis=1) - 1e3 * price_per_ms[:, None] * latency
+        latency = _latency_after(problem, selection, np.any(allowed, axis=1), tokens_moved, experts_moved)
+        scores = served[:, None] + ranked.max(axis=1) - price * latency
         best_expert = scores.argmax(axis=-1)
         better = scores[rows, best_expert] > value
         value = np.where(better, scores[rows, best_expert], value)
@@ -78,9 +68,10 @@ def _kinds(
 
 
 def _latency_after(
-    links: BlockLinks, selection: Bool, movable: Bool, tokens_moved: int, experts_moved: int, min_share: float
+    problem: BlockProblem, selection: Bool, movable: Bool, tokens_moved: int, experts_moved: int
 ) -> Float:
     """Optimal block latency (N, E) after the move at the device of each expert, where it is movable (N, E)."""
+    links = problem.links
     batch, devices = links.compute_s.shape
     load = device_load(selection, links.placement)
     change = links.placement * movable[..., None]
@@ -89,7 +80,7 @@ def _latency_after(
         (load.tokens[:, None] + tokens_moved * change).reshape(-1, devices),
         (load.experts[:, None] + experts_moved * change).reshape(-1, devices),
     )
-    return solve_min_max(repeat_rows(links, experts), moved, min_share).latency_s.reshape(batch, experts)
+    return solve_min_max(repeat_rows(links, experts), moved, problem.min_share).latency_s.reshape(batch, experts)
 
 
 def repeat_rows(links: BlockLinks, times: int) -> BlockLinks:

@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
-from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.moves import repeat_rows
-from wdmoe_env.optimize.validate import check_links, check_selection
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load
-from wdmoe_env.physics.metric import weight_served, wlr_per_ms
+from wdmoe_env.optimize.problem import BlockProblem, Decision
+from wdmoe_env.physics.latency import Bool, Float, device_load
+from wdmoe_env.physics.metric import weight_served
 
 
-@dataclass(frozen=True, slots=True)
-class OracleSolution:
-    """The decision of greatest WLR (8).
-
-    Attributes:
-        selection: (N, J, E).
-        shares: (N, U).
-        latency_s: (N,) block latency.
-        wlr_per_ms: (N,) objective (8), 0 where nothing is loaded.
-    """
-
-    selection: Bool
-    shares: Float
-    latency_s: Float
-    wlr_per_ms: Float
-
-
-def exhaustive_oracle(
-    links: BlockLinks,
-    weights: Float,
-    routed: Bool,
-    candidates: Bool | None = None,
-    min_share: float = 0.0,
-    max_selections: int = 2_000_000,
-) -> OracleSolution:
+def exhaustive_oracle(problem: BlockProblem, max_selections: int = 2_000_000) -> Decision:
     """Best WLR (8) over every selection, each with its optimal shares.
 
     Latency depends on a selection only through its load, so of all selections with the same load only the one
@@ -46,41 +18,36 @@ def exhaustive_oracle(
     equal loads only that one is kept; then the shares of every distinct load are solved in one batch.
 
     Args:
-        links: the block's links.
-        weights: (N, J, E) gate weights.
-        routed: (N, J, E) the model's own choice; a row without any is padding and stays empty.
-        candidates: (N, J, E) experts that a token may use, the routed ones by default; a token that has
-            routed experts uses one or more of its candidates.
-        min_share: least share of a loaded device.
+        problem: the blocks; their price is not used. A token that has routed experts uses one or more of these
+            and of its candidates.
         max_selections: largest number of selections that is accepted.
 
     Raises:
         TypeError: a mask is not boolean.
         ValueError: a shape or a value is wrong, or an instance has more selections.
     """
-    batch, _ = check_links(links)
-    candidates = routed if candidates is None else candidates
-    check_selection(links, weights, ("routed", routed), ("candidates", candidates))
-    candidates = candidates & routed.any(axis=-1, keepdims=True)
+    problem = problem.checked()
+    candidates = problem.usable
     count = np.maximum(2.0 ** candidates.sum(axis=-1) - 1.0, 1.0).prod(axis=-1).max(initial=1.0)
     if count > max_selections:
         raise ValueError(
             f"an exhaustive search takes at most {max_selections} selections, got an instance with {count:.0f}"
         )
-    best = [_best(links.row(n), weights[n], candidates[n], min_share) for n in range(batch)]
-    return OracleSolution(*(np.stack(column) for column in zip(*best, strict=True)))
+    best = [_best_of_row(problem, row) for row in range(len(candidates))]
+    return problem.with_optimal_shares(np.stack(best))
 
 
-def _best(links: BlockLinks, weights: Float, candidates: Bool, min_share: float) -> tuple[Any, ...]:
-    """Best selection (J, E) of one row, with its shares (U,), latency and ratio."""
+def _best_of_row(problem: BlockProblem, row: int) -> Bool:
+    """Best selection (J, E) of one row."""
+    weights, candidates = problem.weights[row], problem.usable[row]
+    links = problem.links.row(row)
     selections = _heaviest_per_load(weights, candidates, links.placement)
-    load = device_load(selections, links.placement)
-    solution = solve_min_max(repeat_rows(links, len(selections)), load, min_share)
-    served = weight_served(weights[None], selections)
-    latency = np.where(solution.latency_s > 0, solution.latency_s, np.inf)
-    wlr = wlr_per_ms(served, latency)
-    top = wlr.argmax()
-    return selections[top], solution.shares[top], solution.latency_s[top], wlr[top]
+    times = len(selections)
+    copies = BlockProblem(
+        repeat_rows(links, times), np.broadcast_to(weights, selections.shape), selections, min_share=problem.min_share
+    )
+    best: Bool = selections[copies.with_optimal_shares(selections).wlr_per_ms.argmax()]
+    return best
 
 
 def _heaviest_per_load(weights: Float, candidates: Bool, placement: Float) -> Bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
 from wdmoe_env.optimize.moves import best_single_move
 from wdmoe_env.optimize.pricing import at_device_of_expert, best_response, device_prices, one_hot
-from wdmoe_env.optimize.validate import check_links, check_mask, check_selection
+from wdmoe_env.optimize.problem import BlockProblem, Decision, Index
+from wdmoe_env.optimize.validate import check_mask
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, radio_latency_s
 from wdmoe_env.physics.metric import weight_served
 from wdmoe_env.physics.reductions import sum_over_last
@@ -84,16 +83,7 @@ def paper_selection(weights: Float, routed: Bool, token_latency_s: Float, thresh
     return routed & ~(drops[..., None] & one_hot(least, weights.shape[-1]))
 
 
-def marginal_price_selection(
-    links: BlockLinks,
-    weights: Float,
-    routed: Bool,
-    price_per_ms: Float | float,
-    candidates: Bool | None = None,
-    min_share: float = 0.0,
-    start: Bool | None = None,
-    keep_best: bool = True,
-) -> tuple[Bool, Float]:
+def marginal_price_selection(problem: BlockProblem, start: Bool | None = None, keep_best: bool = True) -> Decision:
     """Raise W - price x t over the selection, with optimal shares: local search along marginal prices.
 
     At the bandwidth optimum the block latency is linearised in the load (``marginal_latency_s``), and every
@@ -103,104 +93,97 @@ def marginal_price_selection(
     is tried (``best_single_move``). So the objective never falls, and at the end no single pair raises it.
 
     Args:
-        links: the block's links.
-        weights: (N, J, E) gate weights.
-        routed: (N, J, E) the model's own choice; a row without any is padding and stays empty.
-        price_per_ms: (N,) or a number, gate weight that a millisecond of block latency is worth.
-        candidates: (N, J, E) experts that a token may use besides its routed ones.
-        min_share: least share of a loaded device.
+        problem: the blocks, with their price.
         start: (N, J, E) selection to start from, the routed one by default.
         keep_best: whether a token always keeps its routed expert of most weight, as under the paper's rule;
             otherwise it may trade that expert for another.
-
-    Returns:
-        selection (N, J, E) and shares (N, U); every token that has routed experts keeps one or more.
 
     Raises:
         TypeError: a mask is not boolean.
         ValueError: a shape or a value is wrong.
     """
-    batch, _ = check_links(links)
-    candidates = routed if candidates is None else candidates
-    start = routed if start is None else start
-    check_selection(links, weights, ("routed", routed), ("candidates", candidates), ("start", start))
-    tokens = routed.any(axis=-1, keepdims=True)
-    candidates = (candidates | routed) & tokens
-    if not (start <= candidates).all() or (start.any(axis=-1, keepdims=True) != tokens).any():
+    problem = problem.checked()
+    start = problem.routed if start is None else start
+    check_mask("start", start, problem.weights.shape)
+    tokens = problem.routed.any(axis=-1, keepdims=True)
+    if not (start <= problem.usable).all() or (start.any(axis=-1, keepdims=True) != tokens).any():
         raise ValueError("start must give every token one or more of its candidates, and padding none")
-    price = np.broadcast_to(np.asarray(price_per_ms, dtype=np.float64), (batch,))
-    if not (price >= 0).all() or not np.isfinite(price).all():
-        raise ValueError(f"price_per_ms must be finite and non-negative, got {price_per_ms}")
-    best = one_hot(np.where(routed, weights, -1.0).argmax(axis=-1), weights.shape[-1])
-    problem = _PricedProblem(links, weights, candidates, tokens & best & keep_best, price, min_share)
-    selection, bandwidth = problem.search(start | problem.kept)
-    return selection, bandwidth.shares
+    return marginal_price_search(problem, start, keep_best)
+
+
+def marginal_price_search(problem: BlockProblem, start: Bool, keep_best: bool) -> Decision:
+    """``marginal_price_selection`` for a caller that has a checked problem and a valid start (N, J, E).
+
+    Args:
+        problem: the blocks, checked.
+        start: (N, J, E) selection to start from.
+        keep_best: as of ``marginal_price_selection``.
+    """
+    best = one_hot(np.where(problem.routed, problem.weights, -1.0).argmax(axis=-1), problem.weights.shape[-1])
+    kept = problem.routed.any(axis=-1, keepdims=True) & best & keep_best
+    return _Search(problem, kept).run(start | kept)
 
 
 @dataclass(frozen=True, slots=True)
-class _PricedProblem:
-    """The problem of ``marginal_price_selection``; ``kept`` (N, J, E) marks pairs that may not be dropped."""
+class _Search:
+    """The local search of ``marginal_price_selection``.
 
-    links: BlockLinks
-    weights: Float
-    candidates: Bool
+    Attributes:
+        problem: the blocks.
+        kept: (N, J, E) pairs that may not be dropped.
+    """
+
+    problem: BlockProblem
     kept: Bool
-    price_per_ms: Float
-    min_share: float
 
-    def score(self, selection: Bool) -> tuple[BandwidthSolution, Float]:
-        """Optimal shares of a selection, and its objective (N,)."""
-        bandwidth = solve_min_max(self.links, device_load(selection, self.links.placement), self.min_share)
-        return bandwidth, weight_served(self.weights, selection) - 1e3 * self.price_per_ms * bandwidth.latency_s
+    def value(self, decision: Decision) -> Float:
+        """W - price x t (N,)."""
+        served = weight_served(self.problem.weights, decision.selection)
+        return served - 1e3 * self.problem.price * decision.latency_s
 
-    def response(self, selection: Bool, bandwidth: BandwidthSolution) -> tuple[Bool, Float]:
+    def response(self, decision: Decision) -> tuple[Bool, Float]:
         """Best selection at the marginal prices, and what each token (N, J) gains by it."""
-        load = device_load(selection, self.links.placement)
-        prices = device_prices(self.links, load, bandwidth, self.price_per_ms, self.min_share)
-        return best_response(prices, self.weights, self.candidates, self.kept, selection, self.links.placement)
+        problem = self.problem
+        load = device_load(decision.selection, problem.links.placement)
+        prices = device_prices(problem.links, load, decision.bandwidth, problem.price, problem.min_share)
+        selection, placement = decision.selection, problem.links.placement
+        return best_response(prices, problem.weights, problem.usable, self.kept, selection, placement)
 
-    def single_move(self, selection: Bool) -> Bool:
-        """The selection after its best exact change of one pair."""
-        return best_single_move(
-            self.links, self.weights, self.candidates, self.kept, selection, self.price_per_ms, self.min_share
-        )
+    def rows(self, index: Index) -> _Search:
+        """The search in some rows."""
+        return _Search(self.problem.rows(index), self.kept[index])
 
-    def rows(self, index: NDArray[np.int64]) -> _PricedProblem:
-        """The problem of some rows."""
-        links, price = self.links.rows(index), self.price_per_ms[index]
-        parts = self.weights[index], self.candidates[index], self.kept[index]
-        return _PricedProblem(links, *parts, price, self.min_share)
-
-    def search(self, selection: Bool) -> tuple[Bool, BandwidthSolution]:
+    def run(self, selection: Bool) -> Decision:
         """All rounds, each row at its own pace, from a selection to a local optimum."""
-        bandwidth, value = self.score(selection)
-        selection = selection.copy()
+        decision = self.problem.with_optimal_shares(selection)
+        value = self.value(decision)
         part, unfinished = np.ones(len(value)), np.ones(len(value), dtype=np.bool_)
         while unfinished.any():
-            rows, trial, changing = self.round(selection, bandwidth, part, unfinished)
-            trial_bandwidth, trial_value = self.rows(rows).score(trial)
+            rows, proposed, changing = self.round(decision, part, unfinished)
+            active = self.rows(rows)
+            trial = active.problem.with_optimal_shares(proposed)
+            trial_value = active.value(trial)
             better = trial_value > value[rows] + LEAST_GAIN * np.abs(value[rows])
             part[rows] = _next_part(part[rows], better, changing)
             if not changing.any():
                 unfinished[rows] = better
             gained = rows[better]
-            value[gained], selection[gained] = trial_value[better], trial[better]
-            bandwidth.shares[gained] = trial_bandwidth.shares[better]
-            bandwidth.latency_s[gained] = trial_bandwidth.latency_s[better]
-        return selection, bandwidth
+            value[gained] = trial_value[better]
+            decision = decision.replaced(gained, trial.rows(better))
+        return decision
 
-    def round(
-        self, selection: Bool, bandwidth: BandwidthSolution, part: Float, unfinished: Bool
-    ) -> tuple[NDArray[np.int64], Bool, Float]:
+    def round(self, decision: Decision, part: Float, unfinished: Bool) -> tuple[Index, Bool, Float]:
         """Rows that try something, what they try, and how many tokens change; none where it is an exact move."""
         rows = np.flatnonzero(part)
         if rows.size:
-            target, gain = self.rows(rows).response(selection[rows], bandwidth.rows(rows))
+            present = decision.rows(rows)
+            target, gain = self.rows(rows).response(present)
             changing = np.ceil(part[rows] * (gain > LEAST_GAIN).sum(axis=-1))
             if changing.any():
-                return rows, np.where(_greatest(gain, changing)[..., None], target, selection[rows]), changing
+                return rows, np.where(_greatest(gain, changing)[..., None], target, present.selection), changing
         rows = np.flatnonzero(unfinished)
-        return rows, self.rows(rows).single_move(selection[rows]), np.zeros(len(rows))
+        moved = best_single_move(self.problem.rows(rows), self.kept[rows], decision.selection[rows])
+        return rows, moved, np.zeros(len(rows))
 
 
 def _next_part(part: Float, better: Bool, changing: Float) -> Float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -178,17 +177,13 @@ def read_settings(path: Path | None) -> dict[str, Any]:
     Raises:
         ValueError: no such file, or not a JSON object.
     """
+    from wdmoe_env.reading import read_json, shown
+
     if path is None:
         return {}
     if not path.is_file():
-        raise ValueError(f"expected a file of settings behind --config, but there is no {path}")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, got something else: {error}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"expected a JSON object in {path}, got {type(settings).__name__}")
-    return settings
+        raise ValueError(f"expected a file of settings behind --config, but there is no {shown(path)}")
+    return read_json(path)
 
 
 def replay(folder: Path) -> int:

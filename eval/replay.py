@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +12,9 @@ from eval.kinds import EPISODES, KINDS, Kind
 from eval.plan import RunConfig
 from eval.provenance import HOW_MADE
 from eval.results import WALL_CLOCK, Results
+from eval.shape import REPLAYED, check_shape
 from eval.summary import Summary
+from wdmoe_env.reading import read_json, read_rows, shown
 
 # On one machine results come again exactly; another one's float32 arithmetic may round differently.
 RELATIVE_TOLERANCE = 1e-5
@@ -55,20 +55,18 @@ def read_results(folder: Path) -> SavedResults:
     described, table = folder / f"{kind.stem}.json", folder / f"{kind.stem}.csv"
     for path in (described, table):
         if not path.is_file():
-            raise ValueError(f"expected a results folder, but {folder} holds no {path.name}")
+            raise ValueError(f"expected a results folder, but {shown(folder)} holds no {path.name}")
+    summary = read_json(described)
     try:
-        summary = json.loads(described.read_text(encoding="utf-8"))
+        check_shape(summary, REPLAYED, "the results")
         config = kind.config.from_dict(summary["config"])
-        hashes = summary["sha256"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"expected {described} as an evaluation wrote it, got {error!r}") from None
-    with open(table, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected {shown(described)} as an evaluation wrote it: {error}") from None
+    names, rows = read_rows(table)
     columns = kind.results.columns()
-    if tuple(reader.fieldnames or ()) != columns:
-        raise ValueError(f"expected the columns {', '.join(columns)} in {table}, got others")
-    return SavedResults(kind, config, hashes, rows, summary)
+    if tuple(names) != columns:
+        raise ValueError(f"expected the columns {', '.join(columns)} in {shown(table)}, got {', '.join(names)}")
+    return SavedResults(kind, config, summary["sha256"], rows, summary)
 
 
 def changed_inputs(saved: SavedResults, sha256: dict[str, str]) -> list[str]:

@@ -15,9 +15,10 @@ import torch
 from agents import policy_names, trained_names
 from agents.network import Architecture, TokenSharedNetwork
 from agents.policy_file import save_policy
-from eval.__main__ import main
+from eval.__main__ import main, read_settings
 from eval.oracle import make_policy
 from eval.plan import EvaluationConfig
+from eval.replay import read_results
 from eval.results import WALL_CLOCK, EpisodeResults
 from eval.runner import Evaluation, evaluate
 from wdmoe_env.episodes import load_episodes
@@ -329,6 +330,11 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch,
         ("[1]", "expected a JSON object in"),
         ('{"fadin": 1}', "unexpected keyword argument 'fadin'"),
         ('{"decision": "bandwidth"}', "decision must be 'joint' in an evaluation"),
+        ('{"seed\\u0000": 1}', r"unexpected keyword argument 'seed\x00'"),
+        ('{"num_tokens": 8, "num_tokens": 16}', "expected each key once in an object, got 'num_tokens' twice"),
+        ('{"model": "\\ud800"}', r"expected text, got half of a surrogate pair, \ud800"),
+        ('{"placement": ' + "[" * 9_000, "expected at most 64 objects and lists within each other, got more"),
+        ('{"quality_weight": NaN}', "expected finite numbers, got NaN"),
     ],
 )
 def test_settings_that_are_none_are_refused(tmp_path, capsys, text, sentence):
@@ -336,6 +342,19 @@ def test_settings_that_are_none_are_refused(tmp_path, capsys, text, sentence):
     path.write_text(text)
     assert sentence in refused(capsys, *SMALL, "--out", str(tmp_path / "out"), "--config", str(path))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_settings_are_read_whoever_saved_them(tmp_path, encoding):
+    path = tmp_path / "settings.json"
+    path.write_bytes(json.dumps({"channel": {"fading": "none"}}).encode(encoding))
+    assert read_settings(path) == {"channel": {"fading": "none"}}
+
+
+@pytest.mark.parametrize("name", ["a\0b.json", "a\ud800.json", "a\nb.json"])
+def test_a_name_of_settings_that_no_file_has_is_one_sentence(tmp_path, capsys, name):
+    sentence = refused(capsys, *SMALL, "--out", str(tmp_path / "out"), "--config", name)
+    assert "expected a file of settings behind --config, but there is no a\\" in sentence
 
 
 def test_domains_and_transfer_are_not_of_the_suite(tmp_path, capsys):
@@ -376,6 +395,80 @@ def test_a_run_that_fails_leaves_earlier_results_and_no_parts(copied, monkeypatc
             main(arguments)
     assert (copied / "results.csv").read_bytes() == before
     assert [path.name for path in copied.parent.iterdir()] == [copied.name]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_replay_reads_a_folder_whoever_saved_it(copied, capsys, encoding, delimiter):
+    table = rows(copied)
+    with open(copied / "results.csv", "w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["", *map(str.upper, COLUMNS)])
+        writer.writerows([[number, *row.values()] for number, row in enumerate(table)])
+    (copied / "results.json").write_bytes((copied / "results.json").read_text().encode(encoding))
+    saved = read_results(copied)
+    assert saved.rows == table
+    assert saved.config.environment.model == "micro"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+@pytest.mark.parametrize("flag", ["--replay", "--report"])
+def test_a_name_that_no_folder_has_is_one_sentence(capsys, flag, name):
+    assert "expected a results folder, but a\\" in refused(capsys, flag, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "results.csv, line 1: expected names of columns, got none"),
+        ("\n", "results.csv, line 1: expected names of columns, got none"),
+        ("a,b\n", "expected the columns policy, episode, "),
+        (
+            f"{','.join(COLUMNS)}\ntop1,3\n",
+            f"results.csv, line 2: expected {len(COLUMNS)} columns, one for each name, got 2",
+        ),
+        (f"{','.join(COLUMNS)}\n{'9' * 200_000}\n", "results.csv, line 2: expected a row of a CSV, got something else"),
+    ],
+    ids=["empty", "blank", "other columns", "a short row", "a long field"],
+)
+def test_replay_of_an_odd_table_is_one_sentence(copied, capsys, text, sentence):
+    (copied / "results.csv").write_text(text)
+    assert sentence in refused(capsys, "--replay", str(copied))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"config": None}, "expected an object in the results, config, got None"),
+        ({"config": {}}, "expected policies in the results, config, got none"),
+        (
+            {"config": {"policies": "top1", "environment": {}}},
+            "expected a list that is not empty in the results, config,",
+        ),
+        (
+            {"config": {"policies": [3], "environment": {}}},
+            "expected a value of type str in the results, config, policies[0]",
+        ),
+        (
+            {"config": {"policies": ["top1"], "environment": None}},
+            "expected an object in the results, config, environment",
+        ),
+        ({"config": {"policies": ["top1"], "environment": {"fadin": 1}}}, "unexpected keyword argument 'fadin'"),
+        ({"config": {"policies": ["top1"], "environment": {}, "domains": 3}}, "as an evaluation wrote it"),
+        ({"sha256": []}, "expected an object in the results, sha256, got list"),
+        (
+            {"sha256": {"the model micro": 3}},
+            "expected a value of type str in the results, sha256, the model micro, got 3",
+        ),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_replay_of_odd_results_is_one_sentence(copied, capsys, changes, sentence):
+    summary = json.loads((copied / "results.json").read_text())
+    (copied / "results.json").write_text(json.dumps(summary | changes))
+    found = refused(capsys, "--replay", str(copied))
+    assert sentence in found
+    assert str(copied / "results.json") in found
 
 
 @pytest.mark.parametrize("broken", ["results.json", "results.csv"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import reduce
 from html.parser import HTMLParser
+from operator import getitem
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from eval.__main__ import main
 from eval.page.accuracy import matched_points
 from eval.page.chart import round_ticks
 from eval.page.html import Markup, tag
-from eval.page.write import page
+from eval.page.write import page, write_page
 from eval.replay import read_results
 
 SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]
@@ -108,6 +110,54 @@ def test_results_of_an_earlier_version_are_refused_in_a_sentence(folders, tmp_pa
     assert stop.value.code == 2
     assert "without breakdowns" in capsys.readouterr().err
     assert not (tmp_path / "page.html").exists()
+
+
+def places(value, path=()):
+    """The paths of a value of JSON: every key, the first and the last element of every list."""
+    if path:
+        yield path
+    keys = list(value) if isinstance(value, dict) else [0, -1][: len(value)] if isinstance(value, list) else ()
+    for key in keys:
+        yield from places(value[key], (*path, key))
+
+
+MISSING = object()
+ODD = (MISSING, None, "x", [], {}, -1, 1e308, True, [None], "\0")
+
+
+@pytest.mark.parametrize(("folder", "stem"), [(0, "results"), (1, "suite")])
+def test_results_that_do_not_fit_together_are_one_sentence(folders, tmp_path, folder, stem):
+    """Each value in turn is replaced by something else: the page is drawn, or refused in a sentence."""
+    copied, text = shutil.copytree(folders[folder], tmp_path / "copied"), (folders[folder] / f"{stem}.json").read_text()
+    found = [path for path in places(json.loads(text)) if path[:2] != ("config", "environment")]
+    assert len(found) > 200
+    sentences = []
+    for number, path in enumerate(found):
+        summary = json.loads(text)
+        *above, last = path
+        branch = reduce(getitem, above, summary)
+        odd = ODD[number % len(ODD)]
+        if odd is MISSING:
+            del branch[last]
+        else:
+            branch[last] = odd
+        (copied / f"{stem}.json").write_text(json.dumps(summary))
+        try:
+            write_page([copied], tmp_path / "page.html")
+        except ValueError as error:
+            sentences.append(str(error))
+    assert len(sentences) > len(found) / 4
+    assert not [one for one in sentences if str(copied) not in one or "\n" in one]
+
+
+def test_a_place_is_named(folders, tmp_path):
+    copied = shutil.copytree(folders[0], tmp_path / "copied")
+    summary = json.loads((copied / "results.json").read_text())
+    summary["settings"][1]["latency_ms"]["low"] = 0.0
+    (copied / "results.json").write_text(json.dumps(summary))
+    expected = r"expected a finite number above 0 in the results, settings\[1\], latency_ms, low, got 0.0"
+    with pytest.raises(ValueError, match=expected):
+        write_page([copied], tmp_path / "page.html")
 
 
 def test_accuracy_at_matched_quality_mixes_the_settings_item_by_item(folders):

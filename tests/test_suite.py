@@ -26,6 +26,7 @@ from eval.suite import SuiteConfig, evaluate_suite, judged, plan_items, stratifi
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import load_suite_windows
 from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.reading import MOST_TEXT_BYTES
 from wdmoe_env.text.suite import FORMATS, SUITE_TOKENS, Item, load_suite, suite_windows, window_rows
 
 TOKENS = 40
@@ -135,6 +136,41 @@ def test_a_truncated_suite_is_refused(tmp_path, file, part):
         path.write_bytes(whole[: int(part * len(whole))])
         with pytest.raises(ValueError, match=r"is truncated or damaged|line \d is not an item|is not an item"):
             load_suite(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_suite_is_read_whoever_saved_it(tmp_path, encoding, pack):
+    text = write(tmp_path / "s.jsonl", some_items(3), compress=False).read_text()
+    (tmp_path / "s.jsonl").write_bytes(pack(text.replace("\n", "\r\n\r\n").encode(encoding)))
+    assert load_suite(tmp_path / "s.jsonl") == some_items(3)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("[" * 100_000, "expected at most 64 objects and lists within each other"),
+        ('{"format": "cloze", "format": "skill"}', "expected each key once in an object, got 'format' twice"),
+        (r'{"format": "\ud800"}', r"expected text, got half of a surrogate pair, .ud800"),
+        ('{"answer": NaN}', "expected finite numbers, got NaN"),
+        ("[]", "expected the fields answer, .*, got list"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_a_line_that_is_no_json_is_named(tmp_path, line, sentence):
+    path = write(tmp_path / "s.jsonl", some_items(2), compress=False)
+    path.write_text(f"\n{path.read_text()}{line}\n")
+    with pytest.raises(ValueError, match=rf"line 4 of the suite .* is not an item: {sentence}"):
+        load_suite(path)
+
+
+@pytest.mark.parametrize("content", ["\n", " ", json.dumps({"context": "a" * 99}) + "\n"])
+def test_a_suite_is_unpacked_no_further_than_the_limit(tmp_path, content):
+    path = tmp_path / "s.jsonl.gz"
+    path.write_bytes(gzip.compress(content.encode() * (MOST_TEXT_BYTES // len(content) + 1), compresslevel=1))
+    assert path.stat().st_size < 10**6
+    with pytest.raises(ValueError, match=r"expected at most 67,108,864 bytes in .*s.jsonl.gz, but it unpacks to more"):
+        load_suite(path)
 
 
 def test_no_suite_and_an_empty_one_are_refused(tmp_path):

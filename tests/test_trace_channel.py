@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
+import re
 import sys
 import zipfile
 from collections import Counter
@@ -10,8 +13,10 @@ from collections import Counter
 import gymnasium as gym
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 
 from wdmoe_env.config import ChannelConfig, DeviceConfig, EnvConfig
+from wdmoe_env.physics import recording_file
 from wdmoe_env.physics.channel import Channel, check_channel
 from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.path_loss import path_loss_db
@@ -135,28 +140,37 @@ CSV_MISTAKES = {
     "step,device,gain_db": "expected the last line to end",
     HEAD: "expected rows below the names of the columns, got none",
     HEAD + "0,0,-90\n0,1,-9": "expected the last line to end, as that of a whole file does: truncated",
-    HEAD + "0,0,-90\n0,1\n": "the number of columns changed from 3 to 2",
-    HEAD + "0,0\n0,1\n": "expected 3 columns in every row, one for each name, got 2",
-    HEAD + "0,0,-90\n0,1,strong\n": "could not convert string 'strong'",
-    HEAD + "0,0,-90\n0,1,nan\n": "expected gain above 0 and at most 1, which is 0 dB, got nan in step 0 of device 1",
-    HEAD + "0,0,-90\n0,1,90\n": "expected gain above 0 and at most 1, which is 0 dB, got 1e[+]09 in step 0 of device 1",
-    HEAD + "0,0,-90\n0,1,-inf\n": "expected gain above 0 .* got 0 in step 0 of device 1",
+    "\n0,0,-90\n": "line 1: expected names of columns, got none",
+    HEAD + "0,0,-90\n0,1\n": "line 3: expected 3 columns in every row, one for each name, got 2",
+    HEAD + "\n0,0,-90,\n0,1,-90\n": "line 3: expected 3 columns in every row, one for each name, got 4",
+    HEAD + "0,0\n0,1\n": "line 2: expected 3 columns in every row, one for each name, got 2",
+    HEAD + "0,0,-90\n0,1,strong\n": "line 3: expected a number in the column gain_db, got 'strong'$",
+    HEAD + '0,0,-90\n\n0,1,"-90,5"\n': "line 4: .* in the column gain_db, got '-90,5'; decimals stand behind a point",
+    HEAD.replace(",", ";") + "0;0;-90,5\n": "line 2: .* in the column gain_db, got '-90,5'; decimals stand behind",
+    HEAD + "0,0," + "9" * 200_000 + "\n": "line 2: expected a row of numbers, got something else: field larger than",
+    HEAD + "0,0,-90\n0,1," + "x" * 9_000 + "\n": "line 3: .* in the column gain_db, got 'x{50,120}[.]{3}$",
+    HEAD + "0,0,-90\n0,1,90\n": "gain_db above -300 and at most 0, got 90 in line 3, .*; a loss in dB has the other",
     HEAD + "0,0,-90\n0,1,-90\n1,0,-90\n": "once in every step, which does not hold in step 1 of episode 0",
     HEAD + "0,0,-90\n0,0,-90\n0,1,-90\n": "once in every step, which does not hold in step 0 of episode 0",
     HEAD + "0,0,-90\n1,1,-90\n": "each device from 0 to 1 once in every step",
     HEAD + "0,1,-90\n0,2,-90\n": "each device from 0 to 2 once in every step",
     HEAD + "0,-1,-90\n0,0,-90\n": "each device from 0 to 0 once in every step",
     HEAD + "0,0,-90\n0,1,-90\n2,0,-90\n2,1,-90\n": "expected successive steps in an episode, got step 2 after 0",
-    HEAD + "0.5,0,-90\n0.5,1,-90\n": "expected whole numbers in the columns episode, step, device",
-    HEAD + "inf,0,-90\n0,1,-90\n": "expected whole numbers in the columns episode, step, device",
+    HEAD + "0,0,-90\n0.5,1,-90\n": "expected whole numbers in the columns .*, got 0.5 in line 3, column step",
+    HEAD + "inf,0,-90\n0,1,-90\n": "expected whole numbers in the columns .*, got inf in line 2, column step",
+    HEAD + "0,1e300,-90\n0,1,-90\n": "expected whole numbers in the columns .*, got 1e[+]300 in line 2, column device",
     HEAD + "0,0,-90\n": "expected gains of 2 devices, got 1",
-    "step,gain_db\n0,-90\n": "expected a column device, got step, gain_db",
+    "step,gain_db\n0,-90\n": "line 1: expected a column device, got step, gain_db",
+    "step device gain_db\n0 0 -90\n": "line 1: expected columns among episode, .*, got 'step device gain_db'",
+    "step;device,gain_db\n0;0,-90\n": "line 1: expected names with commas, semicolons or tabs between them, got 'step;",
+    '"step,device\n0,0\n': "line 1: expected names of columns, got '\"step,device': unexpected end of data",
+    "0,0,-90\n0,1,-90\n": "line 1: expected columns among episode, .*, got '0'",
+    ",step,device,gain_db\n0,0,0,-90\n5,0,1,-90\n": "line 1: expected a name for the first column, which is no count",
     "step,device\n0,0\n0,1\n": "expected gain or gain_db, got nothing",
     "step,device,gain,gain_db\n0,0,1e-9,-90\n0,1,1e-9,-90\n": "expected gain or gain_db, got both",
     "step,device,distance\n0,0,9\n": "expected columns among episode, step, device, gain, .* got 'distance'",
     "step,device,device,gain\n0,0,0,1e-9\n": "expected columns among .*, each once, got 'device'",
-    "step,device,gain,distance_m\n0,0,1e-9,-5\n0,1,1e-9,5\n": "expected distance_m of at least 0 or nan, got -5 in",
-    "step,device,gain,uplink_gain\n0,0,1e-9,0\n0,1,1e-9,0\n": "expected uplink_gain above 0",
+    "step,device,gain,distance_m\n0,0,1e-9,-5\n0,1,1e-9,5\n": "expected distance_m of 0 to 1e[+]09, or nan, got -5 in",
 }
 
 
@@ -168,6 +182,164 @@ def test_a_mistake_in_a_csv_is_one_sentence(text, tmp_path):
         check_channel(ChannelConfig(source=f"trace:{path}"), TWO_DEVICES)
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+
+
+SAVED_BY = {
+    "byte-order mark": ("\ufeff" + HEAD + "0,0,-90\n0,1,-80\n", "utf-8"),
+    "UTF-16": (HEAD + "0,0,-90\n0,1,-80\n", "utf-16"),
+    "UTF-32": (HEAD + "0,0,-90\n0,1,-80\n", "utf-32"),
+    "semicolons": ("step;device;gain_db\n0;0;-90\n0;1;-80\n", "utf-8"),
+    "tabs": ("step\tdevice\tgain_db\n0\t0\t-90\n0\t1\t-80\n", "utf-16"),
+    "quotes": ('"step","device","gain_db"\n"0","0","-90"\n"0","1","-80"\n', "utf-8"),
+    "capitals": ("Step, Device, Gain_dB\n0, 0, -90\n0, 1, -80\n", "utf-8"),
+    "index of pandas": (",step,device,gain_db\n0,0,0,-90\n1,0,1,-80\n", "utf-8"),
+    "index of pandas, read again": ("Unnamed: 0,step,device,gain_db\n0,0,0,-90\n1,0,1,-80\n", "utf-8"),
+    "index of R": ('"","step","device","gain_db"\n"1",0,0,-90\n"2",0,1,-80\n', "utf-8"),
+    "blank lines": ("step,device,gain_db\n\n0,0,-90\n  \n0,1,-80\n\n", "utf-8"),
+    "Windows": ("step,device,gain_db\r\n0,0,-90\r\n0,1,-80\r\n", "utf-8"),
+    "old Mac": ("step,device,gain_db\r0,0,-90\r0,1,-80\r", "utf-8"),
+}
+
+
+@pytest.mark.parametrize("name", SAVED_BY)
+def test_a_csv_is_read_whoever_saved_it(name, tmp_path):
+    text, encoding = SAVED_BY[name]
+    (tmp_path / "gains.csv").write_bytes(text.encode(encoding))
+    np.testing.assert_allclose(read_recording(tmp_path / "gains.csv").gain, [[1e-9, 1e-8]])
+
+
+NO_SIGNAL = "; such a value mostly means 'no signal'"
+SENTINELS = [
+    ("gain_db", "-999", NO_SIGNAL),
+    ("gain_db", "-9999", NO_SIGNAL),
+    ("gain_db", "-300", NO_SIGNAL),
+    ("gain_db", "nan", NO_SIGNAL),
+    ("gain_db", "-inf", NO_SIGNAL),
+    ("gain_db", "1e30", NO_SIGNAL),
+    ("gain", "0", NO_SIGNAL),
+    ("gain", "1e-30", NO_SIGNAL),
+    ("gain", "-999", NO_SIGNAL),
+    ("gain", "inf", NO_SIGNAL),
+    ("gain", "-93.1", "; gains in dB have the name gain_db"),
+    ("gain", "1.5", ""),
+    ("uplink_gain", "0", NO_SIGNAL),
+    ("uplink_gain_db", "-999", NO_SIGNAL),
+    ("uplink_gain_db", "3", "; a loss in dB has the other sign"),
+    ("distance_m", "-999", "; such a value mostly means 'not known', which is nan"),
+    ("distance_m", "1e30", "; such a value mostly means 'not known', which is nan"),
+    ("distance_m", "inf", "; such a value mostly means 'not known', which is nan"),
+    ("distance_m", "-1", ""),
+]
+
+
+FINE = {"gain": "1e-9", "gain_db": "-90", "uplink_gain": "1e-9", "uplink_gain_db": "-90", "distance_m": "5"}
+
+
+@pytest.mark.parametrize(("name", "value", "hint"), SENTINELS)
+def test_a_value_that_stands_for_none_is_refused_where_it_stands(name, value, hint, tmp_path):
+    columns = {one: FINE[one] for one in (name if name.startswith("gain") else "gain", name)}
+    good = ",".join(columns.values())
+    bad = ",".join((columns | {name: value}).values())
+    table = [f"step,device,{','.join(columns)}", "", f"1,0,{good}", f"1,1,{good}", f"0,0,{bad}", f"0,1,{good}", ""]
+    (tmp_path / "gains.csv").write_text("\n".join(table))
+    arrays = {one: np.full((2, 3, 2), float(fine)) for one, fine in columns.items()}
+    arrays[name][1, 2, 0] = float(value)
+    np.savez(tmp_path / "gains.npz", **arrays)
+    np.savez(tmp_path / "one.npz", **{one: values[1] for one, values in arrays.items()})
+    for file, place in (
+        ("gains.csv", f"line 5, column {name}"),
+        ("gains.npz", f"row 2, column 0, episode 1 of the array {name}"),
+        ("one.npz", f"row 2, column 0 of the array {name}"),
+    ):
+        message = rf"{file}: expected {name} .*, got .* in {place}{re.escape(hint)}"
+        with pytest.raises(ValueError, match=message) as raised:
+            read_recording(tmp_path / file)
+        assert str(raised.value).count(";") == bool(hint)
+
+
+@pytest.mark.parametrize("value", ["-299", "0"])
+def test_the_ends_of_the_range_are_read(value, tmp_path):
+    (tmp_path / "gains.csv").write_text(f"step,device,gain_db,distance_m\n0,0,{value},0\n0,1,-90,1e9\n")
+    np.testing.assert_allclose(read_recording(tmp_path / "gains.csv").gain, [[10 ** (float(value) / 10), 1e-9]])
+
+
+def test_a_change_within_the_same_size_and_time_is_noticed(tmp_path):
+    path = tmp_path / "gains.csv"
+    path.write_text(HEAD + "0,0,-90\n")
+    first, about = read_recording(path), path.stat()
+    path.write_text(HEAD + "0,0,-80\n")
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (about.st_size, about.st_mtime_ns)
+    assert first.gain != read_recording(path).gain == pytest.approx(1e-8)
+
+
+def test_few_recordings_are_kept(tmp_path):
+    for number in range(9):
+        (tmp_path / "gains.csv").write_text(HEAD + f"0,0,-{number}\n")
+        read_recording(tmp_path / "gains.csv")
+    assert len(recording_file._recent) <= 4
+
+
+def test_a_size_is_read_before_the_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording_file, "MOST_NUMBERS", 100)
+    np.savez(tmp_path / "gains.npz", gain=np.full((5, 10), 1e-9), distance_m=np.ones((5, 10)))
+    assert read_recording(tmp_path / "gains.npz").num_devices == 10
+    monkeypatch.setattr(recording_file, "_array", lambda *_: pytest.fail("read"))
+    for shape in ((6, 10), (2, 3, 10), (1, 60)):
+        np.savez_compressed(tmp_path / "gains.npz", gain=np.zeros(shape, np.uint8), distance_m=np.zeros(shape))
+        with pytest.raises(ValueError, match=r"expected at most 100 numbers, got 2 arrays of shape \("):
+            read_recording(tmp_path / "gains.npz")
+    rows = [f"{step},0,-90\n" for step in range(40)]
+    (tmp_path / "gains.csv").write_text(HEAD + "".join(rows[:33]))
+    assert len(read_recording(tmp_path / "gains.csv").gain) == 33
+    (tmp_path / "gains.csv").write_text(HEAD + "".join(rows))
+    with pytest.raises(ValueError, match="expected at most 100 numbers, got more"):
+        read_recording(tmp_path / "gains.csv")
+
+
+def test_a_shape_that_no_file_holds_makes_no_room(tmp_path):
+    """The header of an array may say anything."""
+    for shape in ((2**40, 2), (2**40, 0, 2), (2**62, 2**62)):
+        header = io.BytesIO()
+        npy.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(tmp_path / "gains.npz", "w") as archive:
+            archive.writestr("gain.npy", header.getvalue() + bytes(16))
+        with pytest.raises(ValueError, match=r"expected (at most|gains of at least one step)"):
+            read_recording(tmp_path / "gains.npz")
+
+
+@pytest.mark.parametrize(("suffix", "limit"), [(CSV, "MOST_CSV_BYTES"), (NPZ, "_MOST_NPZ_BYTES")])
+def test_a_file_that_is_too_large_is_not_read(suffix, limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording_file, limit, 10)
+    write_recording(tmp_path / f"gains{suffix}", Gains.of(numbered(1, 1, 2)))
+    with pytest.raises(ValueError, match=rf"expected at most 10 bytes in .*gains{suffix}, got \d+"):
+        read_recording(tmp_path / f"gains{suffix}")
+
+
+def test_an_array_that_stands_twice_is_refused(tmp_path):
+    array = io.BytesIO()
+    np.save(array, GAIN)
+    with zipfile.ZipFile(tmp_path / "gains.npz", "w") as archive:
+        archive.writestr("gain.npy", array.getvalue())
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("gain.npy", array.getvalue())
+    with pytest.raises(ValueError, match=r"expected arrays among gain, .*, each once, got 'gain'"):
+        read_recording(tmp_path / "gains.npz")
+
+
+@pytest.mark.parametrize("name", ["a\0b.csv", "a\udcff.csv", "a\ud800.npz", "~nobody-of-this-name/gains.csv"])
+def test_a_name_that_no_file_has_is_one_sentence(name):
+    with pytest.raises(FileNotFoundError, match="expected a file of recorded gains, found no file") as raised:
+        read_recording(name)
+    assert str(raised.value).isprintable()
+
+
+def test_a_name_that_no_terminal_prints_is_escaped(tmp_path):
+    path = tmp_path / "a\udcff\nb.csv"
+    path.write_text(HEAD)
+    with pytest.raises(ValueError, match=r"a\\udcff\\nb.csv: expected rows") as raised:
+        read_recording(path)
+    assert str(raised.value).isprintable()
 
 
 def test_a_csv_of_other_bytes_is_one_sentence(tmp_path):
@@ -182,7 +354,7 @@ NPZ_MISTAKES = {
     "no gain": ({"distance_m": GAIN}, "expected gain or gain_db, got distance_m"),
     "nothing": ({}, "expected gain or gain_db, got nothing"),
     "another name": ({"gains": GAIN}, "expected arrays among gain, gain_db, .*, got 'gains'"),
-    "nan": ({"gain": np.where(np.eye(4, 2), np.nan, GAIN)}, "got nan in step 0 of device 0"),
+    "nan": ({"gain": np.where(np.eye(4, 2), np.nan, GAIN)}, "got nan in row 0, column 0 of the array gain"),
     "other devices": ({"gain": GAIN[:, :1]}, "expected gains of 2 devices, got 1"),
     "no step": ({"gain": GAIN[:0]}, "expected gains of at least one step and one device"),
     "one axis": ({"gain": GAIN[0]}, r"expected arrays \(steps, devices\) or \(episodes, steps, devices\)"),

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from wdmoe_env.checks import check_integer
+from wdmoe_env.reading import read_text
 
 ALGORITHMS = ("ppo", "straight-through", "sac")
 BACKENDS = ("sb3", "rllib")
@@ -66,7 +67,7 @@ def hyperparameters(algorithm: str, env_id: str, reward: str) -> dict[str, Any]:
     Raises:
         ValueError: there are none; the known ones are listed.
     """
-    table = yaml.safe_load(HYPERPARAMETERS.read_text())[algorithm]
+    table = yaml.safe_load(read_text(HYPERPARAMETERS))[algorithm]
     if env_id not in table:
         raise ValueError(f"env_id must be one of {', '.join(table)} for {algorithm}, got {env_id!r}")
     if reward not in table[env_id]:

@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 from agents.files import write_whole
 from train.arguments import Arguments
 from wdmoe_env import __version__
+from wdmoe_env.reading import read_json
 
 # What a run may change half-way.
 FREE_ON_RESUME = ("timesteps", "out", "checkpoint_every", "resume", "progress", "env_runners", "address")
@@ -40,7 +41,7 @@ def open_run(arguments: Arguments, settings: dict[str, Any]) -> Path:
         raise ValueError(f"expected a checkpoint to resume in {checkpoint}, but there is none")
     told = dataclasses.asdict(arguments)
     if arguments.resume:
-        began = json.loads(record.read_text())
+        began = read_json(record)
         for name in told.keys() - set(FREE_ON_RESUME):
             if began.get(name) != told[name]:
                 raise ValueError(f"{run} was begun with {name}={began.get(name)!r}, got {told[name]!r}")

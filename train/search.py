@@ -65,8 +65,8 @@ def parsed(entry: str) -> tuple[str, list[Any]]:
 
 def _number(text: str) -> Any:
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
+        return float(text) if "e" in text.lower() and not text.isalpha() else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
         return text
 
 

@@ -12,8 +12,10 @@ from eval.page.accuracy import matched_points
 from eval.page.html import Markup, tag
 from eval.page.sections import made_section, suite_sections, transfer_section, windows_sections
 from eval.replay import SavedResults, read_results
+from eval.shape import SHOWN, check_shape
 from eval.transfer import CONDITIONS
 from eval.transfer import TABLE as TRANSFER
+from wdmoe_env.reading import shown
 
 TITLE = "WDMoE: policies compared"
 LEAD = "Expert selection and bandwidth for a mixture of experts on wireless devices: latency against quality."
@@ -30,11 +32,17 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
         out: the page.
 
     Raises:
-        ValueError: not a results folder, or one of an earlier version.
+        ValueError: not a results folder, one of an earlier version, or one whose parts do not fit together.
     """
     transfers = [folder for folder in folders if (folder / TRANSFER).is_file()]
     saved = [(str(folder), _readable(folder)) for folder in folders if folder not in transfers]
-    write_whole(out, page(saved, [_conditions(folder) for folder in transfers]).encode())
+    conditions = [_conditions(folder) for folder in transfers]
+    try:
+        text = page(saved, conditions)
+    except (LookupError, ValueError, ArithmeticError) as error:  # each part has its shape: a name or a length is odd
+        where, what = ", ".join(map(shown, folders)), f"{type(error).__name__}: {error}"
+        raise ValueError(f"expected results whose parts fit together in {where}; drawing them met {what}") from error
+    write_whole(out, text.encode())
 
 
 def page(saved: Sequence[tuple[str, SavedResults]], transfers: Sequence[dict[str, SavedResults]] = ()) -> str:
@@ -80,5 +88,9 @@ def _readable(folder: Path) -> SavedResults:
     results = read_results(folder)
     missing = [key for key in NEEDED[results.kind.stem] if key not in results.summary]
     if missing:
-        raise ValueError(f"expected results of this version in {folder}, got some without {', '.join(missing)}")
+        raise ValueError(f"expected results of this version in {shown(folder)}, got some without {', '.join(missing)}")
+    try:
+        check_shape(results.summary, SHOWN[results.kind.stem], "the results")
+    except ValueError as error:
+        raise ValueError(f"expected {shown(folder)} as an evaluation wrote it: {error}") from None
     return results

@@ -24,6 +24,7 @@ from train.text.shards import read_shard
 from train.text.split import LANGUAGE_MODEL, VALIDATION
 from wdmoe_env.checks import check_integer
 from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.reading import parse_json, read_json, read_text
 
 SUITE = "suite.json"
 """What `python -m train.suite --measure` leaves in the folder of a run."""
@@ -94,10 +95,10 @@ def report(run: Path, data: Path, suite: Path | None, device: torch.device) -> N
     """Evaluate a run's exported model, and write its figures, card and pictures."""
     recipe, progress = read_progress(run / CHECKPOINT)
     training, _ = read_shard(data / f"{LANGUAGE_MODEL}.npy")
-    summary = json.loads((data / "summary.json").read_text())
+    summary = read_json(data / "summary.json")
     evaluation = evaluate(run / "model", training, read_shard(data / f"{VALIDATION}.npy"), suite, device)
     write_whole(run / "evaluation.json", json.dumps(asdict(evaluation), indent=1).encode() + b"\n")
-    cells = json.loads((run / SUITE).read_text()) if (run / SUITE).exists() else None
+    cells = parse_json(read_text(run / SUITE)) if (run / SUITE).exists() else None
     model = load_model(str(run / "model"), str(device))
     counts = {
         "parameters": model.model.num_parameters(),

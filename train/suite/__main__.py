@@ -19,6 +19,7 @@ from train.suite.text_items import text_items
 from train.text.documents import Document
 from train.text.fetch import SourceError, fetch
 from train.text.sources import SOURCES
+from wdmoe_env.reading import numbered_lines, parse_json, read_text
 from wdmoe_env.text.suite import Item, load_suite
 
 HELP = """Build the multiple-choice suite from the held-out documents of `python -m train.text`.
@@ -92,7 +93,7 @@ def held_out_documents(path: Path) -> list[Document]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run `python -m train.text` first.")
-    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf8").splitlines()]
+    rows = [parse_json(line) for _, line in numbered_lines(read_text(path))]
     return [Document(row["domain"], row["document"], row["text"], row["document"]) for row in rows]
 
 

@@ -1,15 +1,114 @@
-"""The source that replays recorded gains: ``channel="trace:gains.csv"``."""
+"""Gains recorded elsewhere, step by step, and the source that replays them: ``channel="trace:gains.csv"``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.gains import Gains
-from wdmoe_env.physics.recording import Recording
-from wdmoe_env.physics.recording_file import read_recording
+from wdmoe_env.physics.latency import Bool, Float
+
+WEAKEST_GAIN_DB = -300.0
+"""No link is as weak; a file that holds such a gain mostly means that there was no signal."""
+WEAKEST_GAIN = 1e-30
+FARTHEST_M = 1e9
+"""Farther than the Moon, in m."""
+
+EXPECTED = {
+    "gain": f"above {WEAKEST_GAIN:g} and at most 1, which is 0 dB",
+    "gain_db": f"above {WEAKEST_GAIN_DB:g} and at most 0",
+    "distance_m": f"of 0 to {FARTHEST_M:g}, or nan",
+}
+"""The range of each quantity, in words; that of the uplink is the downlink's."""
+
+# A number that measurements and simulators have no other reason to give is -999, -9999, 1e30 or the like.
+_MOST_ORDINARY = 300.0
+
+
+def check_range(name: str, values: Float, place: Callable[[int], str]) -> None:
+    """Refuse values that are out of the range of a quantity; the first is named, with what it mostly means.
+
+    Args:
+        name: of the quantity: one of ``EXPECTED``, or ``uplink_`` before it.
+        values: of any shape.
+        place: from a position within the flattened values to where it stands, for the message.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    quantity = name.removeprefix("uplink_")
+    wrong = np.flatnonzero(~_within(quantity, values))
+    if wrong.size:
+        value = float(values.flat[wrong[0]])
+        hint = _hint(quantity, value)
+        raise ValueError(f"expected {name} {EXPECTED[quantity]}, got {value:g} in {place(int(wrong[0]))}{hint}")
+
+
+def _within(quantity: str, values: Float) -> Bool:
+    """Whether each value is in the range of its quantity, of the shape of the values."""
+    if quantity == "gain":
+        return (values > WEAKEST_GAIN) & (values <= 1.0)
+    if quantity == "gain_db":
+        return (values > WEAKEST_GAIN_DB) & (values <= 0.0)
+    return ((values >= 0.0) & (values <= FARTHEST_M)) | np.isnan(values)
+
+
+def _hint(quantity: str, value: float) -> str:
+    ordinary = abs(value) < _MOST_ORDINARY
+    if quantity != "distance_m" and (not ordinary or abs(value) <= WEAKEST_GAIN):
+        return "; such a value mostly means 'no signal': put in the gain that you take for the least"
+    if quantity == "distance_m" and not ordinary:
+        return "; such a value mostly means 'not known', which is nan"
+    if quantity == "gain_db":
+        return "; a loss in dB has the other sign"
+    return f"; gains in dB have the name {quantity}_db" if quantity == "gain" and value < 0.0 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Recorded episodes of gains, one after the other.
+
+    Attributes:
+        gain: (T, U) linear power gain of the downlink in each step, above ``WEAKEST_GAIN`` and at most 1.
+        uplink_gain: (T, U) of the uplink.
+        distance_m: (T, U) distance from the base station, at most ``FARTHEST_M``, NaN where it is not known.
+        lengths: (E,) steps of each episode; their sum is T.
+
+    Raises:
+        ValueError: shapes that do not fit, or values out of range.
+    """
+
+    gain: Float
+    uplink_gain: Float
+    distance_m: Float
+    lengths: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Check shapes and values."""
+        shape = self.gain.shape
+        if self.gain.ndim != 2 or not self.gain.size or self.lengths.sum() != len(self.gain):
+            raise ValueError(f"expected gains of at least one step and one device, got shape {shape}")
+        for name in ("gain", "uplink_gain", "distance_m"):
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(f"expected {name} of the shape of the gains, {shape}, got {found}")
+            check_range(name, getattr(self, name), self._place)
+
+    @property
+    def num_devices(self) -> int:
+        """U."""
+        return self.gain.shape[1]
+
+    def starts(self, num_blocks: int) -> NDArray[np.int64]:
+        """Steps (S,) after which a recorded episode goes on for I blocks, those steps included."""
+        left = np.repeat(np.cumsum(self.lengths), self.lengths) - np.arange(len(self.gain))
+        return np.flatnonzero(left >= num_blocks)
+
+    def _place(self, position: int) -> str:
+        return "step {} of device {}".format(*divmod(position, self.num_devices))
 
 
 class RecordedGains:
@@ -39,25 +138,3 @@ class RecordedGains:
         starts = [self._starts[generator.integers(len(self._starts))] for generator in generators]
         steps, recording = self._blocks + np.array(starts), self._recording
         return Gains(recording.gain[steps], recording.uplink_gain[steps], recording.distance_m[steps])
-
-
-def recorded_gains(path: str, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> RecordedGains:
-    """The source ``"trace:PATH"``; of the radio, powers, noise and bandwidth hold, the rest is in the recording.
-
-    Args:
-        path: of a recording.
-        channel: the radio.
-        devices: the mobile devices.
-        num_blocks: blocks I of an episode.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no recording, one of other devices, or one that is too short.
-    """
-    recording = read_recording(path)
-    if recording.num_devices != devices.count:
-        raise ValueError(f"{path}: expected gains of {devices.count} devices, got {recording.num_devices}")
-    try:
-        return RecordedGains(recording, num_blocks)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None

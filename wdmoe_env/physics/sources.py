@@ -8,8 +8,10 @@ from importlib import import_module
 
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.gains import GainSource
-from wdmoe_env.physics.recorded import recorded_gains
+from wdmoe_env.physics.recorded import RecordedGains
+from wdmoe_env.physics.recording_file import read_recording
 from wdmoe_env.physics.statistical import StatisticalGains
+from wdmoe_env.reading import shown
 
 Factory = Callable[[str, ChannelConfig, DeviceConfig, int], GainSource]
 """Argument (what follows the colon, or nothing), radio, devices and number of blocks to a source.
@@ -69,10 +71,21 @@ def _statistical(argument: str, channel: ChannelConfig, devices: DeviceConfig, n
     return StatisticalGains(channel, devices, num_blocks)
 
 
+def _trace(argument: str, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> GainSource:
+    """Of the radio, powers, noise and bandwidth hold; the rest is in the recording."""
+    recording = read_recording(argument)
+    if recording.num_devices != devices.count:
+        raise ValueError(f"{shown(argument)}: expected gains of {devices.count} devices, got {recording.num_devices}")
+    try:
+        return RecordedGains(recording, num_blocks)
+    except ValueError as error:
+        raise ValueError(f"{shown(argument)}: {error}") from None
+
+
 # Sionna's is an entry point since its backend needs torch and an extra, which physics may not import.
 _FACTORIES: dict[str, Factory | str] = {
     "statistical": _statistical,
     "sionna": "wdmoe_env.radio.sionna:SionnaGains",
-    "trace": recorded_gains,
+    "trace": _trace,
 }
 _OWN = tuple(_FACTORIES)

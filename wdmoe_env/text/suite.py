@@ -7,9 +7,6 @@ context and the choice both pass through the split model: every choice is a wind
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -21,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.checks import check_choice, check_integer, is_tuple_of
+from wdmoe_env.reading import numbered_lines, parse_json, read_text, shown
 from wdmoe_env.text.continuations import continuation_windows, cut_contexts, encode_continuations
 from wdmoe_env.text.windows import TokenWindows
 
@@ -32,8 +30,6 @@ SCORED_PER_BYTE = ("continuation",)
 
 SUITE_TOKENS = 128
 """Tokens of a window in all published figures: most items keep their whole context."""
-
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +113,30 @@ def suite_file(path: Path | None = None) -> Traversable:
 
 
 def load_suite(path: Path | None = None) -> tuple[Item, ...]:
-    """Read a suite in JSON Lines, gzipped or plain; ``None`` reads the one that ships.
+    """Read a suite in JSON Lines, gzipped or plain, of at most ``wdmoe_env.reading.MOST_TEXT_BYTES`` when unpacked.
+
+    Args:
+        path: of the suite; ``None`` reads the one that ships.
 
     Raises:
-        ValueError: there is no such file, it is truncated, a line is not an item, or there is none.
+        ValueError: there is no such file, it is too large or truncated, a line is not an item, or there is none.
     """
     source = suite_file(path)
     if not source.is_file():
-        raise ValueError(f"expected a suite in JSON Lines, but there is no file {source}")
-    content = source.read_bytes()
-    try:
-        lines = (gzip.decompress(content) if content.startswith(_GZIP_MAGIC) else content).decode("utf-8").split("\n")
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"expected a suite in JSON Lines, but {source} is truncated or damaged: {error}") from None
+        raise ValueError(f"expected a suite in JSON Lines, but there is no file {shown(source)}")
     items = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered_lines(read_text(source)):
         try:
-            items.extend([_item(line)] if line.strip() else [])
+            items.append(_item(line))
         except ValueError as error:
-            raise ValueError(f"line {number} of the suite {source} is not an item: {error}") from None
+            raise ValueError(f"line {number} of the suite {shown(source)} is not an item: {error}") from None
     if not items:
-        raise ValueError(f"expected a suite of one item or more, but {source} is empty")
+        raise ValueError(f"expected a suite of one item or more, but {shown(source)} is empty")
     return tuple(items)
 
 
 def _item(line: str) -> Item:
-    record: Any = json.loads(line)
+    record: Any = parse_json(line)
     if not isinstance(record, dict) or record.keys() != set(Item.__slots__):
         got = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"expected the fields {', '.join(sorted(Item.__slots__))}, got {got}")

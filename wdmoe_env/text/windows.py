@@ -5,14 +5,14 @@ The documents of ``train`` and of ``test`` are disjoint, and the shipped model w
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wdmoe_env.reading import numbered_lines, parse_json, read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,7 @@ class TokenWindows:
 def load_documents(split: str) -> list[Document]:
     """Read the shipped documents of ``"train"`` or ``"test"``."""
     path = resources.files("wdmoe_env") / "assets" / "text" / f"{split}.jsonl.gz"
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = [parse_json(line) for _, line in numbered_lines(read_text(path))]
     return [Document(record["domain"], record["document"], record["text"]) for record in records]
 
 

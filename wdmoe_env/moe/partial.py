@@ -7,7 +7,6 @@ of the wanted experts alone are read, and fused in the same way.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wdmoe_env.moe.blank import BlankModel, Placement, blank_model, read_config
+from wdmoe_env.moe.checkpoint import tensor_files
 
 # What a fused layer is called in a file that has a tensor for each expert.
 _PARTS = {
@@ -107,13 +107,7 @@ class _Files:
         self._folder, self._stack = folder, stack
         self._open: dict[str, Any] = {}
         self.bytes_read = 0
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            self._file_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        elif (folder / "model.safetensors").is_file():
-            self._file_of = dict.fromkeys(self._handle("model.safetensors").keys(), "model.safetensors")
-        else:
-            raise ValueError(f"expected model.safetensors or its index in {folder}, found neither")
+        self._file_of = tensor_files(folder)
         places = (re.match(r"(.*\.experts)\.", name) for name in self._file_of)
         self._prefixes = sorted({place[1] for place in places if place})
 

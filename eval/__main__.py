@@ -82,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
             return report(options.report, options.out)
         run = evaluate if options.transfer is None else transfer
         return run(options, shlex.join(["python", "-m", "eval", *arguments]))
+    except FloatingPointError as error:  # a model that hands out NaN
+        print(f"python -m eval: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("python -m eval: interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -39,7 +39,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
 
 def json_text(summary: Summary) -> str:
     """Indented JSON, but a list of numbers on one line."""
-    text = json.dumps(summary, indent=2)
+    text = json.dumps(summary, indent=2, allow_nan=False)  # NaN is not JSON
     # A line break never stands within a string of JSON, so that only lists are met.
     return re.sub(r"\[\n\s+([-+.\deE,\s]*?)\n\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 

@@ -37,7 +37,7 @@ FLOORS = {
     "vector_info": set(),
     "vector_env": {"actions", "checks", "config", "observations", "physics", "process", "simulator", "vector_info"},
     "scoring": {"actions", "config", "episodes", "observations", "physics", "process", "simulator", "text"},
-    "generation": {"moe", "scoring", "simulator", "text"},
+    "generation": {"episodes", "moe", "scoring", "simulator", "text"},
     "integrations": {
         "checks",
         "config",

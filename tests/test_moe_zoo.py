@@ -6,16 +6,26 @@ import copy
 import json
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from model_folders import add_token, copy_of, edit_json, edit_weights, save_micro
 from moe_models import random_model, random_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+import eval.__main__
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.episodes import check_tokens
+from wdmoe_env.generation import generate
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import KNOWN_MODELS, Tokenizer, load_model
+from wdmoe_env.scoring import Scorer
+from wdmoe_env.text.continuations import Continuation
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +42,38 @@ def damaged(folder, tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with all that an environment needs."""
+    path = tmp_path_factory.mktemp("whole")
+    save_micro(path)
+    return path
+
+
+@pytest.fixture
+def spoilt(whole, tmp_path):
+    return copy_of(whole, tmp_path / "spoilt")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
 def rewrite_config(path, **changes):
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | changes))
+    edit_json(path / "config.json", **changes)
+
+
+def one_sentence(error):
+    return "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def environment(folder):
+    return gym.make("wdmoe_env:WDMoE-v0", model=str(folder), num_tokens=8)
 
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)
@@ -214,3 +253,261 @@ def test_a_block_without_a_known_router_is_refused():
     del block.gate
     with pytest.raises(ValueError, match=r"a router named gate or router beside model\.layers\.0\.mlp\.experts"):
         SplitModel(model)
+
+
+@pytest.mark.parametrize("number", [9, 0, -1, 10**6])
+@pytest.mark.parametrize(("architecture", "experts"), [("mixtral", 4), ("deepseek_v3", 8)])
+def test_experts_per_token_that_there_are_not(tmp_path, architecture, experts, number):
+    random_model(architecture).save_pretrained(tmp_path)
+    rewrite_config(tmp_path, num_experts_per_tok=number)
+    with pytest.raises(ValueError, match=rf"cannot split the model {tmp_path}: .*") as caught:
+        load_model(str(tmp_path))
+    assert str(caught.value).endswith(f"(num_experts_per_tok is {number}, of {experts} experts)")
+    assert one_sentence(caught)
+
+
+def test_as_many_experts_per_token_as_there_are(spoilt):
+    rewrite_config(spoilt, num_experts_per_tok=8)
+    assert load_model(str(spoilt)).top_k == 8
+
+
+def converted(part, dtype):
+    """Tensors whose names hold a part, in another type."""
+    return lambda tensors: {name: tensor.to(dtype) if part in name else tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype", "named"),
+    [
+        ("experts", torch.int8, r"model\.layers\.0\.block_sparse_moe\.experts\.0\.w1\.weight is I8"),
+        ("layers.2.block_sparse_moe.experts.7.w2", torch.int64, r"layers\.2\..*experts\.7\.w2\.weight is I64"),
+        ("experts", torch.float8_e4m3fn, r"experts\.0\.w1\.weight is F8_E4M3"),
+        ("lm_head", torch.bool, r"lm_head\.weight is BOOL"),
+        ("q_proj", torch.complex64, r"model\.layers\.0\.self_attn\.q_proj\.weight is C64"),
+        ("", torch.uint8, r"lm_head\.weight is U8"),
+    ],
+)
+def test_weights_that_are_no_plain_numbers(spoilt, part, dtype, named):
+    edit_weights(spoilt, converted(part, dtype))
+    with pytest.raises(ValueError, match=f"expected weights in float32, bfloat16 or float16 in .*, but .*{named}$"):
+        load_model(str(spoilt))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_in_another_type_that_are(spoilt, dtype):
+    edit_weights(spoilt, converted("", dtype))
+    assert load_model(str(spoilt)).dtype == torch.float32
+
+
+def without(part):
+    """All tensors but those whose names hold a part."""
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("experts.3.w1", r"lacks model\.layers\.0\.block_sparse_moe\.experts\.3\.w1\.weight"),
+        ("layers.2.block_sparse_moe.experts.0.w2", r"lacks model\.layers\.2\..*\.experts\.0\.w2\.weight"),
+        (
+            "layers.1.block_sparse_moe.experts",
+            r"lacks 2 of its weights, such as model\.layers\.1\.mlp\.experts\.",
+        ),
+        ("layers.1.block_sparse_moe.gate", r"lacks 1 of its weights, such as model\.layers\.1\.mlp\.gate\.weight"),
+        ("lm_head", r"lacks 1 of its weights, such as lm_head\.weight"),
+        ("layers.1.block_sparse_moe.experts.7", r"other shapes: expected model\.layers\.1\..*\(8, .*got \(7, "),
+    ],
+)
+def test_weights_that_are_not_there(spoilt, part, sentence):
+    edit_weights(spoilt, without(part))
+    with pytest.raises(ValueError, match=f"the model {spoilt} .*{sentence}") as caught:
+        load_model(str(spoilt))
+    assert one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hidden_size": 64}, r"lm_head\.weight of shape \(4096, 64\) by its config\.json, got \(4096, 32\)"),
+        (
+            {"intermediate_size": 24},
+            r"model\.layers\.0\..*down_proj of shape \(8, 32, 24\) .*\(8, 32, 48\)",
+        ),
+        ({"num_local_experts": 4}, r"model\.layers\.0\.mlp\.experts\.down_proj of shape \(4, 32, 48\) .*\(8, 32, 48\)"),
+        ({"vocab_size": 0}, r"lm_head\.weight of shape \(0, 32\) .*, got \(4096, 32\)"),
+        ({"vocab_size": 5000}, r"lm_head\.weight of shape \(5000, 32\) .*, got \(4096, 32\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_weights_of_other_shapes(spoilt, changes, sentence, capfd):
+    rewrite_config(spoilt, **changes)
+    with pytest.raises(ValueError, match=f"the model {spoilt} has weights of other shapes: expected {sentence}"):
+        load_model(str(spoilt))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_experts_of_unequal_shapes(spoilt, capfd):
+    def narrowed(tensors):
+        return {name: tensor[:40].clone() if ".experts.3.w1" in name else tensor for name, tensor in tensors.items()}
+
+    edit_weights(spoilt, narrowed)
+    with pytest.raises(ValueError, match=r"its tensors cannot be put together to the weights that its config\.json"):
+        load_model(str(spoilt))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensors_that_no_one_reads_are_told_of(spoilt):
+    edit_weights(spoilt, lambda tensors: {**tensors, "more.weight": torch.ones(3)})
+    with pytest.warns(UserWarning, match=f"1 tensors of the model {spoilt} are not read, such as more.weight"):
+        load_model(str(spoilt))
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    random_model("mixtral").save_pretrained(tmp_path, max_shard_size="20KB")
+    return tmp_path, json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+
+
+def test_a_file_that_the_index_names_is_missing(sharded):
+    folder, files = sharded
+    (folder / files["lm_head.weight"]).unlink()
+    with pytest.raises(ValueError, match=f"lacks its file {files['lm_head.weight']}, which model.safetensors.index"):
+        load_model(str(folder))
+
+
+def test_a_tensor_that_the_index_names_is_missing(sharded):
+    folder, files = sharded
+    other = next(file for file in files.values() if file != files["lm_head.weight"])
+    edit_json(folder / "model.safetensors.index.json", weight_map=files | {"lm_head.weight": other})
+    with pytest.raises(ValueError, match=rf"lacks lm_head\.weight, which .*index\.json seeks in {other}"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "[" * 100_000, '{"weight_map": 3}'])
+def test_an_index_that_is_none(sharded, content):
+    (sharded[0] / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"expected the file of each tensor in .*index\.json, got something else"):
+        load_model(str(sharded[0]))
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, 5000])
+def test_a_file_of_weights_that_ends_early(spoilt, size):
+    path = spoilt / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"the weights of the model {spoilt} are truncated or damaged"):
+        load_model(str(spoilt))
+
+
+def remove(*names):
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def empty_vocabulary(folder):
+    path = folder / "tokenizer.json"
+    model = json.loads(path.read_text())["model"]
+    edit_json(path, model=model | {"vocab": {}, "merges": []}, added_tokens=[])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (remove("tokenizer.json", "tokenizer_config.json"), "expected a tokenizer in {}, which .*no tokenizer.json"),
+        (remove("tokenizer.json"), "expected a tokenizer in {}, which cannot be loaded: there is no tokenizer.json"),
+        (empty_vocabulary, "expected a tokenizer in {} that knows some tokens, got an empty vocabulary"),
+        (remove("config.json"), "expected a transformers model in {}"),
+    ],
+)
+def test_a_tokenizer_that_is_none_is_told_before_the_weights_are_read(
+    spoilt, monkeypatch, no_network, change, sentence
+):
+    change(spoilt)
+    monkeypatch.setattr("wdmoe_env.moe.zoo._pretrained", lambda *args: pytest.fail("the weights were read"))
+    with pytest.raises(ValueError, match=sentence.format(spoilt)) as caught:
+        environment(spoilt)
+    assert one_sentence(caught)
+
+
+def test_a_folder_without_weights_is_not_sought_elsewhere(spoilt, no_network):
+    (spoilt / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"expected a transformers model in {spoilt}, .*no file named model.safetens"):
+        environment(spoilt)
+
+
+def test_a_token_without_an_embedding_is_found_when_the_environment_is_made(spoilt):
+    add_token(spoilt, " the")
+    sentence = (
+        f"expected a tokenizer that fits the model {spoilt}, whose tokens are 0 to 4095, got token 4096 of a text"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        environment(spoilt)
+
+
+def test_a_token_without_an_embedding_that_no_text_has_is_of_no_matter(whole, spoilt):
+    add_token(spoilt, "<|pad|>")
+    first, second = (environment(folder).reset(seed=0)[0] for folder in (whole, spoilt))
+    np.testing.assert_array_equal(first["gate_probs"], second["gate_probs"])
+
+
+def test_texts_from_outside_are_looked_at_before_the_first_pass():
+    scorer = Scorer(None, EnvConfig(model="micro", num_tokens=32))
+    asked = [Continuation([1, 2, 3], [4]), Continuation([1], [4096])]
+    with pytest.raises(ValueError, match="whose tokens are 0 to 4095, got token 4096 of a text"):
+        next(scorer.batches(asked, [0, 1], batch_size=1))
+    with pytest.raises(ValueError, match="whose tokens are 0 to 4095, got token 4097 of a text"):
+        generate(scorer, [1, 4097], seed=0, max_new_tokens=2)
+    check_tokens(scorer.model, np.array([0, 4095]))
+
+
+def test_what_is_no_folder_and_cannot_be_fetched_says_what_was_looked_for(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for make in (load_model, environment):
+        with pytest.raises(
+            ValueError, match=r"in nobody/none, .*no such folder here, and as a name on the Hugging"
+        ) as e:
+            make("nobody/none")
+        assert one_sentence(e)
+
+
+def test_a_model_of_the_hub_is_looked_at_like_a_folder(whole, tmp_path, monkeypatch, no_network):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, dtype in (("sound", torch.float16), ("whole", torch.int8)):
+        cache, commit = tmp_path / f"models--somebody--{name}", "0" * 40
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text(commit)
+        edit_weights(copy_of(whole, cache / "snapshots" / commit), converted("experts", dtype))
+    assert load_model("somebody/sound").num_blocks == 3
+    with pytest.raises(ValueError, match=r"expected weights in float32, .*, but .*experts\.0\.w1\.weight is I8"):
+        load_model("somebody/whole")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: rewrite_config(folder, num_experts_per_tok=9),
+        lambda folder: rewrite_config(folder, num_experts_per_tok=0),
+        lambda folder: rewrite_config(folder, hidden_size=64),
+        lambda folder: add_token(folder, " the"),
+        lambda folder: edit_weights(folder, converted("experts", torch.int8)),
+        lambda folder: edit_weights(folder, without("lm_head")),
+        lambda folder: (folder / "config.json").write_text("no JSON"),
+        empty_vocabulary,
+        remove("tokenizer.json", "tokenizer_config.json"),
+        remove("model.safetensors"),
+        shutil.rmtree,
+    ],
+)
+def test_the_command_says_so_in_one_line_and_exits_with_two(spoilt, tmp_path, capfd, change):
+    change(spoilt)
+    with pytest.raises(SystemExit) as caught:
+        eval.__main__.main(["--model", str(spoilt), "--num-tokens", "8", "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert told.err.startswith("python -m eval: ")
+    assert not (tmp_path / "out").exists()

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = Arguments(**vars(parser().parse_args(argv)))
     try:
         path = train(arguments)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"python -m train: {error}", file=sys.stderr)
         return 2
     print(f"policy: {path}")

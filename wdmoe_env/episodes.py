@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wdmoe_env.moe.finite import check_finite, name_of
 from wdmoe_env.moe.lockstep import own_scores
 from wdmoe_env.moe.split import SplitModel
-from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.moe.zoo import load_model, read_tokenizer
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.text.suite import SuiteWindows, load_suite, suite_windows
 from wdmoe_env.text.windows import TokenWindows, load_documents, token_windows
@@ -42,14 +43,52 @@ class EpisodeSource:
         return torch.from_numpy(token_ids), torch.from_numpy(mask), torch.from_numpy(targets)
 
     def reference_nll(self, index: NDArray[np.int64]) -> Float:
-        """Mean NLL (N,) of the model's own routing on windows (N,), nats per token."""
+        """Mean NLL (N,) of the model's own routing on windows (N,), nats per token.
+
+        Raises:
+            FloatingPointError: a score is not finite.
+        """
         missing = index[np.isnan(self._reference_nll[index])]
         if missing.size:
             missing = np.unique(missing)
             token_nll, _ = own_scores(self.model, *self.tokens(missing))
             mask = self.windows.mask[missing]
-            self._reference_nll[missing] = mean_over_tokens(token_nll * mask, mask)
+            checked = checked_nll(self.model, token_nll, mask, " under its own routing")
+            self._reference_nll[missing] = mean_over_tokens(checked, mask)
         return self._reference_nll[index]
+
+
+def check_tokens(model: SplitModel, *token_ids: NDArray[np.int64]) -> None:
+    """Refuse tokens of a text that the model has no embedding of.
+
+    Args:
+        model: that is to read them.
+        token_ids: of any shapes.
+
+    Raises:
+        ValueError: there is one, as where a tokenizer was given tokens that the model was not.
+    """
+    largest = max(int(ids.max()) for ids in token_ids)
+    if largest >= model.vocabulary_size:
+        known = f"the model {name_of(model.model)}, whose tokens are 0 to {model.vocabulary_size - 1}"
+        raise ValueError(f"expected a tokenizer that fits {known}, got token {largest} of a text")
+
+
+def checked_nll(model: SplitModel, token_nll: Float, mask: NDArray[np.bool_], routing: str = "") -> Float:
+    """NLL (N, J) that is finite, and 0 at padding.
+
+    Args:
+        model: that scored.
+        token_nll: (N, J) nats.
+        mask: (N, J) True where there is a token.
+        routing: what the message says of it.
+
+    Raises:
+        FloatingPointError: that of a token is not finite.
+    """
+    nll = np.where(mask, token_nll, 0.0)  # a product would let NaN at padding through
+    check_finite(model.model, f"scores of the text{routing}", nll)
+    return nll
 
 
 def mean_over_tokens(values: NDArray[Any], mask: NDArray[np.bool_]) -> Float:
@@ -69,8 +108,10 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
         dtype: type of its weights.
 
     Raises:
-        ValueError: windows longer than the model's context; or what ``load_model`` or ``load_suite_windows`` raises.
+        ValueError: windows longer than the model's context, or tokens that it does not know; or what ``load_model``
+            or ``load_suite_windows`` raises.
     """
+    read_tokenizer(model)  # before the model, which may take minutes
     split_model = load_model(model, device, dtype)
     if num_tokens > split_model.context_length:
         raise ValueError(
@@ -80,6 +121,7 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
         windows = token_windows(load_documents(split), split_model.tokenizer.encode, num_tokens)
     else:
         windows = load_suite_windows(model, num_tokens, split, device, dtype).windows
+    check_tokens(split_model, windows.token_ids, windows.targets)
     return EpisodeSource(split_model, windows)
 
 

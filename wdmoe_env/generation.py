@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from wdmoe_env.episodes import check_tokens
+from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.split import SplitForward
 from wdmoe_env.scoring import Player, Scorer, Terms
@@ -41,10 +43,17 @@ def generate(
 
     Returns:
         Token ids of what was generated, and the terms of the reward, each (blocks of all passes, 1).
+
+    Raises:
+        ValueError: a token of the prompt that the model does not know.
+        FloatingPointError: what the model hands out is not finite.
     """
+    check_tokens(scorer.model, np.asarray(prompt))
     ids = torch.tensor([list(prompt)], device=scorer.model.device)
     criteria = StoppingCriteriaList([_Stop(len(prompt), stop)])
-    options = {"do_sample": False, "max_new_tokens": max_new_tokens, "stopping_criteria": criteria, **sampling}
+    checks = LogitsProcessorList([_Check(scorer.model.model)])
+    own = {"max_new_tokens": max_new_tokens, "stopping_criteria": criteria, "logits_processor": checks}
+    options = {"do_sample": False, **own, **sampling}
     forward = scorer.model.run(lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options))
     passes = []
     try:
@@ -115,6 +124,18 @@ class _Pass:
 
     def close(self) -> None:
         """Nothing: the generation is its maker's to close."""
+
+
+class _Check(LogitsProcessor):  # type: ignore[misc]
+    """Refuses scores that a token cannot be chosen by; greedy decoding would take some token all the same."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        # The best one shows NaN and infinity, and not the -inf of a token that may not be chosen.
+        check_finite(self._model, "scores of the next token", scores.amax(dim=-1).float().numpy(force=True))
+        return scores
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.routing import RelaxedSelection
 from wdmoe_env.observations import Block, encode_observation
@@ -115,6 +116,7 @@ def relaxed_episodes(
 
     Raises:
         ValueError: an index outside the split's windows.
+        FloatingPointError: what the model hands out is not finite.
     """
     windows, trace = simulator.draw(generators, windows)
     source, view = simulator.source, simulator.view(windows, trace)
@@ -135,8 +137,10 @@ def relaxed_episodes(
         return (token_values * mask).sum(-1) / mask.sum(-1)
 
     gained = [logs.gather(-1, targets[..., None])[..., 0] for logs in (own, log_probs)]
+    added_nll = mean(gained[0] - gained[1])
+    check_finite(source.model.model, "scores of the text", added_nll.numpy(force=True))
     divergence = functional.kl_div(log_probs, own, reduction="none", log_target=True).sum(-1)
-    return RelaxedEpisodes(tuple(blocks), mean(gained[0] - gained[1]), mean(divergence))
+    return RelaxedEpisodes(tuple(blocks), added_nll, mean(divergence))
 
 
 def observation_tensors(block: Block) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wdmoe_env.actions import Decision
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.episodes import EpisodeSource, mean_over_tokens
+from wdmoe_env.episodes import EpisodeSource, check_tokens, mean_over_tokens
 from wdmoe_env.observations import Block, encode_observation
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import Bool, Float
@@ -102,7 +102,12 @@ class Scorer:
             continuations: M of them, none longer than the longest window.
             seeds: M seeds of the devices, shadowing and fading of each; as an environment's.
             batch_size: windows at once; ``None`` takes as many as hold ``TOKENS_AT_ONCE`` tokens.
+
+        Raises:
+            ValueError: a token that the model does not know; before the first pass.
         """
+        for one in continuations:
+            check_tokens(self.model, np.array(one.context + one.tokens))
         lengths = np.array([one.length for one in continuations])
         order = np.argsort(-lengths, kind="stable")
         while order.size:
@@ -198,15 +203,18 @@ class TextRollout(Rollout):
         super().__init__(process.simulator, np.arange(trace.gain.shape[1]), trace)
 
     def finish(self) -> EpisodeResult:
-        """Score the text after the last block; there is no reference."""
-        token_nll, self.correct = self._forward.scores()
-        self.token_nll = token_nll * self.token_mask
+        """Score the text after the last block; there is no reference.
+
+        Raises:
+            FloatingPointError: the model's scores of the text are not finite.
+        """
+        self.token_nll, self.correct = self._scores()
         return EpisodeResult(
             latency_s=self._latency_s,
             nll=mean_over_tokens(self.token_nll, self.token_mask),
             token_nll=self.token_nll,
             next_token_accuracy=mean_over_tokens(self.correct & self.token_mask, self.token_mask),
-            reference_nll=np.full(len(token_nll), np.nan),
+            reference_nll=np.full(len(self.token_nll), np.nan),
         )
 
 

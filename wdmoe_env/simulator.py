@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from wdmoe_env.config import DeploymentConfig, EnvConfig
-from wdmoe_env.episodes import load_episodes, mean_over_tokens
+from wdmoe_env.episodes import checked_nll, load_episodes, mean_over_tokens
 from wdmoe_env.moe.lockstep import LockStep
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics import latency, metric
@@ -142,7 +142,7 @@ class Simulator:
         """How paused passes over windows (N,) on their channels become a block."""
         radio = Radio.of(trace, self._payload_s, self._compute_s, self.placement)
         mask = self.source.windows.mask[windows]
-        return View(self.sizes, mask, not mask.all(), radio, self.config.observe_hidden_states)
+        return View(self.source.model, self.sizes, mask, not mask.all(), radio, self.config.observe_hidden_states)
 
 
 class Rollout:
@@ -175,7 +175,15 @@ class Rollout:
     def _begin(self) -> None:
         source = self.simulator.source
         self._forward = LockStep(source.model, *source.tokens(self.windows))
-        self.block = self._view.block(self._forward.blocks)
+        self._look()
+
+    def _look(self) -> None:
+        """See where the passes are now; the episodes are over where that is of no use."""
+        try:
+            self.block = self._view.block(self._forward.blocks)
+        except FloatingPointError:
+            self._forward.close()
+            raise
 
     @property
     def done(self) -> bool:
@@ -189,6 +197,9 @@ class Rollout:
             selection: (N, J, E); every token has an expert, padding has none.
             load: what the selection asks of each device.
             shares: (N, U), sums of 1.
+
+        Raises:
+            FloatingPointError: the model's next gates or hidden states are not finite; the episodes are over then.
         """
         own = np.array_equal(selection, self.block.routed)
         result = self._measure(selection, load, shares, own)
@@ -198,15 +209,24 @@ class Rollout:
         return result
 
     def finish(self) -> EpisodeResult:
-        """Score the text after the last block."""
-        token_nll, correct = self._forward.scores()
+        """Score the text after the last block.
+
+        Raises:
+            FloatingPointError: the model's scores of the text are not finite.
+        """
+        token_nll, correct = self._scores()
         return EpisodeResult(
             latency_s=self._latency_s,
-            nll=mean_over_tokens(token_nll * self.token_mask, self.token_mask),
-            token_nll=token_nll * self.token_mask,
+            nll=mean_over_tokens(token_nll, self.token_mask),
+            token_nll=token_nll,
             next_token_accuracy=mean_over_tokens(correct & self.token_mask, self.token_mask),
             reference_nll=self.simulator.source.reference_nll(self.windows),
         )
+
+    def _scores(self) -> tuple[Float, Bool]:
+        """NLL in nats, 0 at padding, and whether the best guess was right; both (N, J)."""
+        token_nll, correct = self._forward.scores()
+        return checked_nll(self.simulator.source.model, token_nll, self.token_mask), correct
 
     def close(self) -> None:
         """End the paused forward pass."""
@@ -238,7 +258,7 @@ class Rollout:
         # The model's own routing needs no new weights; on another device the rows would have to come from there.
         unchanged = own and self.simulator.source.model.device.type == "cpu"
         self._forward.resume(None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
-        self.block = self._view.block(self._forward.blocks)
+        self._look()
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the paused forward pass and what follows from it."""

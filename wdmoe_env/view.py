@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
@@ -59,6 +61,7 @@ class View:
     """How paused passes become a block.
 
     Attributes:
+        model: that the passes are of.
         sizes: of the environment.
         token_mask: (N, J) True where there is a token.
         padded: whether the mask is False anywhere.
@@ -66,6 +69,7 @@ class View:
         hidden_states: whether the block holds them.
     """
 
+    model: SplitModel
     sizes: Sizes
     token_mask: Bool
     padded: bool
@@ -77,6 +81,9 @@ class View:
 
         Args:
             passes: where each pass is paused, in the order of the episodes.
+
+        Raises:
+            FloatingPointError: gate probabilities or hidden states of a token are not finite.
         """
         sizes, batch = self.sizes, len(self.token_mask)
         gate_probs, routed = self._gates(passes)
@@ -87,6 +94,7 @@ class View:
             if hidden is not None:
                 hidden[padding] = 0.0
         index = passes[0].index if passes else sizes.num_blocks
+        self._check(index, gate_probs, hidden)
         at = min(index, sizes.num_blocks - 1)
         return Block(
             gate_probs=gate_probs,
@@ -98,6 +106,13 @@ class View:
             index=np.full(batch, index / sizes.num_blocks),
             hidden_states=hidden,
         )
+
+    def _check(self, index: int, gate_probs: Float, hidden: NDArray[np.float32] | None) -> None:
+        """Refuse numbers that are not finite; hidden states that no one sees show in the gates that they lead to."""
+        where = f"in block {index + 1} of {self.sizes.num_blocks}"
+        check_finite(self.model.model, f"gate probabilities {where}", gate_probs)
+        if hidden is not None:
+            check_finite(self.model.model, f"hidden states {where}", hidden)
 
     def _gates(self, passes: Sequence[BlockInput]) -> tuple[Float, Bool]:
         """Gate probabilities and own routing (N, J, E), in memory of their own."""

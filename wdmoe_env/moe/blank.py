@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -67,8 +69,18 @@ def read_config(path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever a folder of unknown content leads transformers to raise
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"expected a transformers model in {path}, which cannot be loaded: {reason}") from error
+        raise ValueError(no_model(path, error)) from error
+
+
+def no_model(path: str, error: Exception) -> str:
+    """What to say of a folder or a hub id where transformers raised something, whatever it was."""
+    tried = "" if Path(path).is_dir() else "there is no such folder here, and as a name on the Hugging Face hub: "
+    return f"expected a transformers model in {path}, which cannot be loaded: {tried}{reason_of(error)}"
+
+
+def reason_of(error: Exception) -> str:
+    """An error's text on one line, cut where it is long."""
+    return shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
 
 
 def blank_model(config: Any) -> BlankModel:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from wdmoe_env.moe.blank import reason_of
 from wdmoe_env.moe.experts import ExpertRunner, run_experts
+from wdmoe_env.moe.finite import clues
 from wdmoe_env.moe.patches import check_served, check_unquantised, patch_undecorated, served_experts
 from wdmoe_env.moe.routing import (
     GateScore,
@@ -30,6 +32,7 @@ from wdmoe_env.moe.routing import (
 
 _IMPLEMENTATION = "wdmoe"
 _ROUTER_NAMES = ("gate", "router")
+_TOP_K_NAMES = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts")  # experts per token, in configurations
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,8 @@ def install_hook(model: Any, runner: ExpertRunner, probe_tokens: Tensor) -> tupl
         The experts modules that text meets, in its order, and how many experts the model gives a token.
 
     Raises:
-        ValueError: no MoE block that can be split, one without a known router, or one with quantised weights.
+        ValueError: no MoE block that can be split, one without a known router, one with quantised
+            weights, or one that cannot run.
     """
     patch_undecorated(model, _split_experts)
     pairs = _experts_and_routers(model)
@@ -110,7 +114,7 @@ def install_hook(model: Any, runner: ExpertRunner, probe_tokens: Tensor) -> tupl
         if keep not in router._forward_hooks.values():
             router.register_forward_hook(keep)
     model.set_experts_implementation(_IMPLEMENTATION)
-    seen = _observe(model, modules, probe_tokens)
+    seen = _probe(model, modules, probe_tokens)
     gate_score = fit_gate_score([sample for sample in seen.values() if len(sample[0])])
     blocks = list(seen)
     for index, experts in enumerate(blocks):
@@ -146,6 +150,31 @@ def _logits(num_experts: int) -> Tensor:
     return logits.reshape(-1, logits.shape[-1])[:, :num_experts].float()
 
 
+def _probe(model: Any, modules: list[Any], token_ids: Tensor) -> dict[Any, tuple[Tensor, OwnRouting]]:
+    """What ``_observe`` sees.
+
+    Raises:
+        ValueError: the model cannot run, or sends no token to an expert.
+    """
+    count = token_ids.shape[1]
+    try:
+        seen = _observe(model, modules, token_ids)
+    except Exception as error:  # whatever a configuration that does not fit leads a model to raise
+        raise ValueError(f"a pass over {count} tokens fails: {reason_of(error)}{_top_k(model, modules)}") from error
+    if not any(len(logits) for logits, _ in seen.values()):
+        reason = _top_k(model, modules) or clues(model)
+        raise ValueError(f"expected finite gate weights for one of {count} tokens at least, got none{reason}")
+    return seen
+
+
+def _top_k(model: Any, modules: list[Any]) -> str:
+    """What the configuration says of the experts per token, where that cannot be."""
+    config, num_experts = model.config.get_text_config(), modules[0].num_experts
+    named = ((name, getattr(config, name, None)) for name in _TOP_K_NAMES)
+    wrong = [f"{name} is {k}" for name, k in named if isinstance(k, int) and not 0 < k <= num_experts]
+    return f" ({wrong[0]}, of {num_experts} experts)" if wrong else ""
+
+
 def _observe(model: Any, modules: list[Any], token_ids: Tensor) -> dict[Any, tuple[Tensor, OwnRouting]]:
     """Experts modules that some tokens meet, each with the router's logits and the own routing of these tokens."""
     seen: dict[Any, tuple[Tensor, OwnRouting]] = {}
@@ -153,7 +182,8 @@ def _observe(model: Any, modules: list[Any], token_ids: Tensor) -> dict[Any, tup
     def record(experts: Any, args: tuple[Tensor, Tensor, Tensor]) -> None:
         logits = _router_logits.get()
         logits = logits.reshape(-1, logits.shape[-1]).float()  # of the classes past the experts too, if there are any
-        weighted = args[2].sum(dim=1) != 0  # a token that skips the experts shows nothing of their score
+        total = args[2].sum(dim=1)
+        weighted = (total != 0) & total.isfinite()  # a token that skips the experts shows nothing of their score
         seen[experts] = (logits[weighted], OwnRouting(args[1][weighted], args[2][weighted], experts.num_experts))
 
     handles = [experts.register_forward_pre_hook(record) for experts in modules]

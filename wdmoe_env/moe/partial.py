@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wdmoe_env.moe.blank import BlankModel, Placement, blank_model, read_config
-from wdmoe_env.reading import read_json, shown
+from wdmoe_env.moe.checkpoint import tensor_files
 
 # What a fused layer is called in a file that has a tensor for each expert.
 _PARTS = {
@@ -92,14 +92,6 @@ def _read_block(files: _Files, blank: BlankModel, block: int, experts: tuple[int
     return values
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor."""
-    files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise ValueError(f"expected a weight_map from tensors to names of files in {shown(index)}, got none")
-    return files
-
-
 class _Files:
     """The tensors of a folder's safetensors files, each read when asked for.
 
@@ -115,13 +107,7 @@ class _Files:
         self._folder, self._stack = folder, stack
         self._open: dict[str, Any] = {}
         self.bytes_read = 0
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            self._file_of = _weight_map(index)
-        elif (folder / "model.safetensors").is_file():
-            self._file_of = dict.fromkeys(self._handle("model.safetensors").keys(), "model.safetensors")
-        else:
-            raise ValueError(f"expected model.safetensors or its index in {folder}, found neither")
+        self._file_of = tensor_files(folder)
         places = (re.match(r"(.*\.experts)\.", name) for name in self._file_of)
         self._prefixes = sorted({place[1] for place in places if place})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -20,9 +21,10 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer as TokenizerFile
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
-from wdmoe_env.moe.blank import auto_class, read_config
+from wdmoe_env.moe.blank import auto_class, no_model, read_config, reason_of
+from wdmoe_env.moe.checkpoint import INDEX, WEIGHTS, check_tensors
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.optional import optional
 
@@ -62,6 +64,21 @@ def load_model(
     return _load(name if name in KNOWN_MODELS else _source(name), str(torch.device(device)), dtype, places)
 
 
+def read_tokenizer(name: str) -> None:
+    """Read the tokenizer of a model, which takes a moment where its weights may take minutes.
+
+    Args:
+        name: as of ``load_model``.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: an unknown name, no model, or a tokenizer that cannot be read.
+    """
+    path = str(_TINY) if name in KNOWN_MODELS else _source(name)
+    read_config(path)  # what is no model at all is not told to lack a tokenizer
+    _tokenizer(path).encode("")
+
+
 def _check_device_map(name: str, device: str) -> None:
     if name == "micro" or device != "cpu":
         raise ValueError(f"device_map takes the place of device, for a model of files, got {device!r} for {name!r}")
@@ -90,53 +107,96 @@ def _source(name: str) -> str:
 
 
 @cache
+def _tokenizer(path: str) -> Tokenizer:
+    return Tokenizer(path)
+
+
+@cache
 def _load(source: str, device: str, dtype: str, places: str | tuple[tuple[str, int | str], ...] | None) -> SplitModel:
     device_map = dict(places) if isinstance(places, tuple) else places
     rebuild = (load_model, (source, device, dtype, device_map))
     if source == "micro":
-        return SplitModel(_micro().to(device, _DTYPES[dtype]), Tokenizer(str(_TINY)), rebuild=rebuild)
+        return SplitModel(_micro().to(device, _DTYPES[dtype]), _tokenizer(str(_TINY)), rebuild=rebuild)
     path = str(_TINY) if source == "tiny" else source
     model = _pretrained(path, _DTYPES[dtype], device_map)
     if device_map is None:
         model = model.to(device)
     try:
-        return SplitModel(model, Tokenizer(path), rebuild=rebuild)
+        return SplitModel(model, _tokenizer(path), rebuild=rebuild)
     except ValueError as error:
         raise ValueError(f"cannot split the model {source}: {error}") from error
 
 
 def _pretrained(path: str, dtype: torch.dtype, device_map: Any) -> Any:
     """A language model from a folder or the hub, whole or not at all."""
-    kind = auto_class(read_config(path))
+    config, local = read_config(path), Path(path).is_dir()
     try:
-        with _no_progress_bar(), torch.random.fork_rng(devices=[]):  # loading draws from the global generator
-            model, report = kind.from_pretrained(
+        if local:
+            _check_files(Path(path), config)
+        model, report = _from_transformers(path, config, dtype, device_map)
+        if not local:  # its files are here now
+            _check_files(Path(cached_file(path, CONFIG_NAME)).parent, config)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of the model {path} are truncated or damaged: {error}") from error
+    _check_report(path, report)
+    return model
+
+
+def _check_files(folder: Path, config: Any) -> None:
+    """Look at the headers of the weights; a folder without any is left to transformers, which knows more names."""
+    quantised = getattr(config, "quantization_config", None)  # transformers knows what to make of these
+    if not quantised and any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        check_tensors(folder)
+
+
+def _from_transformers(path: str, config: Any, dtype: torch.dtype, device_map: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The model, and what transformers tells of its loading."""
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):  # loading draws from the global generator
+            model, report = auto_class(config).from_pretrained(
                 path,
                 dtype=dtype,
                 device_map=device_map,
                 use_safetensors=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are refused by name afterwards
                 output_loading_info=True,
             )
-    except SafetensorError as error:
-        raise ValueError(f"the weights of the model {path} are truncated or damaged: {error}") from error
+    except SafetensorError:
+        raise
     except Exception as error:  # whatever a folder of unknown content leads transformers to raise
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"expected a transformers model in {path}, which cannot be loaded: {reason}") from error
+        if "CONVERSION" in str(error):  # points to a report that is not shown
+            unfit = ValueError("its tensors cannot be put together to the weights that its config.json tells of")
+            raise ValueError(no_model(path, unfit)) from error
+        raise ValueError(no_model(path, error)) from error
+    return model, report
+
+
+def _check_report(path: str, report: Mapping[str, Any]) -> None:
+    """Refuse a model some of whose weights transformers had to make up."""
+    if report["mismatched_keys"]:
+        name, got, wanted = min(report["mismatched_keys"])
+        shapes = f"{tuple(wanted)} by its config.json, got {tuple(got)}"
+        raise ValueError(f"the model {path} has weights of other shapes: expected {name} of shape {shapes}")
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"the model {path} lacks {len(missing)} of its weights, such as {missing[0]}")
-    return model
+    if report["unexpected_keys"]:
+        unread = sorted(report["unexpected_keys"])
+        warnings.warn(f"{len(unread)} tensors of the model {path} are not read, such as {unread[0]}", stacklevel=2)
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """No progress bar of transformers, and no table of what it found: that is told in a sentence."""
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bar:
             logging.enable_progress_bar()
 
 
@@ -186,12 +246,20 @@ class Tokenizer:
         try:
             if file.is_file():
                 from_file = TokenizerFile.from_file(str(file))
-                return lambda text: from_file.encode(text, add_special_tokens=False).ids, from_file.decode
-            tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
+                size, decode = from_file.get_vocab_size(), from_file.decode
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
+                size, decode = len(tokenizer), tokenizer.decode
         except Exception as error:  # tokenizers raises bare exceptions, transformers many kinds
-            reason = str(error).strip().partition("\n")[0]
+            absent = Path(self._path).is_dir() and not file.is_file()
+            none = "there is no tokenizer.json, and otherwise: " if absent else ""
+            reason = f"{none}{reason_of(error)}"
             raise ValueError(f"expected a tokenizer in {self._path}, which cannot be loaded: {reason}") from error
-        return lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.decode
+        if not size:
+            raise ValueError(f"expected a tokenizer in {self._path} that knows some tokens, got an empty vocabulary")
+        if file.is_file():
+            return lambda text: from_file.encode(text, add_special_tokens=False).ids, decode
+        return lambda text: tokenizer.encode(text, add_special_tokens=False), decode
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""

@@ -6,6 +6,7 @@ weights in safetensors, the rest in JSON, no code.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.network import check_outputs
 from agents.policy import Observation, State, batched, first
 from wdmoe_env.actions import ActionCodec
-from wdmoe_env.observations import Sizes
+from wdmoe_env.observations import Sizes, observation_space
 
 
 def perceptron(sizes: list[int]) -> nn.Sequential:
@@ -49,17 +51,22 @@ class FlatPolicy:
         """Actions of observations; see ``Policy``.
 
         Raises:
-            ValueError: an observation of other sizes.
+            ValueError: an observation of other sizes, or outputs that are not finite; see ``batched``.
         """
-        batch, single = batched(observation)
+        batch, single = batched(observation, self.codec)
         rows, width = flatten(batch), self.network[0].in_features
         if rows.shape[1] != width:
             raise ValueError(f"this policy is for observations of {width} numbers, got {rows.shape[1]}")
         with torch.no_grad():
-            flat = self.network(rows).numpy()
+            flat = check_outputs(self.network(rows), "outputs").numpy()
         decided = self._own.decode(np.clip(flat, -1.0, 1.0), (len(flat),))
         actions = self.codec.encode(decided.selection, decided.shares)
         return (first(actions) if single else actions), state
+
+
+def flattened_size(sizes: Sizes) -> int:
+    """The length of a row that ``flatten`` makes of an environment's observation."""
+    return sum(math.prod(space.shape or ()) for space in observation_space(sizes).spaces.values())
 
 
 def flatten(observation: dict[str, Any]) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from agents.distribution import ActionDistribution
-from agents.flat import FlatPolicy
-from agents.network import TokenSharedNetwork
+from agents.flat import FlatPolicy, flattened_size
+from agents.network import TokenSharedNetwork, check_sizes
 from agents.policy import Observation, Policy, State, batched, first
 from agents.policy_file import read_policy
 from agents.rules import with_optimal_shares
@@ -43,14 +43,11 @@ class LearnedPolicy:
         """Actions of observations; see ``Policy``.
 
         Raises:
-            ValueError: the policy reads hidden states, and the observation holds none.
+            ValueError: the policy reads hidden states, and the observation holds none, or those of another model; see
+                ``batched``.
         """
-        batch, single = batched(observation)
-        if self.network.architecture.hidden_size and "hidden_states" not in batch:
-            raise ValueError(
-                "expected an observation with hidden_states, which this policy reads, got one without: make the "
-                "environment with observe_hidden_states=True"
-            )
+        batch, single = batched(observation, self.codec)
+        self._check_hidden_states(batch)
         tensors = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in batch.items()}
         with torch.no_grad():
             distribution = ActionDistribution(self.network, tensors, self.decision)
@@ -62,6 +59,18 @@ class LearnedPolicy:
         shares = with_optimal_shares(block, selection)[1] if decided.shares is None else decided.shares
         actions = self.codec.encode(selection, shares)
         return (first(actions) if single else actions), state
+
+    def _check_hidden_states(self, batch: dict[str, Any]) -> None:
+        size = self.network.architecture.hidden_size
+        if size and "hidden_states" not in batch:
+            raise ValueError(
+                "expected an observation with hidden_states, which this policy reads, got one without: make the "
+                "environment with observe_hidden_states=True"
+            )
+        if size and batch["hidden_states"].shape[-1] != size:
+            raise ValueError(
+                f"this policy reads hidden states of {size} numbers, got {batch['hidden_states'].shape[-1]}"
+            )
 
 
 def load_policy(spec: str, codec: ActionCodec) -> Policy:
@@ -75,14 +84,16 @@ def load_policy(spec: str, codec: ActionCodec) -> Policy:
         ValueError: what ``read_policy`` raises, or made for other sizes than the environment's.
     """
     network, card = read_policy(spec)
-    num_experts = codec.scores_shape[1]
+    sizes = codec.sizes
     if isinstance(network, TokenSharedNetwork):
-        if network.architecture.num_experts not in (0, num_experts):
-            raise ValueError(
-                f"policy {spec} is for {network.architecture.num_experts} experts, the environment has {num_experts}"
-            )
+        check_sizes(network.architecture, sizes, f"policy {spec}")
         return LearnedPolicy(network, card["decision"], codec)
-    actions = codec.scores_shape[0] * num_experts + codec.num_devices
+    actions = sizes.num_tokens * sizes.num_experts + sizes.num_devices
     if card["layers"][-1] != actions:
         raise ValueError(f"policy {spec} is for actions of {card['layers'][-1]} numbers, the environment has {actions}")
+    if card["layers"][0] != flattened_size(sizes):
+        raise ValueError(
+            f"policy {spec} is for observations of {card['layers'][0]} numbers, the environment has "
+            f"{flattened_size(sizes)}"
+        )
     return FlatPolicy(network, codec)

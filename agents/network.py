@@ -7,7 +7,7 @@ from ``vanilla``, not from noise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agents.columns import BEST, DEVICE_FEATURES, PAIR_FEATURES, ROUTED, TINY
 from agents.features import Features, Observation
 from wdmoe_env.actions import LOGIT_SCALE
+from wdmoe_env.observations import Sizes
 
 SHARE_FEATURES = 5
 WORK_FEATURES = 2
@@ -26,11 +27,24 @@ USE_OTHER = -5.0
 INITIAL_LOG_STD = -3.0
 # Logit of the busiest device's share: shares are relative, and noise has room below the bound of 1.
 BUSIEST_LOGIT = 0.8
+# Bounds of an architecture, least and most. What ships has a width of 64 and looks twice; the time of a decision grows
+# with the square of the width and with the rounds. The other sizes are those of models.
+MOST_OF_A_MODEL = 65_536
+BOUNDS = {
+    "width": (1, 1024),
+    "extra_experts": (0, MOST_OF_A_MODEL),
+    "hidden_size": (0, MOST_OF_A_MODEL),
+    "num_blocks": (0, MOST_OF_A_MODEL),
+    "num_experts": (0, MOST_OF_A_MODEL),
+    "rounds": (1, 8),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Sizes of a network.
+
+    Each has a bound, so that neither a setting nor a file can ask for a network that takes minutes to decide.
 
     Attributes:
         width: of the hidden layers.
@@ -39,6 +53,9 @@ class Architecture:
         num_blocks: I of that model, whose blocks are read each by weights of its own.
         num_experts: E of that model, likewise.
         rounds: looks that the actor takes; from the second on it sees the prices of its own last answer.
+
+    Raises:
+        ValueError: a size out of its bounds, or a reader of hidden states that is for no blocks or no experts.
     """
 
     width: int = 64
@@ -47,6 +64,40 @@ class Architecture:
     num_blocks: int = 0
     num_experts: int = 0
     rounds: int = 2
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, (least, most) = getattr(self, field.name), BOUNDS[field.name]
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(
+                    f"expected {field.name} of a network, a whole number of {least} to {most}, got {value!r}"
+                )
+        if self.hidden_size and not (self.num_blocks and self.num_experts):
+            raise ValueError(
+                "expected num_blocks and num_experts of at least 1 for a network that reads hidden states, got "
+                f"{self.num_blocks} and {self.num_experts}"
+            )
+
+
+def check_sizes(architecture: Architecture, sizes: Sizes, name: str) -> None:
+    """Refuse a network that was made for another model than the environment's.
+
+    Args:
+        architecture: a size of 0 fits every model.
+        sizes: of the environment; 0 stands for one that is not known.
+        name: of what has this architecture, for the message.
+
+    Raises:
+        ValueError: it was.
+    """
+    for size, unit in (
+        ("num_experts", "experts"),
+        ("num_blocks", "blocks"),
+        ("hidden_size", "numbers in a hidden state"),
+    ):
+        own, there = getattr(architecture, size), getattr(sizes, size)
+        if own and there and own != there:
+            raise ValueError(f"{name} is for {own} {unit}, the environment has {there}")
 
 
 class HiddenStateReader(nn.Module):
@@ -130,14 +181,18 @@ class TokenSharedNetwork(nn.Module):
         return seen, read
 
     def expert_logits(self, seen: Features, read: Tensor | None) -> Tensor:
-        """Log-odds (M,) of using each candidate, given what the reader says of it."""
+        """Log-odds (M,) of using each candidate, given what the reader says of it.
+
+        Raises:
+            ValueError: one of them is not finite.
+        """
         pairs = seen.of_pairs()
         rows = self.pair_in(pairs) + seen.at_device(self.device_context(seen))
         if read is not None:
             rows = rows + read
         kind = (pairs[:, ROUTED] + pairs[:, BEST]).long()
         logits: Tensor = self.start[kind] + (self.pair_head(self.pair_body(rows)) + self.pair_line(pairs))[..., 0]
-        return logits
+        return check_outputs(logits, "log-odds")
 
     def device_context(self, seen: Features) -> Tensor:
         """(N, U, width): each device beside the mean and the most of all."""
@@ -151,6 +206,9 @@ class TokenSharedNetwork(nn.Module):
         """Mean logits (N, U) of the shares for the selection (N, J, E) that they will serve, and who is loaded (N, U).
 
         The base is a share that grows with the latency of each device, a few rounds long; see ``balanced_shares``.
+
+        Raises:
+            ValueError: a logit is not finite.
         """
         observation = seen.observation
         per_token = selection.to(observation["placement"].dtype) @ observation["placement"]
@@ -168,7 +226,8 @@ class TokenSharedNetwork(nn.Module):
             compute_ms / work.clamp_min(TINY),
             load / load.sum(-1, keepdim=True).clamp_min(1.0),
         ]
-        return base + self.share_net(torch.stack(columns, dim=-1))[..., 0], load > 0
+        logits = base + self.share_net(torch.stack(columns, dim=-1))[..., 0]
+        return check_outputs(logits, "share logits"), load > 0
 
     def value(self, seen: Features) -> Tensor:
         """State values (N,) from the mean features of the candidates and the devices' work."""
@@ -177,6 +236,19 @@ class TokenSharedNetwork(nn.Module):
         total = torch.stack([work.sum(-1), work.max(-1).values], dim=-1)
         values: Tensor = self.value_net(torch.cat([pooled, total.clamp_min(TINY).log()], dim=-1))[..., 0]
         return values
+
+
+def check_outputs(values: Tensor, name: str) -> Tensor:
+    """Values that a network hands out, as they are.
+
+    Raises:
+        ValueError: one of them is not finite: finite weights can overflow too.
+    """
+    if not values.isfinite().all():
+        raise ValueError(
+            f"the policy's {name} are NaN or infinite: its weights are too large, or not finite themselves"
+        )
+    return values
 
 
 def _mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:

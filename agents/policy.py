@@ -12,12 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from wdmoe_env.actions import ActionCodec
-from wdmoe_env.observations import Block, decode_observation
+from wdmoe_env.observations import Block, Sizes, decode_observation, observation_space
 from wdmoe_env.physics.latency import Bool, Float
 
 Observation = Mapping[str, Any]
 Rule = Callable[[Block], tuple[Bool, Float]]
 State = tuple[Any, ...] | None
+
+# Entries of every observation; hidden states are there where they are asked for.
+ENTRIES = frozenset(observation_space(Sizes(1, 1, 1, 1, 1)).spaces)
 
 
 class Policy(Protocol):
@@ -63,15 +66,43 @@ class RulePolicy:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``."""
-        batch, single = batched(observation)
+        """Actions of observations; see ``Policy``.
+
+        Raises:
+            ValueError: see ``batched``.
+        """
+        batch, single = batched(observation, self.codec)
         actions = self.codec.encode(*self.rule(decode_observation(batch)))
         return (first(actions) if single else actions), state
 
 
-def batched(observation: Observation) -> tuple[dict[str, Any], bool]:
-    """The observation with a leading axis, and whether it had none."""
+def batched(observation: Observation, codec: ActionCodec) -> tuple[dict[str, Any], bool]:
+    """The observation with a leading axis, and whether it had none.
+
+    Args:
+        observation: entries (N, ...), or without the leading axis.
+        codec: of the environment that the policy was made for.
+
+    Raises:
+        ValueError: an array in place of entries with names, an entry too few, or the sizes of another environment.
+    """
+    if not hasattr(observation, "keys"):
+        came = f"an array of shape {observation.shape}" if hasattr(observation, "shape") else type(observation).__name__
+        raise ValueError(
+            f"expected an observation whose entries have names, such as gate_probs, got {came}: a policy reads the "
+            "environment's Dict observation, not a flattened one"
+        )
+    missing = sorted(ENTRIES - observation.keys())
+    if missing:
+        raise ValueError(f"expected a WDMoE observation, got one without {', '.join(missing)}")
     single = np.ndim(observation["gate_probs"]) == 2
+    shapes = np.shape(observation["gate_probs"])[-2:], np.shape(observation["placement"])[-2:]
+    own = codec.scores_shape, (codec.scores_shape[1], codec.num_devices)
+    if shapes != own:
+        raise ValueError(
+            f"this policy was made for an environment with gate_probs {own[0]} and placement {own[1]}, got an "
+            f"observation with {shapes[0]} and {shapes[1]}"
+        )
     return {name: np.asarray(v)[None] if single else np.asarray(v) for name, v in observation.items()}, single
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, get_args
 
 import torch
@@ -13,17 +13,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from agents.card import Card, card_text, parse_card
 from agents.files import write_whole
 from agents.flat import perceptron
-from agents.network import Architecture, TokenSharedNetwork
+from agents.network import BOUNDS, Architecture, TokenSharedNetwork
 from wdmoe_env.config import DecisionKind
 
 FORMAT = "wdmoe-policy-2"
-# Far above any sensible size of a network.
-MOST_UNITS = 65_536
+# Of a perceptron over a flattened observation: one of 1,024 tokens, 384 experts and 384 devices has a million numbers.
+MOST_UNITS = 2**24
 MOST_LAYERS = 16
-
-Card = dict[str, Any]
+# 8 GiB in float32. A policy that reads the hidden states of the largest models has about a billion.
+MOST_WEIGHTS = 2**31
+# Floating types of safetensors to which a torch module can be cast; a file holds float32 otherwise.
+FLOATS = ("F32", "F64", "F16", "BF16")
 
 
 def save_policy(path: Path, network: TokenSharedNetwork, decision: DecisionKind, card: Card) -> None:
@@ -34,13 +37,20 @@ def save_policy(path: Path, network: TokenSharedNetwork, decision: DecisionKind,
         network: the actor and critic.
         decision: which halves it learned.
         card: what else the file should say: family, training arguments, results.
+
+    Raises:
+        ValueError: a weight is not finite, or the card is none that could be read again; nothing is written.
     """
     described = {"network": "token-shared", "decision": decision, **asdict(network.architecture), **card}
     _write(path, network, described)
 
 
 def save_flat_policy(path: Path, layers: list[nn.Linear], card: Card) -> None:
-    """Write a perceptron of these layers, which decides on experts and shares; see ``agents.flat``."""
+    """Write a perceptron of these layers, which decides on experts and shares; see ``agents.flat``.
+
+    Raises:
+        ValueError: see ``save_policy``.
+    """
     sizes = [layers[0].in_features, *(layer.out_features for layer in layers)]
     network = perceptron(sizes)
     linear = [layer for layer in network if isinstance(layer, nn.Linear)]
@@ -51,9 +61,11 @@ def save_flat_policy(path: Path, layers: list[nn.Linear], card: Card) -> None:
 
 def _write(path: Path, network: nn.Module, described: Card) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    text = json.dumps({"format": FORMAT, **described}, indent=2) + "\n"
-    write_whole(path.with_suffix(".json"), text.encode())
+    _check_finite(weights, path)
+    text = card_text({"format": FORMAT, **described}, path.with_suffix(".json"))
+    # The card last: where a run is killed in between, it does not promise what the weights are not yet.
     write_whole(path.with_suffix(".safetensors"), save(weights))
+    write_whole(path.with_suffix(".json"), text.encode())
 
 
 def read_policy(spec: str) -> tuple[nn.Module, Card]:
@@ -85,40 +97,40 @@ def read_card(path: Path) -> Card:
     Raises:
         ValueError: not the JSON of a policy.
     """
-    try:
-        card = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        card = None
+    card = parse_card(path)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"expected the JSON of a policy (format {FORMAT!r}) in {path}, got something else")
     for name, known in (("decision", get_args(DecisionKind)), ("network", tuple(NETWORKS))):
         if card.get(name) not in known:
-            raise ValueError(f"expected a {name} in {path}, one of {', '.join(known)}, got {card.get(name)!r}")
+            raise ValueError(f"expected a {name} in {path}, one of {', '.join(known)}, got {brief(card.get(name))}")
     return card
 
 
 def _token_shared(card: Card, path: Path) -> nn.Module:
     sizes = {
-        size.name: _size(card, size.name, path, least=int(size.name in ("width", "rounds")))
-        for size in fields(Architecture)
+        size.name: _size(card.get(size.name), size.name, path, *BOUNDS[size.name]) for size in fields(Architecture)
     }
-    return TokenSharedNetwork(Architecture(**sizes))
+    try:
+        return TokenSharedNetwork(Architecture(**sizes))
+    except ValueError as error:
+        raise ValueError(f"{error} in {path}") from None
 
 
 def _flat(card: Card, path: Path) -> nn.Module:
+    if card["decision"] != "joint":
+        raise ValueError(f"expected the decision joint of a flat network in {path}, got {card['decision']!r}")
     layers = card.get("layers")
     if not isinstance(layers, list) or not 2 <= len(layers) <= MOST_LAYERS:
-        raise ValueError(f"expected layers in {path}, 2 to {MOST_LAYERS} sizes, got {layers!r}")
-    return perceptron([_size({"layers": size}, "layers", path, least=1) for size in layers])
+        raise ValueError(f"expected layers in {path}, 2 to {MOST_LAYERS} sizes, got {brief(layers)}")
+    return perceptron([_size(size, "layers", path, 1, MOST_UNITS) for size in layers])
 
 
 NETWORKS: dict[str, Callable[[Card, Path], nn.Module]] = {"token-shared": _token_shared, "flat": _flat}
 
 
-def _size(card: Card, name: str, path: Path, least: int) -> int:
-    value = card.get(name)
-    if type(value) is not int or not least <= value <= MOST_UNITS:
-        raise ValueError(f"expected {name} in {path}, a whole number of {least} to {MOST_UNITS}, got {value!r}")
+def _size(value: Any, name: str, path: Path, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"expected {name} in {path}, a whole number of {least} to {most}, got {brief(value)}")
     return value
 
 
@@ -131,14 +143,34 @@ def _fill(network: nn.Module, path: Path) -> nn.Module:
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
-            odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-            if odd:
-                raise RuntimeError(f"{odd[0]} has shape {found.get(odd[0])} in place of {expected.get(odd[0])}")
+            _check_header({name: file.get_slice(name) for name in file.keys()}, expected)  # noqa: SIM118 (not a dict)
             network.load_state_dict({name: file.get_tensor(name).float() for name in expected}, assign=True)
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"expected the weights of a policy in {path}, got a file that is not: {reason}") from None
-    if not all(parameter.isfinite().all() for parameter in network.parameters()):
-        raise ValueError(f"expected finite weights in {path}, got some that are not")
+    _check_finite(network.state_dict(), path)
     return network
+
+
+def _check_header(found: dict[str, Any], expected: dict[str, list[int]]) -> None:
+    """Compare what a file says that it holds with the shapes of a network, before any weight is read.
+
+    Raises:
+        RuntimeError: another weight, shape or type, or more weights than any policy has.
+    """
+    shapes = {name: part.get_shape() for name, part in found.items()}
+    odd = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
+    if odd:
+        raise RuntimeError(f"{odd[0]} has shape {shapes.get(odd[0])} in place of {expected.get(odd[0])}")
+    for name, part in found.items():
+        if part.get_dtype() not in FLOATS:
+            raise RuntimeError(f"{name} is of type {part.get_dtype()} in place of one of {', '.join(FLOATS)}")
+    weights = sum(torch.Size(shape).numel() for shape in shapes.values())
+    if weights > MOST_WEIGHTS:
+        raise RuntimeError(f"it holds {weights} weights in place of at most {MOST_WEIGHTS}")
+
+
+def _check_finite(weights: dict[str, torch.Tensor], path: Path) -> None:
+    odd = next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None)
+    if odd:
+        raise ValueError(f"expected finite weights in {path}, got NaN or infinity in {odd}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from agents.distribution import ActionDistribution
 from agents.network import Architecture, TokenSharedNetwork
+from agents.spaces import check_spaces
 from wdmoe_env.optional import optional
 
 with optional("ray", extra="rllib"):
@@ -49,8 +50,14 @@ class TokenSharedModule(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
     """
 
     def setup(self) -> None:
-        """Make the network."""
-        self.network = TokenSharedNetwork(Architecture(**self.model_config["architecture"]))
+        """Make the network.
+
+        Raises:
+            ValueError: the spaces are not of this package, or the network is for another decision or another model.
+        """
+        architecture = Architecture(**self.model_config["architecture"])
+        check_spaces(architecture, self.model_config["decision"], self.observation_space, self.action_space)
+        self.network = TokenSharedNetwork(architecture)
 
     def get_train_action_dist_cls(self) -> type[EvaluatedActions]:
         """For the loss."""

@@ -110,8 +110,12 @@ class HistoryPolicy:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``."""
-        batch, single = batched(observation)
+        """Actions of observations; see ``Policy``.
+
+        Raises:
+            ValueError: see ``batched``.
+        """
+        batch, single = batched(observation, self.codec)
         seen = np.asarray(batch["spectral_efficiency"], dtype=np.float64)
         past = np.full_like(seen, np.nan) if state is None else np.array(state[0])
         if episode_start is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 
 from agents.distribution import ActionDistribution
 from agents.network import Architecture, TokenSharedNetwork
+from agents.spaces import check_spaces
 from wdmoe_env.config import DecisionKind
 
 
@@ -18,18 +20,30 @@ class TokenSharedPolicy(ActorCriticPolicy):
     """``PPO(TokenSharedPolicy, vec_env)`` for the environments of this package with ``box`` actions.
 
     Args:
-        *args: what SB3 passes: spaces and the learning-rate schedule.
+        observation_space: of a single environment.
+        action_space: likewise.
+        *args: what SB3 passes beside them: the learning-rate schedule.
         decision: which halves the action holds.
         architecture: sizes of the network.
         **kwargs: passed on to SB3.
+
+    Raises:
+        ValueError: the spaces are not of this package, or the network is for another decision or another model.
     """
 
     def __init__(
-        self, *args: Any, decision: DecisionKind = "selection", architecture: Architecture | None = None, **kwargs: Any
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *args: Any,
+        decision: DecisionKind = "selection",
+        architecture: Architecture | None = None,
+        **kwargs: Any,
     ) -> None:
         self.decision = decision
-        self.architecture = architecture
-        super().__init__(*args, **kwargs)
+        self.architecture = architecture or Architecture()
+        check_spaces(self.architecture, decision, observation_space, action_space)
+        super().__init__(observation_space, action_space, *args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Make the network and its optimizer in place of SB3's layers."""

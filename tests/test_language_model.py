@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wdmoe_env
@@ -253,3 +255,100 @@ def test_shipped_model_beats_a_unigram_fitted_to_the_very_text(episodes: dict[st
     unigram_nats = -np.nansum(KneserNey(ids, model.vocabulary_size, order=1).log_prob(ids))
     assert model_nats < 0.9 * unigram_nats
     assert record.counts(text)["all"].sum() == text.real.sum() * model.num_blocks * model.top_k
+
+
+def damaged(path: Path, change: Callable[[dict[str, torch.Tensor]], object], progress: dict[str, object]) -> None:
+    """Write a checkpoint anew with other tensors, or another progress in its header."""
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    change(tensors)
+    told = json.dumps(json.loads(header["progress"]) | progress)
+    save_file(tensors, path, {**header, "progress": told})
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "progress", "message"),
+    [
+        (lambda t: t[f"model.{NORM}"].fill_(math.nan), {}, f"model.{NORM} holds NaN or infinity"),
+        (lambda t: t[f"exp_avg.{NORM}"].fill_(math.inf), {}, f"exp_avg.{NORM} holds NaN or infinity"),
+        (lambda t: t[f"exp_avg_sq.{NORM}"].fill_(-1), {}, f"exp_avg_sq.{NORM} is negative"),
+        (lambda t: t.update({f"exp_avg.{NORM}": torch.zeros(32, dtype=torch.int32)}), {}, "is of type torch.int32"),
+        (lambda t: t.update({f"model.{NORM}": torch.zeros(32, dtype=torch.complex64)}), {}, "torch.complex64"),
+        (lambda t: t.update({f"model.{NORM}": torch.zeros(31)}), {}, r"has shape \[31\] in place of \[32\]"),
+        (lambda t: t.update(other=torch.zeros(1)), {}, "other is in the file, but not in what is trained"),
+        (lambda t: t.pop(f"exp_avg.{NORM}"), {}, f"exp_avg.{NORM} has shape None"),
+        (lambda t: [t.pop(f"{key}.{NORM}") for key in ("step", "exp_avg", "exp_avg_sq")], {}, "counts 0"),
+        (lambda t: None, {"step": 10**9}, "says that 1000000000 steps were taken, but step.* counts 3"),
+        (lambda t: None, {"step": "3"}, "its header is damaged: step is '3'"),
+        (lambda t: None, {"step": True}, "its header is damaged: step is True"),
+        (lambda t: None, {"step": -3}, "its header is damaged: step is -3"),
+        (lambda t: None, {"seconds": math.nan}, "its header is damaged: it holds NaN"),
+        (lambda t: None, {"curve": [[1, 2]]}, "its header is damaged"),
+        (lambda t: None, {"lost": 1}, "its header is damaged"),
+    ],
+)
+def test_what_no_checkpoint_holds_is_named_and_changes_nothing(
+    tokens: np.ndarray,
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], object],
+    progress: dict[str, object],
+    message: str,
+) -> None:
+    trainer = Trainer(SMOKE, build(SMOKE, 50, CPU), tokens, tmp_path)
+    trainer.run(until=3, every=1)
+    trainer.save()
+    damaged(tmp_path / CHECKPOINT, change, progress)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match=message) as caught:
+        trainer.resume()
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def test_a_loss_or_a_weight_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
+    tokens: np.ndarray, tmp_path: Path
+) -> None:
+    trainer = Trainer(SMOKE, build(SMOKE, 50, CPU), tokens, tmp_path)
+    trainer.run(until=2)
+    trainer.save()
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with torch.no_grad():
+        trainer.model.get_parameter(NORM)[0] = math.nan
+    with pytest.raises(ValueError, match=f"the training stops since model.{NORM} is NaN or infinite after 2 steps"):
+        trainer.save()
+    with pytest.raises(ValueError, match="the training stops since the loss is NaN or infinite in step 3"):
+        trainer.run()
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    last = Trainer(replace(SMOKE, learning_rate=1e38), build(SMOKE, 50, CPU), tokens, tmp_path)
+    with pytest.raises(ValueError, match=r"the training stops since .* is NaN or infinite"):
+        last.run()
+
+
+def test_a_finished_run_is_not_touched_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [Document("fiction", str(k), "the old whale swims " * 300, str(k)) for k in range(4)]
+    tokenizer = train_tokenizer(documents, 270, 10_000)
+    write_tokenizer(tokenizer, tmp_path / "data" / "tokenizer", 256)
+    write_shard(tmp_path / "data" / f"{LANGUAGE_MODEL}.npy", tokenizer, documents)
+    run = tmp_path / "run"
+    command = ["train", "--data", str(tmp_path / "data"), "--preset", "smoke", "--tokens", "384", "--out", str(run)]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert len(before) == 5
+    for missing in ((), ("model.safetensors", "config.json")):
+        for name in missing:
+            (run / "model" / name).unlink()
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", [*command, "--resume"])
+        main()
+        assert f"{run} is finished: it has taken 3 of 3 steps, and learns no more" in capsys.readouterr().out
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    damaged(run / CHECKPOINT, lambda t: t[f"model.{NORM}"].fill_(math.nan), {})
+    with pytest.raises(SystemExit, match=r"error: .* holds NaN or infinity"):
+        main()

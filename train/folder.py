@@ -16,16 +16,16 @@ from train.arguments import Arguments
 from wdmoe_env import __version__
 from wdmoe_env.reading import read_json
 
+RECORD = "arguments.json"
 # What a run may change half-way.
 FREE_ON_RESUME = ("timesteps", "out", "checkpoint_every", "resume", "progress", "env_runners", "address")
 
 
-def open_run(arguments: Arguments, settings: dict[str, Any]) -> Path:
-    """Refuse a run folder in use, and one to resume that holds no checkpoint or that of another run; else write it.
+def open_run(arguments: Arguments) -> Path:
+    """Refuse a run folder in use, and one to resume that holds no checkpoint or that of another run.
 
     Args:
         arguments: of the run.
-        settings: of its algorithm, for the record.
 
     Returns:
         Path of the checkpoint.
@@ -34,20 +34,44 @@ def open_run(arguments: Arguments, settings: dict[str, Any]) -> Path:
         ValueError: as above.
     """
     run = Path(arguments.out)
-    checkpoint, record = run / "checkpoint.safetensors", run / "arguments.json"
+    checkpoint = run / "checkpoint.safetensors"
     if checkpoint.exists() and not arguments.resume:
         raise ValueError(f"{run} holds a run already: pass --resume to go on with it, or another --out")
     if arguments.resume and not checkpoint.is_file():
         raise ValueError(f"expected a checkpoint to resume in {checkpoint}, but there is none")
-    told = dataclasses.asdict(arguments)
     if arguments.resume:
-        began = read_json(record)
-        for name in told.keys() - set(FREE_ON_RESUME):
-            if began.get(name) != told[name]:
-                raise ValueError(f"{run} was begun with {name}={began.get(name)!r}, got {told[name]!r}")
-    made_by = {"hyperparameters": settings, "version": __version__, "commit": commit()}
-    write_whole(record, (json.dumps({**told, **made_by}, indent=2) + "\n").encode())
+        began = read_record(run)
+        for name, value in dataclasses.asdict(arguments).items():
+            if name not in FREE_ON_RESUME and began.get(name) != value:
+                raise ValueError(f"{run} was begun with {name}={began.get(name)!r}, got {value!r}")
     return checkpoint
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """What a run was told when it began or went on.
+
+    Raises:
+        ValueError: the record is missing or damaged.
+    """
+    record = run / RECORD
+    try:
+        return read_json(record)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"expected the arguments of the run to resume in {record}, but there are none: {error}"
+        ) from None
+
+
+def write_record(arguments: Arguments, settings: dict[str, Any]) -> None:
+    """Write what a run was told.
+
+    Args:
+        arguments: of the run.
+        settings: of its algorithm.
+    """
+    made_by = {"hyperparameters": settings, "version": __version__, "commit": commit()}
+    told = {**dataclasses.asdict(arguments), **made_by}
+    write_whole(Path(arguments.out, RECORD), (json.dumps(told, indent=2) + "\n").encode())
 
 
 def curves(run: Path, timesteps: int) -> Logger:

@@ -17,6 +17,7 @@ from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import architecture_of, make_env, start_from
 from train.folder import card, open_run
+from train.progress import goes_on, policy_path
 from train.sb3 import learn
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 
@@ -34,7 +35,7 @@ def train_ppo(arguments: Arguments, settings: dict[str, Any]) -> Path:
     Raises:
         ValueError, TypeError, OSError: see ``train.agent.train``.
     """
-    ppo_settings = dict(settings)
+    ppo_settings, path = dict(settings), policy_path(arguments)
     env = SB3VecEnv(make_env(arguments, ppo_settings.pop("num_envs")))
     decision = env.env.config.decision
     policy_settings = {"decision": decision, "architecture": architecture_of(arguments, env.env.simulator.sizes)}
@@ -42,14 +43,14 @@ def train_ppo(arguments: Arguments, settings: dict[str, Any]) -> Path:
     policy: Any = algorithm.policy
     start_from(arguments, policy.network)
 
-    checkpoint, optimizers = open_run(arguments, settings), {"optimizer": policy.optimizer}
+    checkpoint, optimizers = open_run(arguments), {"optimizer": policy.optimizer}
     if arguments.resume:
         algorithm.num_timesteps = load_checkpoint(checkpoint, policy, optimizers)
         env.seed(arguments.seed + algorithm.num_timesteps)
-    result = learn(
-        algorithm, arguments, lambda: save_checkpoint(checkpoint, policy, optimizers, algorithm.num_timesteps)
-    )
-    path = Path(arguments.out, "policy.safetensors")
-    save_policy(path, policy.network, decision, card(arguments, settings, algorithm.num_timesteps, result))
+    if goes_on(arguments, settings, algorithm.num_timesteps, update_steps=env.num_envs * algorithm.n_steps):
+        result = learn(
+            algorithm, arguments, lambda: save_checkpoint(checkpoint, policy, optimizers, algorithm.num_timesteps)
+        )
+        save_policy(path, policy.network, decision, card(arguments, settings, algorithm.num_timesteps, result))
     env.close()
     return path

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from agents.policy_file import save_policy
 from agents.rllib_module import TokenSharedModule
 from train.arguments import Arguments
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import check_weights, load_checkpoint, save_checkpoint
 from train.environment import architecture_of, env_keywords, make_env, start_from
 from train.folder import card, curves, open_run
+from train.progress import goes_on, policy_path
 from wdmoe_env.optional import optional
 
 with optional("ray", extra="rllib"):
@@ -61,13 +62,14 @@ def train_rllib(arguments: Arguments, settings: dict[str, Any]) -> Path:
     with closing(make_env(arguments, num_envs=1)) as env:
         decision = env.unwrapped.config.decision
         architecture = architecture_of(arguments, env.unwrapped.simulator.sizes)
-    checkpoint = open_run(arguments, settings)
+    checkpoint, path = open_run(arguments), policy_path(arguments)
+    update_steps = settings["num_envs"] * settings["n_steps"]
     model = {"decision": decision, "architecture": dataclasses.asdict(architecture)}
     with ray_cluster(arguments), closing(Run(arguments, settings, model)) as run:
         run.begin(arguments, checkpoint)
-        result = learn(run, arguments, checkpoint)
-        path = Path(arguments.out, "policy.safetensors")
-        save_policy(path, run.module.network, decision, card(arguments, settings, run.timesteps, result))
+        if goes_on(arguments, settings, run.timesteps, update_steps):
+            result = learn(run, arguments, checkpoint)
+            save_policy(path, run.module.network, decision, card(arguments, settings, run.timesteps, result))
     return path
 
 
@@ -235,13 +237,18 @@ def seed_runner(runner: Any, seed: int, timesteps: int) -> None:
 
 
 def learn(run: Run, arguments: Arguments, checkpoint: Path) -> dict[str, Any]:
-    """Learn for the steps that are left; returns what the policy's card says of the result."""
+    """Learn for the steps that are left; returns what the policy's card says of the result.
+
+    Raises:
+        ValueError: the weights are not finite any more; what was saved before stays.
+    """
     points: dict[str, float] = {}
     saved_at = done = run.timesteps
     progress = tqdm(total=arguments.timesteps, initial=done, unit="block", disable=not arguments.progress)
     with closing(curves(Path(arguments.out), done)) as log, progress as bar:
         while run.timesteps < arguments.timesteps:
             points = run.update()
+            check_weights(run.module, run.timesteps)
             bar.update(run.timesteps - bar.n)
             for name, value in points.items():
                 log.record(name, value)

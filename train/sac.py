@@ -17,6 +17,7 @@ from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import make_env
 from train.folder import card, open_run
+from train.progress import goes_on, policy_path
 from train.sb3 import learn
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 
@@ -51,17 +52,25 @@ def train_sac(arguments: Arguments, settings: dict[str, Any]) -> Path:
     sac_settings = dict(settings)
     env = SB3VecEnv(make_env(arguments, sac_settings.pop("num_envs")))
     algorithm = SAC("MultiInputPolicy", env, seed=arguments.seed, **sac_settings)
-    checkpoint = open_run(arguments, settings)
+    checkpoint, path = open_run(arguments), policy_path(arguments)
     if arguments.resume:
-        algorithm.num_timesteps = load_checkpoint(checkpoint, Learned(algorithm), optimizers(algorithm))
+        load(checkpoint, algorithm)
         env.seed(arguments.seed + algorithm.num_timesteps)
-    result = learn(algorithm, arguments, lambda: save(checkpoint, algorithm))
-    path = Path(arguments.out, "policy.safetensors")
-    actor: Any = algorithm.policy.actor
-    layers = [*(layer for layer in actor.latent_pi if isinstance(layer, nn.Linear)), actor.mu]
-    save_flat_policy(path, layers, card(arguments, settings, algorithm.num_timesteps, result))
+    train_freq: Any = algorithm.train_freq
+    if goes_on(arguments, settings, algorithm.num_timesteps, update_steps=env.num_envs * train_freq.frequency):
+        result = learn(algorithm, arguments, lambda: save(checkpoint, algorithm))
+        actor: Any = algorithm.policy.actor
+        layers = [*(layer for layer in actor.latent_pi if isinstance(layer, nn.Linear)), actor.mu]
+        save_flat_policy(path, layers, card(arguments, settings, algorithm.num_timesteps, result))
     env.close()
     return path
+
+
+def load(path: Path, algorithm: Any) -> None:
+    """Go on from a checkpoint; before SAC has gathered its first steps, it moves nothing."""
+    algorithm.num_timesteps = load_checkpoint(
+        path, Learned(algorithm), optimizers(algorithm), first_update=algorithm.learning_starts
+    )
 
 
 def save(path: Path, algorithm: Any) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from train.arguments import Arguments
+from train.checkpoint import check_weights
 from train.folder import curves
 
 
 class Checkpoints(BaseCallback):
-    """Saves at the first rollout past every ``every`` environment steps."""
+    """Saves at the first rollout past every ``every`` environment steps, and stops where weights are not finite."""
 
     def __init__(self, save: Callable[[], None], every: int) -> None:
         super().__init__()
@@ -23,6 +24,7 @@ class Checkpoints(BaseCallback):
         self._saved_at = 0
 
     def _on_rollout_start(self) -> None:
+        check_weights(self.model.policy, self.num_timesteps)
         if self.num_timesteps - self._saved_at >= self.every:
             self.save()
             self._saved_at = self.num_timesteps
@@ -41,6 +43,9 @@ def learn(algorithm: Any, arguments: Arguments, save: Callable[[], None]) -> dic
 
     Returns:
         What the policy's card says of the result.
+
+    Raises:
+        ValueError: the weights are not finite any more; what was saved before stays.
     """
     log = curves(Path(arguments.out), algorithm.num_timesteps)
     algorithm.set_logger(log)
@@ -51,6 +56,9 @@ def learn(algorithm: Any, arguments: Arguments, save: Callable[[], None]) -> dic
             reset_num_timesteps=not arguments.resume,
             progress_bar=arguments.progress,
         )
+    except ValueError:  # torch and the environment say so of what comes out of such weights
+        check_weights(algorithm.policy, algorithm.num_timesteps)
+        raise
     finally:
         log.close()
     save()

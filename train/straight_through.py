@@ -26,9 +26,10 @@ from agents.network import TokenSharedNetwork
 from agents.policy_file import save_policy
 from agents.registry import named_rule
 from train.arguments import Arguments
-from train.checkpoint import load_checkpoint, save_checkpoint
+from train.checkpoint import check_weights, load_checkpoint, save_checkpoint
 from train.environment import architecture_of, make_env, start_from
 from train.folder import card, curves, open_run
+from train.progress import goes_on, policy_path
 from wdmoe_env.actions import LOGIT_SCALE
 from wdmoe_env.physics.latency import device_load
 from wdmoe_env.relaxed import Draw, RelaxedEpisodes, observation_tensors, relaxed_episodes
@@ -251,14 +252,40 @@ def train_straight_through(arguments: Arguments, settings: dict[str, Any]) -> Pa
     Raises:
         ValueError, TypeError, OSError: see ``train.agent.train``.
     """
-    chosen = Settings(**settings)
+    chosen, path = Settings(**settings), policy_path(arguments)
     env = make_env(arguments, chosen.batch_size).unwrapped
     decision = env.config.decision
     trainer = Trainer(arguments, chosen, env.simulator, joint=decision == "joint")
-    checkpoint = open_run(arguments, settings)
+    checkpoint = open_run(arguments)
     steps = chosen.batch_size * env.simulator.sizes.num_blocks
-    updates = -(-arguments.timesteps // steps)
     done = trainer.load(checkpoint) // steps if arguments.resume else 0
+    if goes_on(arguments, settings, done * steps, update_steps=steps):
+        results = learn(trainer, arguments, checkpoint, done, steps)
+        updates = max(done, -(-arguments.timesteps // steps))
+        save_policy(
+            path, trainer.network, decision, card(arguments, settings, updates * steps, {"last_update": results})
+        )
+    env.close()
+    return path
+
+
+def learn(trainer: Trainer, arguments: Arguments, checkpoint: Path, done: int, steps: int) -> dict[str, float]:
+    """Learn for the updates that are left, with curves and checkpoints.
+
+    Args:
+        trainer: where the run stands.
+        arguments: of the run.
+        checkpoint: path of it.
+        done: updates so far.
+        steps: environment steps of an update.
+
+    Returns:
+        What the last update came to, by name; nothing where none was left.
+
+    Raises:
+        ValueError: the weights are not finite any more; what was saved before stays.
+    """
+    updates = -(-arguments.timesteps // steps)
     every = max(1, arguments.checkpoint_every // steps)
     results: dict[str, float] = {}
     progress = tqdm(total=updates * steps, initial=done * steps, unit="block", disable=not arguments.progress)
@@ -266,17 +293,14 @@ def train_straight_through(arguments: Arguments, settings: dict[str, Any]) -> Pa
         for number in range(done, updates):
             results = trainer.update(number, progress=number / updates)
             now, last = (number + 1) * steps, number + 1 == updates
+            check_weights(trainer.network, now)
             bar.update(steps)
             if last or (number + 1) % LOG_EVERY == 0:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in results.items()})
                 record(log, results, now)
             if last or (number + 1) % every == 0:
                 trainer.save(checkpoint, now)
-    path = Path(arguments.out, "policy.safetensors")
-    told = card(arguments, settings, max(done, updates) * steps, {"last_update": results})
-    save_policy(path, trainer.network, decision, told)
-    env.close()
-    return path
+    return results
 
 
 def record(log: Logger, results: dict[str, float], timesteps: int) -> None:

@@ -55,10 +55,12 @@ class ActionCodec:
         action_type: ``"box"`` or ``"dict"``.
 
     Attributes:
+        sizes: as given.
         space: action space of a single environment.
     """
 
     def __init__(self, sizes: Sizes, decision: DecisionKind, action_type: ActionType) -> None:
+        self.sizes = sizes
         self.scores_shape = (sizes.num_tokens, sizes.num_experts)
         self.num_scores = sizes.num_tokens * sizes.num_experts if decision != "bandwidth" else 0
         self.num_logits = sizes.num_devices if decision != "selection" else 0

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from agents.files import write_whole
 from train.language_model.card import card
 from train.language_model.evaluate import evaluate
-from train.language_model.export import export
+from train.language_model.export import FILES, export
 from train.language_model.loop import CHECKPOINT, Progress, Trainer, read_progress
 from train.language_model.model import build
 from train.language_model.pictures import loss_picture, routing_picture
@@ -67,7 +67,10 @@ def main() -> None:
 
 
 def train(recipe: Recipe, data: Path, out: Path, device: torch.device, resume: bool, save_every: int) -> None:
-    """Train, with a progress bar, and leave the exported model in ``out/model``."""
+    """Train, with a progress bar, and leave the exported model in ``out/model``.
+
+    The model is exported before the checkpoint is written: a finished checkpoint has its model beside it.
+    """
     tokens, _ = read_shard(data / f"{LANGUAGE_MODEL}.npy")
     tokenizer = data / "tokenizer"
     vocabulary = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size()
@@ -76,6 +79,11 @@ def train(recipe: Recipe, data: Path, out: Path, device: torch.device, resume: b
         trainer.resume()
     elif (out / CHECKPOINT).exists():
         raise ValueError(f"{out} holds a checkpoint: add --resume to go on with it, or choose another --out.")
+    if trainer.progress.step >= recipe.steps:
+        if not all((out / "model" / name).is_file() for name in FILES):
+            export(trainer.model, tokenizer, out / "model")
+        print(f"{out} is finished: it has taken {trainer.progress.step} of {recipe.steps} steps, and learns no more")
+        return
     step_tokens = recipe.sequence * recipe.batch
     begun = trainer.progress.step * step_tokens
     with tqdm(total=recipe.steps * step_tokens, initial=begun, unit="token", unit_scale=True) as bar:
@@ -87,8 +95,8 @@ def train(recipe: Recipe, data: Path, out: Path, device: torch.device, resume: b
 
         while trainer.progress.step < recipe.steps:
             trainer.run(until=trainer.progress.step + save_every, report=show)
-            trainer.save()
             export(trainer.model, tokenizer, out / "model")
+            trainer.save()
 
 
 def report(run: Path, data: Path, suite: Path | None, device: torch.device) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors")
+"""What ``from_pretrained`` reads."""
+
 
 def export(model: Any, tokenizer_folder: Path, folder: Path) -> None:
     """Write configuration, float16 weights and tokenizer; each file appears whole.
@@ -26,5 +29,5 @@ def export(model: Any, tokenizer_folder: Path, folder: Path) -> None:
         half.to(torch.float16).save_pretrained(partial)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(tokenizer_folder / name, partial)
-        for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"):
+        for name in FILES:
             os.replace(Path(partial) / name, folder / name)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from agents.files import write_whole
 from train.language_model.model import loss
-from train.language_model.recipe import Recipe
+from train.language_model.recipe import PRESETS, Recipe
+from train.tensors import MOMENTS, Names, check_finite, read_tensors
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -74,6 +75,9 @@ class Trainer:
             until: Stop after this many steps in all.
             every: Steps between two entries of the curve and two calls of ``report``.
             report: Called with the progress.
+
+        Raises:
+            ValueError: The loss or a weight is not finite any more.
         """
         end = self.recipe.steps if until is None else min(until, self.recipe.steps)
         self.model.train()
@@ -90,6 +94,15 @@ class Trainer:
                 sums, count = torch.zeros(2), 0
                 if report is not None:
                     report(self.progress)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse to go on with weights that are not finite.
+
+        Raises:
+            ValueError: There are some.
+        """
+        check_finite(self._tensors(), f"after {self.progress.step} steps")
 
     def _step(self, step: int) -> Tensor:
         """Take one optimizer step; return (cross-entropy, balance)."""
@@ -102,7 +115,9 @@ class Trainer:
             group["lr"] = learning_rate(self.recipe, step)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return torch.stack([cross_entropy.detach(), balance.detach()]).cpu()
+        sums = torch.stack([cross_entropy.detach(), balance.detach()]).cpu()
+        check_finite({"the loss": sums}, f"in step {step + 1}")
+        return sums
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return the windows of a step: every epoch is a new permutation over a new grid."""
@@ -118,35 +133,66 @@ class Trainer:
         return windows[:, :-1], windows[:, 1:]
 
     def save(self) -> None:
-        """Write weights, optimizer state and progress as one safetensors file, whole or not at all."""
-        tensors = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"{key}.{name}"] = value
+        """Write weights, optimizer state and progress as one safetensors file, whole or not at all.
+
+        Raises:
+            ValueError: A weight is not finite; the file stays as it is.
+        """
+        self.check()
         header = {"recipe": json.dumps(asdict(self.recipe)), "progress": json.dumps(asdict(self.progress))}
-        write_whole(self.folder / CHECKPOINT, save(tensors, header))
+        write_whole(self.folder / CHECKPOINT, save(self._tensors(), header))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and moments, by their names in a checkpoint."""
+        tensors = self._weights()
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint; the recipe may have another token budget than before.
 
         Raises:
             FileNotFoundError: There is none.
-            ValueError: It belongs to another recipe.
+            ValueError: It belongs to another recipe, or holds what no training leaves; the run stays as it is.
         """
         path = self.folder / CHECKPOINT
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: there is nothing to resume.")
         found, progress = read_progress(path)
-        with safe_open(path, "pt", device=str(self.device)) as file:
-            if replace(found, tokens=self.recipe.tokens) != self.recipe:
-                raise ValueError(f"{path} was written with {found}, the run to resume has {self.recipe}.")
-            for name, parameter in self.model.named_parameters():
-                parameter.data.copy_(file.get_tensor(f"model.{name}"))
-                keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in file.keys()]  # noqa: SIM118
-                self.optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}") for key in keys}
+        if replace(found, tokens=self.recipe.tokens) != self.recipe:
+            raise ValueError(f"{path} was written with {found}, the run to resume has {self.recipe}.")
+        tensors = self._read(path, progress.step)
+        for name, parameter in self.model.named_parameters():
+            parameter.data.copy_(tensors[f"model.{name}"])
+            if progress.step:
+                self.optimizer.state[parameter] = {key: tensors[f"{key}.{name}"] for key in MOMENTS}
         if found.tokens != self.recipe.tokens:
             progress.budgets.append((progress.step, self.recipe.tokens))
         self.progress = replace(progress, hardware=self.progress.hardware)
+
+    def _read(self, path: Path, step: int) -> dict[str, Tensor]:
+        """Tensors of a checkpoint that was written at a step.
+
+        Raises:
+            ValueError: They are not those of this model at that step.
+        """
+        names: list[tuple[Names, Tensor]] = [
+            ({key: f"{key}.{name}" for key in MOMENTS}, value.detach()) for name, value in self.model.named_parameters()
+        ]
+        try:
+            tensors = read_tensors(path, self._weights(), names, str(self.device))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a checkpoint of this model: {str(error).splitlines()[0]}.") from None
+        for keys, _ in names:
+            taken = int(tensors[keys["step"]].item()) if keys["step"] in tensors else 0
+            if taken != step:
+                raise ValueError(f"{path} says that {step} steps were taken, but {keys['step']} counts {taken}.")
+        return tensors
 
 
 def read_progress(path: Path) -> tuple[Recipe, Progress]:
@@ -162,10 +208,44 @@ def read_progress(path: Path) -> tuple[Recipe, Progress]:
         raise ValueError(f"{path} is not a whole checkpoint: {error}.") from error
     if not {"recipe", "progress"} <= header.keys():
         raise ValueError(f"{path} is no checkpoint of this recipe: its header lacks recipe and progress.")
-    progress = Progress(**json.loads(header["progress"]))
-    progress.curve = [(int(step), float(mean), float(balance)) for step, mean, balance in progress.curve]
-    progress.budgets = [(int(step), int(tokens)) for step, tokens in progress.budgets]
-    return Recipe(**json.loads(header["recipe"])), progress
+    try:
+        recipe, progress = Recipe(**_numbers(header["recipe"])), Progress(**_numbers(header["progress"]))
+        progress.curve = [(int(step), float(mean), float(balance)) for step, mean, balance in progress.curve]
+        progress.budgets = [(int(step), int(tokens)) for step, tokens in progress.budgets]
+        for value, default in ((recipe, PRESETS["tiny"]), (progress, Progress())):
+            _check_types(value, default)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no checkpoint of this recipe: its header is damaged: {reason}.") from None
+    return recipe, progress
+
+
+def _numbers(text: str) -> dict[str, Any]:
+    """An object of JSON, without NaN and infinity, which are no JSON.
+
+    Raises:
+        TypeError, ValueError: Something else.
+    """
+
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(f"it holds {number}")
+        return float(number)
+
+    return dict(json.loads(text, parse_float=finite, parse_constant=finite))
+
+
+def _check_types(value: Any, default: Any) -> None:
+    """Refuse fields of another type than a default's, and counts below 0.
+
+    Raises:
+        TypeError: There is one.
+    """
+    for name in (one.name for one in fields(value)):
+        found, expected = getattr(value, name), getattr(default, name)
+        number = isinstance(expected, float) and type(found) in (int, float)
+        if not (number or type(found) is type(expected)) or (type(found) is int and found < 0):
+            raise TypeError(f"{name} is {found!r}")
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

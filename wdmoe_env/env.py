@@ -15,6 +15,7 @@ from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
 from wdmoe_env.rendering import RENDER_FPS, RENDER_MODES, Picture, Renderer
 from wdmoe_env.simulator import Rollout
+from wdmoe_env.turn import Turn, in_turn
 
 
 class WDMoEEnv(gym.Env[Observation, Any]):
@@ -118,6 +119,12 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     ## Vectorized environment
     `gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=64)` runs 64 windows through one forward pass.
 
+    ## Threads
+    `reset` and `step` may be called from different threads, one after the other, with the same results. A paused
+    forward pass can go on only in the thread that started it, so a new thread first runs the episode's blocks up to
+    the present one again: keep an environment on one thread where speed matters. A call while another one is under
+    way is a `RuntimeError`.
+
     ## Version History
     * v0: initial version
 
@@ -142,7 +149,9 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         self.observation_space: gym.Space[Any] = self._process.observation_space
         self.action_space = self.codec.space
         self._rollout: Rollout | None = None
+        self._turn = Turn()
 
+    @in_turn
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Begin an episode.
 
@@ -155,6 +164,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
         Raises:
             ValueError: no such window, or another option.
+            RuntimeError: another thread is in ``reset`` or ``step``.
         """
         check_keys("options", options or {}, ("window",))
         super().reset(seed=seed)
@@ -167,6 +177,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             self.renderer.begin(self._rollout)
         return _single(encode_observation(self._rollout.block)), info
 
+    @in_turn
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Run the block under an action and go on to the next block.
 
@@ -179,6 +190,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         Raises:
             gymnasium.error.ResetNeeded: no episode is under way.
             ValueError, TypeError: not an action of this environment; the episode can go on.
+            RuntimeError: another thread is in ``reset`` or ``step``; the episode can go on.
         """
         if self._rollout is None or self._rollout.done:
             raise gym.error.ResetNeeded("expected reset() before step(): no episode is under way")

@@ -20,6 +20,7 @@ from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
 from wdmoe_env.simulator import Rollout
+from wdmoe_env.turn import Turn, in_turn
 from wdmoe_env.vector_info import merge, split_rows, spread
 
 
@@ -84,6 +85,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
         self._started = False
+        self._turn = Turn()
         self._observation: Observation = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)  # type: ignore[assignment]
 
     @property  # type: ignore[misc]
@@ -98,6 +100,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._seed(None)
         return tuple(self._seeds)
 
+    @in_turn
     def reset(
         self,
         *,
@@ -112,6 +115,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
 
         Raises:
             ValueError, TypeError: a mask, seeds or windows of another shape or type.
+            RuntimeError: another thread is in ``reset`` or ``step``.
         """
         options = options or {}
         check_keys("options", options, ("reset_mask", "window"))
@@ -127,6 +131,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._started = True
         return self._copied(), info
 
+    @in_turn
     def step(self, actions: Any) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
         """Run one block in every environment, and reset according to the autoreset mode.
 

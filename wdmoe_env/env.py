@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wdmoe_env.actions import Decision
 from wdmoe_env.checks import check_keys
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
@@ -171,15 +172,18 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         self._end_episode()
         window = (options or {}).get("window")
         windows = None if window is None else np.array([window])
-        self._rollout = self.simulator.start([self.np_random], windows)
-        info = {"window": int(self._rollout.windows[0])}
+        rollout = self.simulator.start([self.np_random], windows)
         if self.renderer is not None:
-            self.renderer.begin(self._rollout)
-        return _single(encode_observation(self._rollout.block)), info
+            self.renderer.begin(rollout)
+        self._rollout = rollout
+        return _single(encode_observation(rollout.block)), {"window": int(rollout.windows[0])}
 
     @in_turn
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Run the block under an action and go on to the next block.
+
+        Whatever is raised once the block has run, by a function as reward say, ends the episode. Another thread than
+        that of ``reset`` may step; the blocks that have run are then run again, once for each change of thread.
 
         Args:
             action: of the action space, or what ``encode_action`` gives.
@@ -192,11 +196,21 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             ValueError, TypeError: not an action of this environment; the episode can go on.
             RuntimeError: another thread is in ``reset`` or ``step``; the episode can go on.
         """
-        if self._rollout is None or self._rollout.done:
+        rollout = self._rollout
+        if rollout is None or rollout.done:
             raise gym.error.ResetNeeded("expected reset() before step(): no episode is under way")
         decision = self.codec.decode(_batched(action), (1,))
-        block = self._rollout.block
-        transition = self._process.step(self._rollout, decision)
+        blocks_done = rollout.blocks_done
+        try:
+            return self._run_block(rollout, decision)
+        except BaseException:
+            if rollout.blocks_done > blocks_done:  # what the block led to is lost, and it cannot be run again
+                self._end_episode()
+            raise
+
+    def _run_block(self, rollout: Rollout, decision: Decision) -> tuple[Observation, float, bool, bool, Info]:
+        block = rollout.block
+        transition = self._process.step(rollout, decision)
         observation, info = _single(transition.observation), _single(transition.info)
         if self.renderer is not None:
             self.renderer.add(block, info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,28 @@ class Cohort:
     live: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a step led to, written row by row.
+
+    Attributes:
+        rewards: (N,).
+        terminated: (N,) whether the last block has run.
+        truncated: (N,) whether ``max_episode_steps`` blocks have run.
+        info: in Gymnasium's protocol.
+    """
+
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    info: Info
+
+    @classmethod
+    def empty(cls, num_envs: int) -> Outcome:
+        """Of no environment yet."""
+        return cls(np.zeros(num_envs), np.zeros(num_envs, dtype=bool), np.zeros(num_envs, dtype=bool), {})
+
+
 class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     """N environments of one configuration; see ``WDMoEEnv`` for spaces, rewards and info.
 
@@ -51,10 +74,11 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             ``DISABLED`` (call ``reset(options={"reset_mask": mask})``).
         config: the configuration or its dict.
         render_mode: ``None``; only the single environment draws.
+        max_episode_steps: episodes are truncated after so many steps, as by ``gym.make``; ``None`` and -1 set no limit.
         **keywords: fields of ``EnvConfig``.
 
     Raises:
-        ValueError: ``num_envs`` below 1, an unknown mode, a render mode, or a field out of its range.
+        ValueError: ``num_envs`` below 1, an unknown mode, a render mode, or a limit or a field out of its range.
         TypeError: an unknown keyword; the message names the nearest fields.
     """
 
@@ -64,6 +88,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         config: EnvConfig | Mapping[str, Any] | None = None,
         render_mode: str | None = None,
+        max_episode_steps: int | None = None,
         **keywords: Any,
     ) -> None:
         self._cohorts: list[Cohort] = []  # first: older Gymnasiums close what could not be made too
@@ -74,6 +99,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
+        self._most_steps = _most_steps(max_episode_steps)
         self.config = EnvConfig.make(config, **keywords)
         self._process = DecisionProcess(self.config)
         self.simulator = self._process.simulator
@@ -135,30 +161,46 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     def step(self, actions: Any) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
         """Run one block in every environment, and reset according to the autoreset mode.
 
+        Whatever is raised once a block has run, by a function as reward say, ends the episodes whose block has run in
+        this call. The others can go on. Another thread than that of ``reset`` may step; the blocks that have run are
+        then run again, once for each change of thread.
+
         Args:
             actions: a batch of N, see ``encode_action``.
 
         Returns:
-            Observation with entries (N, ...), rewards (N,), terminated (N,), truncated (N,) all False, and info.
+            Observation with entries (N, ...), rewards (N,), terminated (N,), truncated (N,), and info.
 
         Raises:
             gymnasium.error.ResetNeeded: an environment's episode has ended and nothing resets it.
             ValueError, TypeError: not a batch of actions, and the episodes can go on; or not rewards, where the reward
                 is a function, and they cannot.
+            RuntimeError: another thread is in ``reset`` or ``step``; the episodes can go on.
         """
         waiting = self._waiting()
         if waiting.size and (not self._started or self.autoreset_mode != AutoresetMode.NEXT_STEP):
             raise gym.error.ResetNeeded(f"expected reset() before step(): no episode in environments {waiting[:8]}")
         decision = self.codec.decode(actions, (self.num_envs,))
-        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
-        info: Info = {}
+        before = [(cohort, cohort.rollout.blocks_done) for cohort in self._cohorts]
+        try:
+            return self._run_block(decision, waiting)
+        except BaseException:  # what those blocks led to is lost, and they cannot be run again
+            self._drop([cohort for cohort, done in before if cohort.rollout.blocks_done > done])
+            raise
+
+    def _run_block(
+        self, decision: Decision, waiting: NDArray[np.int64]
+    ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
+        """Step all cohorts, and begin episodes where they wait for one or end in the mode ``SAME_STEP``."""
+        outcome = Outcome.empty(self.num_envs)
         for cohort in list(self._cohorts):
-            self._step_cohort(cohort, decision, rewards, terminated, info)
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
-            info = self._reset_ended(np.nonzero(terminated)[0], info)
+            self._step_cohort(cohort, decision, outcome)
+        info, ended = outcome.info, outcome.terminated | outcome.truncated
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
+            info = self._reset_ended(np.nonzero(ended)[0], info)
         if waiting.size:
             merge(info, self._begin(waiting, None))
-        return self._copied(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), info
+        return self._copied(), outcome.rewards, outcome.terminated, outcome.truncated, info
 
     @property
     def num_blocks(self) -> int:
@@ -215,29 +257,20 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._write(rows, encode_observation(rollout.block))
         return spread({"window": rollout.windows.copy()}, rows, self.num_envs)
 
-    def _step_cohort(
-        self,
-        cohort: Cohort,
-        decision: Decision,
-        rewards: NDArray[np.float64],
-        terminated: NDArray[np.bool_],
-        info: Info,
-    ) -> None:
+    def _step_cohort(self, cohort: Cohort, decision: Decision, outcome: Outcome) -> None:
         """Step one cohort and write what came out for its live rows."""
         taken = decision if len(cohort.rows) == self.num_envs else decision.rows(cohort.rows)
-        try:
-            transition = self._process.step(cohort.rollout, taken)
-        except Exception:  # a reward function's: the block has run, and cannot be run again
-            self._drop([cohort])
-            raise
-        rows = cohort.rows
-        if not cohort.live.all():
-            rows, transition = rows[cohort.live], transition.rows(cohort.live)
-        rewards[rows] = transition.reward
-        terminated[rows] = transition.terminated
+        transition = self._process.step(cohort.rollout, taken)
+        truncated = cohort.rollout.blocks_done >= self._most_steps
+        rows = cohort.rows[cohort.live]
+        if len(rows) < len(cohort.rows):
+            transition = transition.rows(cohort.live)
+        outcome.rewards[rows] = transition.reward
+        outcome.terminated[rows] = transition.terminated
+        outcome.truncated[rows] = truncated
         self._write(rows, transition.observation)
-        merge(info, spread(transition.info, rows, self.num_envs))
-        if transition.terminated:
+        merge(outcome.info, spread(transition.info, rows, self.num_envs))
+        if transition.terminated or truncated:
             self._drop([cohort])
 
     def _reset_ended(self, rows: NDArray[np.int64], info: Info) -> Info:
@@ -284,6 +317,14 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
             return member
     names = ", ".join(member.name for member in AutoresetMode)
     raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}")
+
+
+def _most_steps(max_episode_steps: int | None) -> float:
+    """Steps of an episode at most; ``None`` and -1 are no limit, as in ``gym.make``."""
+    if max_episode_steps is None or max_episode_steps == -1:
+        return math.inf
+    check_integer("max_episode_steps", max_episode_steps, at_least=1)
+    return max_episode_steps
 
 
 def _reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:

@@ -42,6 +42,7 @@ FLOORS = {
         "observations",
         "physics",
         "process",
+        "rendering",
         "simulator",
         "turn",
         "vector_info",

@@ -290,8 +290,8 @@ def test_mistakes_are_one_clear_sentence():
         env.reset(options={"window": np.array([1, 2, 3])})
     with pytest.raises(ValueError, match="options may hold reset_mask, window, got 'mask'"):
         env.reset(options={"mask": np.array([True, False])})
-    with pytest.raises(ValueError, match="render_mode must be None"):
-        make_vec(2, render_mode="rgb_array")
+    with pytest.raises(ValueError, match="render_mode must be None or one of rgb_array, ansi on the batched"):
+        make_vec(2, render_mode="movie")
     with pytest.raises(ValueError, match="expected 2 seeds"):
         env.reset(seed=[1, 2, 3])
     for _ in range(env.unwrapped.num_blocks):

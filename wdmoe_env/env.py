@@ -211,9 +211,9 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     def _run_block(self, rollout: Rollout, decision: Decision) -> tuple[Observation, float, bool, bool, Info]:
         block = rollout.block
         transition = self._process.step(rollout, decision)
-        observation, info = _single(transition.observation), _single(transition.info)
         if self.renderer is not None:
-            self.renderer.add(block, info)
+            self.renderer.add(block, transition.info)
+        observation, info = _single(transition.observation), _single(transition.info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
 
     def render(self) -> Picture | str | None:
@@ -227,7 +227,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: no episode has begun.
             ImportError: the libraries of the extra ``render`` are not installed.
         """
-        return None if self.renderer is None else self.renderer.render()
+        return None if self.renderer is None else self.renderer.render()[0]
 
     @property
     def num_blocks(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
+from wdmoe_env.rendering import BATCH_RENDER_MODES, RENDER_FPS, Picture, Renderer
 from wdmoe_env.simulator import Rollout
 from wdmoe_env.turn import Turn, in_turn
 from wdmoe_env.vector_info import merge, split_rows, spread
@@ -73,12 +74,12 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             ``SAME_STEP`` (the last step resets; ``info["final_obs"]`` and ``info["final_info"]`` hold the end), or
             ``DISABLED`` (call ``reset(options={"reset_mask": mask})``).
         config: the configuration or its dict.
-        render_mode: ``None``; only the single environment draws.
+        render_mode: ``None``, ``"rgb_array"`` or ``"ansi"``, see ``render``.
         max_episode_steps: episodes are truncated after so many steps, as by ``gym.make``; ``None`` and -1 set no limit.
         **keywords: fields of ``EnvConfig``.
 
     Raises:
-        ValueError: ``num_envs`` below 1, an unknown mode, a render mode, or a limit or a field out of its range.
+        ValueError: ``num_envs`` below 1, an unknown mode, or a limit or a field out of its range.
         TypeError: an unknown keyword; the message names the nearest fields.
     """
 
@@ -93,12 +94,15 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     ) -> None:
         self._cohorts: list[Cohort] = []  # first: older Gymnasiums close what could not be made too
         check_integer("num_envs", num_envs, at_least=1)
-        if render_mode is not None:
-            raise ValueError(f"render_mode must be None on the batched environment, got {render_mode!r}")
         self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata: dict[str, Any] = {
+            "render_modes": list(BATCH_RENDER_MODES),
+            "render_fps": RENDER_FPS,
+            "autoreset_mode": self.autoreset_mode,
+        }
         self.render_mode = render_mode
+        self.renderer = None if render_mode is None else _renderer(render_mode, num_envs)
         self._most_steps = _most_steps(max_episode_steps)
         self.config = EnvConfig.make(config, **keywords)
         self._process = DecisionProcess(self.config)
@@ -202,6 +206,18 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             merge(info, self._begin(waiting, None))
         return self._copied(), outcome.rewards, outcome.terminated, outcome.truncated, info
 
+    def render(self) -> tuple[Picture | str, ...] | None:
+        """The block of the last step of each environment, or the first before it. Nothing is drawn before this call.
+
+        Returns:
+            N pictures (720, 1120, 3) uint8 under ``rgb_array``, N texts under ``ansi``; ``None`` without a render mode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+            ImportError: Pillow, of the extra ``render``, is not installed.
+        """
+        return None if self.renderer is None else cast("tuple[Picture | str, ...]", self.renderer.render())
+
     @property
     def num_blocks(self) -> int:
         """I, steps of an episode."""
@@ -255,14 +271,19 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
         self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
         self._write(rows, encode_observation(rollout.block))
+        if self.renderer is not None:
+            self.renderer.begin(rollout, rows.tolist())
         return spread({"window": rollout.windows.copy()}, rows, self.num_envs)
 
     def _step_cohort(self, cohort: Cohort, decision: Decision, outcome: Outcome) -> None:
         """Step one cohort and write what came out for its live rows."""
         taken = decision if len(cohort.rows) == self.num_envs else decision.rows(cohort.rows)
+        block = cohort.rollout.block
         transition = self._process.step(cohort.rollout, taken)
         truncated = cohort.rollout.blocks_done >= self._most_steps
         rows = cohort.rows[cohort.live]
+        if self.renderer is not None:
+            self.renderer.add(block, transition.info, int(rows[0]))
         if len(rows) < len(cohort.rows):
             transition = transition.rows(cohort.live)
         outcome.rewards[rows] = transition.reward
@@ -317,6 +338,14 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
             return member
     names = ", ".join(member.name for member in AutoresetMode)
     raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}")
+
+
+def _renderer(mode: str, num_envs: int) -> Renderer:
+    if mode not in BATCH_RENDER_MODES:
+        expected = f"render_mode must be None or one of {', '.join(BATCH_RENDER_MODES)} on the batched environment"
+        hint = "; a window shows a single environment, of gymnasium.make" if mode == "human" else ""
+        raise ValueError(f"{expected}, got {mode!r}{hint}")
+    return Renderer(mode, num_envs)
 
 
 def _most_steps(max_episode_steps: int | None) -> float:

@@ -14,7 +14,7 @@ import torch
 from conftest import MICRO
 from gymnasium.utils.env_checker import check_env
 
-from wdmoe_env import ENV_IDS
+from wdmoe_env import ENV_IDS, process
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.text.windows import load_documents
@@ -283,6 +283,65 @@ def test_a_bad_action_leaves_the_episode_as_it_was():
     after_error = env.step(action)
     env.reset(seed=0)
     assert_same(after_error, env.step(action))
+
+
+def failing(error):
+    """A function that raises, or gives what is no reward."""
+
+    def fail(terms):
+        if isinstance(error, BaseException):
+            raise error
+        return error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("mine"), KeyboardInterrupt(), np.nan, np.zeros(2), "high"], ids=repr
+)
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_step_that_fails_after_its_block_has_run_ends_the_episode(error, steps):
+    env, twin = make(reward=lambda terms: current(terms)).unwrapped, make().unwrapped
+    actions, current = sampled(env), lambda terms: terms["wlr"]
+    env.reset(seed=0)
+    for action in actions[:steps]:
+        env.step(action)
+    current = failing(error)
+    with pytest.raises((ZeroDivisionError, KeyboardInterrupt, ValueError)):
+        env.step(actions[steps])
+    current = lambda terms: terms["wlr"]  # noqa: E731
+    for _ in range(2):
+        with pytest.raises(gym.error.ResetNeeded, match="expected reset"):
+            env.step(actions[steps])
+    assert_same(play(env, actions, seed=1), play(twin, actions, seed=1))
+
+
+@pytest.mark.parametrize("place", ["model", "renderer"])
+def test_so_does_one_that_fails_in_the_model_or_the_renderer(place, monkeypatch):
+    env = make(render_mode="ansi").unwrapped
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    with monkeypatch.context() as patch:
+        owner, name = (env._rollout._forward, "resume") if place == "model" else (env.renderer, "add")
+        patch.setattr(owner, name, lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            env.step(action)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(action)
+    assert "Block 1 of 3" in env.render()
+
+
+def test_a_step_that_fails_before_its_block_has_run_leaves_the_episode_as_it_was(monkeypatch):
+    env, twin = make("WDMoE-Selection-v0").unwrapped, make("WDMoE-Selection-v0").unwrapped
+    actions = sampled(env)
+    for one in (env, twin):
+        one.reset(seed=0)
+        one.step(actions[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "min_max_bandwidth", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            env.step(actions[1])
+    assert_same([env.step(action) for action in actions[1:]], [twin.step(action) for action in actions[1:]])
 
 
 @pytest.mark.parametrize(

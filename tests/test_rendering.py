@@ -17,10 +17,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import MICRO
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
 
 from wdmoe_env.env import WDMoEEnv
-from wdmoe_env.rendering import RENDER_MODES, palette, scene
+from wdmoe_env.rendering import RENDER_FPS, RENDER_MODES, palette, renderer, scene
 from wdmoe_env.rendering.canvas import Canvas, fitted, text_width
 from wdmoe_env.rendering.device_table import shown_devices
 from wdmoe_env.rendering.picture import DEVICES, HEIGHT, MAP, SELECTION, WIDTH, draw_scene
@@ -35,6 +36,10 @@ SHOWN_DIGITS = 3
 
 def make(render_mode="rgb_array", **keywords):
     return gym.make("wdmoe_env:WDMoE-v0", render_mode=render_mode, **{**MICRO, **keywords})
+
+
+def make_vec(render_mode="rgb_array", num_envs=2, **keywords):
+    return gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=num_envs, render_mode=render_mode, **{**MICRO, **keywords})
 
 
 def shows(text, value):
@@ -431,15 +436,83 @@ def test_there_is_nothing_to_draw_before_reset(mode):
         WDMoEEnv(**MICRO, render_mode=mode).render()
 
 
-def test_another_mode_is_refused_and_the_batched_environment_draws_nothing():
+def test_another_mode_is_refused_and_without_one_nothing_is_drawn():
     with pytest.raises(ValueError, match="render_mode must be None or one of human, rgb_array, ansi, got 'movie'"):
         WDMoEEnv(**MICRO, render_mode="movie")
-    with pytest.raises(ValueError, match="render_mode must be None on the batched environment"):
-        gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=2, render_mode="rgb_array", **MICRO)
-    env = make(None)
+    for mode in ("movie", "rgb_array_list"):
+        with pytest.raises(
+            ValueError, match=f"None or one of rgb_array, ansi on the batched environment, got '{mode}'$"
+        ):
+            make_vec(mode)
+    with pytest.raises(ValueError, match=r"got 'human'; a window shows a single environment, of gymnasium\.make$"):
+        make_vec("human")
+    for env in (make(None), make_vec(None)):
+        env.reset(seed=0)
+        assert env.unwrapped.renderer is None
+        assert env.unwrapped.render() is None
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_batch_draws_what_single_environments_draw(mode):
+    native = make_vec("rgb_array", 3, autoreset_mode=mode)
+    sync = SyncVectorEnv([make] * 3, autoreset_mode=mode)
+    assert native.metadata["render_fps"] == sync.metadata["render_fps"]
+    native.action_space.seed(0)
+    native.reset(seed=4)
+    sync.reset(seed=4)
+    mask = np.array([False, True, False])
+    for step in range(5):
+        ours, theirs = native.render(), sync.render()
+        assert isinstance(ours, tuple)
+        for n, picture in enumerate(ours):
+            apart = [np.abs(picture.astype(int) - other).mean() for other in theirs]
+            assert apart[n] < 0.01, "up to the rounding of a batched forward pass"
+            assert min(apart[:n] + apart[n + 1 :]) > 0.1
+        actions = native.action_space.sample()
+        ended = native.step(actions)[2]
+        sync.step(actions)
+        if step == 0 or (mode == AutoresetMode.DISABLED and ended.any()):
+            mask = ended if ended.any() else mask
+            native.reset(options={"reset_mask": mask})
+            sync.reset(options={"reset_mask": mask.copy()})
+
+
+def test_a_batch_as_text_and_nothing_drawn_before_it_is_asked_for(monkeypatch):
+    env = make_vec("ansi", 3)
+    with pytest.raises(gym.error.ResetNeeded, match="expected reset"):
+        env.render()
+    monkeypatch.setattr(renderer, "scene_of", lambda *args: pytest.fail("drawn"))
+    _, info = env.reset(seed=0)
+    env.step(env.action_space.sample())
+    after = env.step(env.action_space.sample())[4]
+    monkeypatch.undo()
+    for n, text in enumerate(env.render()):
+        assert text.startswith(f"Block 2 of 3 (micro, window {info['window'][n]}, J = 8)\n")
+        assert shows(re.search(r"block latency (\S+) ms", text)[1], after["block_latency_ms"][n])
+
+
+def test_what_is_written_into_a_batchs_info_does_not_reach_its_pictures():
+    env = make_vec("rgb_array", 2)
     env.reset(seed=0)
-    assert env.unwrapped.renderer is None
-    assert env.unwrapped.render() is None
+    info = env.step(env.action_space.sample())[4]
+    before = env.render()
+    for name in ("selection", "shares", "load", "device_latency_ms", "block_latency_ms", "wlr"):
+        info[name][:] = 0
+    np.testing.assert_array_equal(env.render(), before)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_of_a_batch_draws_alike(clone):
+    env = make_vec("rgb_array", 2, autoreset_mode="SAME_STEP", max_episode_steps=2).unwrapped
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    env.reset(options={"reset_mask": np.array([False, True])})
+    twin = clone(env)
+    for _ in range(3):
+        action = env.action_space.sample()
+        for one in (env, twin):
+            one.step(action)
+        np.testing.assert_array_equal(env.render(), twin.render())
 
 
 def test_a_list_of_pictures_comes_from_gymnasiums_own_wrapper():
@@ -458,6 +531,41 @@ def test_a_video_is_recorded(tmp_path):
         pass
     env.close()
     assert [path.stat().st_size > 1000 for path in (tmp_path / "videos").glob("*.mp4")] == [True]
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """What is recorded as videos, pictures and their number a second, in the place of moviepy."""
+    found = []
+    clip = SimpleNamespace(write_videofile=lambda *args, **keywords: None)
+    module = SimpleNamespace(ImageSequenceClip=lambda frames, fps: found.append((list(frames), fps)) or clip)
+    for name in ("moviepy", "moviepy.video", "moviepy.video.io"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "moviepy.video.io.ImageSequenceClip", module)
+    return found
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_gymnasiums_recorder_takes_the_batch(first, recorder, tmp_path):
+    batch = make_vec("rgb_array", 4)
+    env = gym.wrappers.vector.RecordVideo(
+        batch, str(tmp_path / "videos"), record_first_only=first, episode_trigger=lambda number: number == 0
+    )
+    env.reset(seed=0)
+    pictures = [batch.render()]
+    for _ in range(3):
+        env.step(env.action_space.sample())
+        pictures.append(batch.render())
+    env.close()
+    (frames, fps), *more = recorder
+    assert not more
+    assert fps == RENDER_FPS
+    assert len(frames) == 4
+    for frame, shown in zip(frames, pictures, strict=True):
+        assert frame.shape == ((720, 1120, 3) if first else (1440, 2240, 3))
+        np.testing.assert_array_equal(frame[:720, :1120], shown[0])
+        if not first:
+            np.testing.assert_array_equal(frame[720:, 1120:], shown[3])
 
 
 def test_a_missing_library_is_one_sentence_that_names_the_extra(monkeypatch):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers.vector import ClipReward, RecordEpisodeStatistics
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecVideoRecorder
 from test_env import assert_same, make
+from test_rendering import recorder  # noqa: F401
 from test_vector_env import CLOSE, make_vec
 
 from agents import make_policy
@@ -46,14 +50,93 @@ def test_adapter_takes_windows_as_options():
     env.set_options({"window": 5})
     env.reset()
     assert [info["window"] for info in env.reset_infos] == [5, 5]
-    env.set_options([{"window": 5}, {}])
-    with pytest.raises(ValueError, match="window indices"):
+    env.set_options([{"window": 5}, {"window": 6}])
+    env.reset()
+    assert [info["window"] for info in env.reset_infos] == [5, 6]
+    env.set_options({"window": 10**9})
+    with pytest.raises(ValueError, match=r"window indices in \[0, "):
         env.reset()
 
 
-def test_adapter_needs_same_step_resets():
-    with pytest.raises(ValueError, match="SAME_STEP"):
-        SB3VecEnv(make_vec(2).unwrapped)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"windows": 5}, "options may hold window, got 'windows'"),
+        ([{"window": 5}, {"windows": 5}], "options may hold window, got 'windows'"),
+        ({"reset_mask": np.array([True, False])}, "options may hold window, got 'reset_mask'"),
+        ([{"window": 5}, {}], "with window indices in all of them or in none"),
+        ([{"window": 5}], "expected options of 2 environments"),
+    ],
+)
+def test_adapter_says_which_option_it_does_not_take(options, message):
+    env = adapter(2)
+    with pytest.raises(ValueError, match=message):
+        env.set_options(options)
+    env.reset()  # nothing of it is left
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, lambda env: ClipReward(env, 0, 1)])
+def test_adapter_needs_same_step_resets(wrap):
+    with pytest.raises(ValueError, match="SB3VecEnv needs autoreset_mode='SAME_STEP', got 'NEXT_STEP'"):
+        SB3VecEnv(wrap(make_vec(2)))
+    with pytest.raises(TypeError, match=r"SB3VecEnv takes the batched environment of gymnasium.make_vec, got \w+"):
+        SB3VecEnv(make())
+
+
+def test_adapter_takes_gymnasiums_vector_wrappers():
+    batch = make_vec(3, autoreset_mode="SAME_STEP")
+    env, plain = SB3VecEnv(RecordEpisodeStatistics(ClipReward(batch, 0.0, 0.02))), adapter(3)
+    plain.action_space.seed(0)
+    clipped = False
+    for one in (env, plain):
+        one.seed(0)
+        one.reset()
+    total = np.zeros(3)
+    for _ in range(batch.unwrapped.num_blocks):
+        actions = np.stack([plain.action_space.sample() for _ in range(3)])
+        observation, rewards, dones, infos = env.step(actions)
+        others, raw, *_ = plain.step(actions)
+        assert_same(observation, others, **CLOSE)
+        np.testing.assert_allclose(rewards, np.clip(raw, 0.0, 0.02), rtol=1e-4)
+        clipped |= (raw > 0.02).any()
+        total += rewards
+    assert clipped
+    assert dones.all()
+    assert [info["episode"]["r"] for info in infos] == pytest.approx(total.tolist())
+    assert env.get_attr("num_blocks") == [batch.unwrapped.num_blocks] * 3
+    assert env.get_attr("episode_count") == [3] * 3
+    assert env.env_method("encode_action", np.ones((3, 8, 8), dtype=bool), np.full((3, 8), 0.125))[0].shape == (3, 72)
+    env.set_attr("a_note", "mine")
+    assert batch.unwrapped.a_note == "mine"
+    assert (env.env_is_wrapped(ClipReward), env.env_is_wrapped(gym.Wrapper)) == ([True] * 3, [False] * 3)
+    assert make_policy("vanilla", env.env.unwrapped)
+
+
+@pytest.mark.parametrize(("limit", "truncated"), [(1, True), (2, True), (3, False), (None, False)])
+def test_adapter_tells_a_limit_from_an_end(limit, truncated):
+    env = adapter(2, max_episode_steps=limit)
+    env.reset()
+    dones = np.zeros(2, dtype=bool)
+    while not dones.any():
+        _, _, dones, infos = env.step(np.stack([env.action_space.sample() for _ in range(2)]))
+    assert [info["TimeLimit.truncated"] for info in infos] == [truncated] * 2
+    assert [info["episode"]["l"] for info in infos] == [limit or 3] * 2
+    assert infos[0]["terminal_observation"]["block"] == pytest.approx((limit or 3) / 3)
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, lambda env: ClipReward(env, 0, 1)])
+def test_sb3_records_a_video(wrap, recorder, tmp_path):  # noqa: F811
+    batch = make_vec(3, autoreset_mode="SAME_STEP", render_mode="rgb_array")
+    env = VecVideoRecorder(SB3VecEnv(wrap(batch)), str(tmp_path / "videos"), lambda step: step == 0, video_length=2)
+    env.reset()
+    for _ in range(2):
+        env.step(np.stack([env.action_space.sample() for _ in range(3)]))
+    (frames, fps), *more = recorder
+    assert not more
+    assert fps == 2
+    assert [frame.shape for frame in frames] == [(2 * 720, 2 * 1120, 3)] * 3
+    assert not np.array_equal(frames[0], frames[1])
+    env.close()
 
 
 def test_stock_ppo_and_sac_take_the_flat_action():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import MICRO, live_greenlets
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from test_env import IDS, assert_same, make
+from test_env import IDS, assert_same, failing, make
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -117,6 +117,114 @@ def test_a_reward_function_that_fails_ends_the_episodes():
     assert env.step(env.action_space.sample())[1].tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), KeyboardInterrupt(), np.nan, np.zeros(9)], ids=repr)
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_a_step_that_fails_after_its_block_has_run_needs_a_reset(mode, error):
+    current = {"reward": lambda terms: terms["wlr"]}
+    env = make_vec(3, autoreset_mode=mode, reward=lambda terms: current["reward"](terms))
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    env.step(action)
+    current["reward"] = failing(error)
+    with pytest.raises((ZeroDivisionError, KeyboardInterrupt, ValueError)):
+        env.step(action)
+    current["reward"] = lambda terms: terms["wlr"]
+    with pytest.raises(gym.error.ResetNeeded, match=r"no episode in environments \[0 1 2\]"):
+        env.step(action)
+    twin = make_vec(3, autoreset_mode=mode)
+    assert_same(env.reset(seed=5), twin.reset(seed=5))
+    assert_same(env.step(action)[:4], twin.step(action)[:4])
+
+
+@pytest.mark.parametrize(("fails_at", "over"), [(3, [0, 2]), (1, [0, 1, 2])])
+def test_only_episodes_whose_block_has_run_are_over(fails_at, over):
+    """Three episodes step first, then the one that began later: its block has not run where theirs failed."""
+    failing_at = {"count": 0}
+
+    def reward(terms):
+        return terms["wlr"] * (np.nan if len(terms["wlr"]) == failing_at["count"] else 1.0)
+
+    env, twin = (make_vec(3, autoreset_mode="DISABLED", reward=reward) for _ in range(2))
+    action = env.action_space.sample()
+    for one in (env, twin):
+        one.reset(seed=0)
+        one.step(action)
+        one.reset(options={"reset_mask": np.array([False, True, False])})
+    failing_at["count"] = fails_at
+    with pytest.raises(ValueError, match="expected finite rewards"):
+        env.step(action)
+    failing_at["count"] = 0
+    with pytest.raises(gym.error.ResetNeeded) as caught:
+        env.step(action)
+    assert str(caught.value).endswith(f"no episode in environments {np.array(over)}")
+    env.reset(options={"reset_mask": np.isin(np.arange(3), over)})
+    ours, theirs = env.step(action), twin.step(action)
+    if 1 not in over:
+        assert_same({k: v[1] for k, v in ours[0].items()}, {k: v[1] for k, v in theirs[0].items()}, **CLOSE)
+        assert ours[1][1] == pytest.approx(theirs[1][1], rel=1e-6)
+
+
+def test_a_reset_within_a_step_that_fails_loses_the_episodes_of_that_step(monkeypatch):
+    env = make_vec(2, autoreset_mode="SAME_STEP", max_episode_steps=1).unwrapped
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    with monkeypatch.context() as patch:
+        patch.setattr(env.simulator, "start", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            env.step(action)
+    with pytest.raises(gym.error.ResetNeeded, match=r"\[0 1\]"):
+        env.step(action)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, -1, None])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_limit_of_steps_is_that_of_gymnasiums_make(mode, limit):
+    native = make_vec(3, autoreset_mode=mode, max_episode_steps=limit)
+    sync = SyncVectorEnv([lambda: make(max_episode_steps=limit)] * 3, autoreset_mode=mode)
+    native.action_space.seed(1)
+    assert_same(native.reset(seed=7), sync.reset(seed=7), **CLOSE)
+    cut = 0
+    for _ in range(2 * native.unwrapped.num_blocks + 2):
+        actions = native.action_space.sample()
+        ours, theirs = native.step(actions), sync.step(actions)
+        assert_same(ours[:4], theirs[:4], **CLOSE)
+        assert_infos_same(ours[4], theirs[4])
+        cut += ours[3].any()
+        ended = ours[2] | ours[3]
+        if mode == AutoresetMode.DISABLED and ended.any():
+            options = [{"reset_mask": ended.copy()} for _ in range(2)]
+            assert_same(native.reset(options=options[0]), sync.reset(options=options[1]), **CLOSE)
+    assert bool(cut) == (limit in (1, 2, 3))
+
+
+def test_a_limit_counts_the_steps_of_each_environment():
+    env = make_vec(3, autoreset_mode="DISABLED", max_episode_steps=2)
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    assert not env.step(action)[3].any()
+    env.reset(options={"reset_mask": np.array([False, True, False])})
+    assert env.step(action)[3].tolist() == [True, False, True]
+    with pytest.raises(gym.error.ResetNeeded, match=r"\[0 2\]"):
+        env.step(action)
+    env.reset(options={"reset_mask": np.array([True, False, True])})
+    _, _, terminated, truncated, info = env.step(action)
+    assert (terminated.tolist(), truncated.tolist()) == ([False] * 3, [False, True, False])
+    assert "latency_ms" not in info
+
+
+def test_a_limit_is_part_of_the_spec():
+    env = make_vec(2, max_episode_steps=1)
+    again = gym.make_vec(env.unwrapped.spec)
+    again.reset(seed=0)
+    assert again.step(again.action_space.sample())[3].all()
+
+
+@pytest.mark.parametrize("limit", [0, -2, 1.5, "2", True])
+def test_a_limit_that_is_none_is_one_sentence(limit):
+    with pytest.raises(ValueError, match="max_episode_steps must be a whole number of at least 1"):
+        make_vec(2, max_episode_steps=limit)
+
+
 def test_reading_the_generators_is_no_reset():
     env = make_vec(2)
     assert len(env.unwrapped.np_random) == 2
@@ -182,8 +290,8 @@ def test_mistakes_are_one_clear_sentence():
         env.reset(options={"window": np.array([1, 2, 3])})
     with pytest.raises(ValueError, match="options may hold reset_mask, window, got 'mask'"):
         env.reset(options={"mask": np.array([True, False])})
-    with pytest.raises(ValueError, match="render_mode must be None"):
-        make_vec(2, render_mode="rgb_array")
+    with pytest.raises(ValueError, match="render_mode must be None or one of rgb_array, ansi on the batched"):
+        make_vec(2, render_mode="movie")
     with pytest.raises(ValueError, match="expected 2 seeds"):
         env.reset(seed=[1, 2, 3])
     for _ in range(env.unwrapped.num_blocks):

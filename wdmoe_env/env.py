@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wdmoe_env.actions import Decision
 from wdmoe_env.checks import check_keys
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
@@ -15,6 +16,7 @@ from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
 from wdmoe_env.rendering import RENDER_FPS, RENDER_MODES, Picture, Renderer
 from wdmoe_env.simulator import Rollout
+from wdmoe_env.turn import Turn, in_turn
 
 
 class WDMoEEnv(gym.Env[Observation, Any]):
@@ -118,6 +120,12 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     ## Vectorized environment
     `gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=64)` runs 64 windows through one forward pass.
 
+    ## Threads
+    `reset` and `step` may be called from different threads, one after the other, with the same results. A paused
+    forward pass can go on only in the thread that started it, so a new thread first runs the episode's blocks up to
+    the present one again: keep an environment on one thread where speed matters. A call while another one is under
+    way is a `RuntimeError`.
+
     ## Version History
     * v0: initial version
 
@@ -142,7 +150,9 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         self.observation_space: gym.Space[Any] = self._process.observation_space
         self.action_space = self.codec.space
         self._rollout: Rollout | None = None
+        self._turn = Turn()
 
+    @in_turn
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
         """Begin an episode.
 
@@ -155,20 +165,25 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
         Raises:
             ValueError: no such window, or another option.
+            RuntimeError: another thread is in ``reset`` or ``step``.
         """
         check_keys("options", options or {}, ("window",))
         super().reset(seed=seed)
         self._end_episode()
         window = (options or {}).get("window")
         windows = None if window is None else np.array([window])
-        self._rollout = self.simulator.start([self.np_random], windows)
-        info = {"window": int(self._rollout.windows[0])}
+        rollout = self.simulator.start([self.np_random], windows)
         if self.renderer is not None:
-            self.renderer.begin(self._rollout)
-        return _single(encode_observation(self._rollout.block)), info
+            self.renderer.begin(rollout)
+        self._rollout = rollout
+        return _single(encode_observation(rollout.block)), {"window": int(rollout.windows[0])}
 
+    @in_turn
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Run the block under an action and go on to the next block.
+
+        Whatever is raised once the block has run, by a function as reward say, ends the episode. Another thread than
+        that of ``reset`` may step; the blocks that have run are then run again, once for each change of thread.
 
         Args:
             action: of the action space, or what ``encode_action`` gives.
@@ -179,15 +194,26 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         Raises:
             gymnasium.error.ResetNeeded: no episode is under way.
             ValueError, TypeError: not an action of this environment; the episode can go on.
+            RuntimeError: another thread is in ``reset`` or ``step``; the episode can go on.
         """
-        if self._rollout is None or self._rollout.done:
+        rollout = self._rollout
+        if rollout is None or rollout.done:
             raise gym.error.ResetNeeded("expected reset() before step(): no episode is under way")
         decision = self.codec.decode(_batched(action), (1,))
-        block = self._rollout.block
-        transition = self._process.step(self._rollout, decision)
-        observation, info = _single(transition.observation), _single(transition.info)
+        blocks_done = rollout.blocks_done
+        try:
+            return self._run_block(rollout, decision)
+        except BaseException:
+            if rollout.blocks_done > blocks_done:  # what the block led to is lost, and it cannot be run again
+                self._end_episode()
+            raise
+
+    def _run_block(self, rollout: Rollout, decision: Decision) -> tuple[Observation, float, bool, bool, Info]:
+        block = rollout.block
+        transition = self._process.step(rollout, decision)
         if self.renderer is not None:
-            self.renderer.add(block, info)
+            self.renderer.add(block, transition.info)
+        observation, info = _single(transition.observation), _single(transition.info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
 
     def render(self) -> Picture | str | None:
@@ -201,7 +227,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: no episode has begun.
             ImportError: the libraries of the extra ``render`` are not installed.
         """
-        return None if self.renderer is None else self.renderer.render()
+        return None if self.renderer is None else self.renderer.render()[0]
 
     @property
     def num_blocks(self) -> int:

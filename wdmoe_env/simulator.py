@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import checked_nll, load_episodes, mean_over_tokens
 from wdmoe_env.moe.lockstep import LockStep
+from wdmoe_env.moe.split import this_thread
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
@@ -149,7 +150,8 @@ class Rollout:
     """N episodes under way, in lock-step.
 
     Picklable and deep-copyable in mid-episode: the forward pass is run again with the recorded selections,
-    which is deterministic.
+    which is deterministic. The same happens where another thread steps than the one before, since a paused forward
+    pass can go on only in the thread that started it. That costs the blocks that have run, once for each change.
 
     Args:
         simulator: the configuration's simulator.
@@ -170,6 +172,7 @@ class Rollout:
         self._view = simulator.view(windows, trace)
         self._selections: list[Bool] = []
         self._latency_s = np.zeros(len(windows))
+        self._thread: object = this_thread()
         self._begin()
 
     def _begin(self) -> None:
@@ -190,6 +193,11 @@ class Rollout:
         """Whether the last block has run."""
         return not self._forward.blocks
 
+    @property
+    def blocks_done(self) -> int:
+        """Blocks that have run, or begun to."""
+        return len(self._selections)
+
     def step(self, selection: Bool, load: Load, shares: Float) -> BlockResult:
         """Run the block's experts under a decision and go on to the next block.
 
@@ -201,6 +209,9 @@ class Rollout:
         Raises:
             FloatingPointError: the model's next gates or hidden states are not finite; the episodes are over then.
         """
+        if self._thread is not this_thread():
+            self._forward.close()  # its own thread ends it
+            self._run_again()
         own = np.array_equal(selection, self.block.routed)
         result = self._measure(selection, load, shares, own)
         self._latency_s = self._latency_s + result.block_latency_s
@@ -262,14 +273,20 @@ class Rollout:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the paused forward pass and what follows from it."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_forward", "block")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_forward", "_thread", "block")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Run the forward pass again up to where it was."""
         self.__dict__.update(state)
+        self._run_again()
+
+    def _run_again(self) -> None:
+        """Run the forward pass on this thread, from the first block up to where it was."""
+        self._thread = None  # no thread's until it is there, so that the next step mends an interrupted one
         self._begin()
         for selection in self._selections:
             self._advance(selection, np.array_equal(selection, self.block.routed))
+        self._thread = this_thread()
 
 
 def placement_matrix(placement: Any, sizes: Sizes) -> Float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +20,9 @@ from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info
+from wdmoe_env.rendering import BATCH_RENDER_MODES, RENDER_FPS, Picture, Renderer
 from wdmoe_env.simulator import Rollout
+from wdmoe_env.turn import Turn, in_turn
 from wdmoe_env.vector_info import merge, split_rows, spread
 
 
@@ -38,6 +41,28 @@ class Cohort:
     live: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a step led to, written row by row.
+
+    Attributes:
+        rewards: (N,).
+        terminated: (N,) whether the last block has run.
+        truncated: (N,) whether ``max_episode_steps`` blocks have run.
+        info: in Gymnasium's protocol.
+    """
+
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    info: Info
+
+    @classmethod
+    def empty(cls, num_envs: int) -> Outcome:
+        """Of no environment yet."""
+        return cls(np.zeros(num_envs), np.zeros(num_envs, dtype=bool), np.zeros(num_envs, dtype=bool), {})
+
+
 class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     """N environments of one configuration; see ``WDMoEEnv`` for spaces, rewards and info.
 
@@ -49,11 +74,12 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             ``SAME_STEP`` (the last step resets; ``info["final_obs"]`` and ``info["final_info"]`` hold the end), or
             ``DISABLED`` (call ``reset(options={"reset_mask": mask})``).
         config: the configuration or its dict.
-        render_mode: ``None``; only the single environment draws.
+        render_mode: ``None``, ``"rgb_array"`` or ``"ansi"``, see ``render``.
+        max_episode_steps: episodes are truncated after so many steps, as by ``gym.make``; ``None`` and -1 set no limit.
         **keywords: fields of ``EnvConfig``.
 
     Raises:
-        ValueError: ``num_envs`` below 1, an unknown mode, a render mode, or a field out of its range.
+        ValueError: ``num_envs`` below 1, an unknown mode, or a limit or a field out of its range.
         TypeError: an unknown keyword; the message names the nearest fields.
     """
 
@@ -63,16 +89,21 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         config: EnvConfig | Mapping[str, Any] | None = None,
         render_mode: str | None = None,
+        max_episode_steps: int | None = None,
         **keywords: Any,
     ) -> None:
         self._cohorts: list[Cohort] = []  # first: older Gymnasiums close what could not be made too
         check_integer("num_envs", num_envs, at_least=1)
-        if render_mode is not None:
-            raise ValueError(f"render_mode must be None on the batched environment, got {render_mode!r}")
         self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata: dict[str, Any] = {
+            "render_modes": list(BATCH_RENDER_MODES),
+            "render_fps": RENDER_FPS,
+            "autoreset_mode": self.autoreset_mode,
+        }
         self.render_mode = render_mode
+        self.renderer = None if render_mode is None else _renderer(render_mode, num_envs)
+        self._most_steps = _most_steps(max_episode_steps)
         self.config = EnvConfig.make(config, **keywords)
         self._process = DecisionProcess(self.config)
         self.simulator = self._process.simulator
@@ -84,6 +115,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._generators: list[np.random.Generator] = []
         self._seeds: list[int] = []
         self._started = False
+        self._turn = Turn()
         self._observation: Observation = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)  # type: ignore[assignment]
 
     @property  # type: ignore[misc]
@@ -98,6 +130,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._seed(None)
         return tuple(self._seeds)
 
+    @in_turn
     def reset(
         self,
         *,
@@ -112,6 +145,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
 
         Raises:
             ValueError, TypeError: a mask, seeds or windows of another shape or type.
+            RuntimeError: another thread is in ``reset`` or ``step``.
         """
         options = options or {}
         check_keys("options", options, ("reset_mask", "window"))
@@ -127,33 +161,62 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._started = True
         return self._copied(), info
 
+    @in_turn
     def step(self, actions: Any) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
         """Run one block in every environment, and reset according to the autoreset mode.
+
+        Whatever is raised once a block has run, by a function as reward say, ends the episodes whose block has run in
+        this call. The others can go on. Another thread than that of ``reset`` may step; the blocks that have run are
+        then run again, once for each change of thread.
 
         Args:
             actions: a batch of N, see ``encode_action``.
 
         Returns:
-            Observation with entries (N, ...), rewards (N,), terminated (N,), truncated (N,) all False, and info.
+            Observation with entries (N, ...), rewards (N,), terminated (N,), truncated (N,), and info.
 
         Raises:
             gymnasium.error.ResetNeeded: an environment's episode has ended and nothing resets it.
             ValueError, TypeError: not a batch of actions, and the episodes can go on; or not rewards, where the reward
                 is a function, and they cannot.
+            RuntimeError: another thread is in ``reset`` or ``step``; the episodes can go on.
         """
         waiting = self._waiting()
         if waiting.size and (not self._started or self.autoreset_mode != AutoresetMode.NEXT_STEP):
             raise gym.error.ResetNeeded(f"expected reset() before step(): no episode in environments {waiting[:8]}")
         decision = self.codec.decode(actions, (self.num_envs,))
-        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
-        info: Info = {}
+        before = [(cohort, cohort.rollout.blocks_done) for cohort in self._cohorts]
+        try:
+            return self._run_block(decision, waiting)
+        except BaseException:  # what those blocks led to is lost, and they cannot be run again
+            self._drop([cohort for cohort, done in before if cohort.rollout.blocks_done > done])
+            raise
+
+    def _run_block(
+        self, decision: Decision, waiting: NDArray[np.int64]
+    ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
+        """Step all cohorts, and begin episodes where they wait for one or end in the mode ``SAME_STEP``."""
+        outcome = Outcome.empty(self.num_envs)
         for cohort in list(self._cohorts):
-            self._step_cohort(cohort, decision, rewards, terminated, info)
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
-            info = self._reset_ended(np.nonzero(terminated)[0], info)
+            self._step_cohort(cohort, decision, outcome)
+        info, ended = outcome.info, outcome.terminated | outcome.truncated
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
+            info = self._reset_ended(np.nonzero(ended)[0], info)
         if waiting.size:
             merge(info, self._begin(waiting, None))
-        return self._copied(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), info
+        return self._copied(), outcome.rewards, outcome.terminated, outcome.truncated, info
+
+    def render(self) -> tuple[Picture | str, ...] | None:
+        """The block of the last step of each environment, or the first before it. Nothing is drawn before this call.
+
+        Returns:
+            N pictures (720, 1120, 3) uint8 under ``rgb_array``, N texts under ``ansi``; ``None`` without a render mode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun.
+            ImportError: Pillow, of the extra ``render``, is not installed.
+        """
+        return None if self.renderer is None else cast("tuple[Picture | str, ...]", self.renderer.render())
 
     @property
     def num_blocks(self) -> int:
@@ -208,31 +271,27 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
         self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
         self._write(rows, encode_observation(rollout.block))
+        if self.renderer is not None:
+            self.renderer.begin(rollout, rows.tolist())
         return spread({"window": rollout.windows.copy()}, rows, self.num_envs)
 
-    def _step_cohort(
-        self,
-        cohort: Cohort,
-        decision: Decision,
-        rewards: NDArray[np.float64],
-        terminated: NDArray[np.bool_],
-        info: Info,
-    ) -> None:
+    def _step_cohort(self, cohort: Cohort, decision: Decision, outcome: Outcome) -> None:
         """Step one cohort and write what came out for its live rows."""
         taken = decision if len(cohort.rows) == self.num_envs else decision.rows(cohort.rows)
-        try:
-            transition = self._process.step(cohort.rollout, taken)
-        except Exception:  # a reward function's: the block has run, and cannot be run again
-            self._drop([cohort])
-            raise
-        rows = cohort.rows
-        if not cohort.live.all():
-            rows, transition = rows[cohort.live], transition.rows(cohort.live)
-        rewards[rows] = transition.reward
-        terminated[rows] = transition.terminated
+        block = cohort.rollout.block
+        transition = self._process.step(cohort.rollout, taken)
+        truncated = cohort.rollout.blocks_done >= self._most_steps
+        rows = cohort.rows[cohort.live]
+        if self.renderer is not None:
+            self.renderer.add(block, transition.info, int(rows[0]))
+        if len(rows) < len(cohort.rows):
+            transition = transition.rows(cohort.live)
+        outcome.rewards[rows] = transition.reward
+        outcome.terminated[rows] = transition.terminated
+        outcome.truncated[rows] = truncated
         self._write(rows, transition.observation)
-        merge(info, spread(transition.info, rows, self.num_envs))
-        if transition.terminated:
+        merge(outcome.info, spread(transition.info, rows, self.num_envs))
+        if transition.terminated or truncated:
             self._drop([cohort])
 
     def _reset_ended(self, rows: NDArray[np.int64], info: Info) -> Info:
@@ -279,6 +338,22 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
             return member
     names = ", ".join(member.name for member in AutoresetMode)
     raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}")
+
+
+def _renderer(mode: str, num_envs: int) -> Renderer:
+    if mode not in BATCH_RENDER_MODES:
+        expected = f"render_mode must be None or one of {', '.join(BATCH_RENDER_MODES)} on the batched environment"
+        hint = "; a window shows a single environment, of gymnasium.make" if mode == "human" else ""
+        raise ValueError(f"{expected}, got {mode!r}{hint}")
+    return Renderer(mode, num_envs)
+
+
+def _most_steps(max_episode_steps: int | None) -> float:
+    """Steps of an episode at most; ``None`` and -1 are no limit, as in ``gym.make``."""
+    if max_episode_steps is None or max_episode_steps == -1:
+        return math.inf
+    check_integer("max_episode_steps", max_episode_steps, at_least=1)
+    return max_episode_steps
 
 
 def _reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:

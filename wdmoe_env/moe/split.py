@@ -189,7 +189,7 @@ class SplitModel:
 class SplitForward:
     """A use of a model under way, paused at an MoE block.
 
-    It belongs to the thread that started it. Dropping the last reference ends it, like ``close``.
+    It belongs to the thread that started it, and ends with it. Dropping the last reference ends it, like ``close``.
 
     Args:
         model: a transformers model with the hook installed.
@@ -206,6 +206,7 @@ class SplitForward:
         self._modes = partial(neutral_modes, model.device.type, inference)
         self._thread = threading.get_ident()
         self._greenlet = greenlet(partial(_run, model, function, self._modes, inference))
+        _this.passes.add(self)
         # A finalizer rather than __del__, which may come too late at the end of the process.
         self._finalize = weakref.finalize(self, _end, self._greenlet, self._modes, self._thread)
         self._advance()
@@ -312,6 +313,34 @@ def _end_orphans() -> None:
     for orphan in own:
         _orphans.remove(orphan)
         _end(*orphan)
+
+
+def this_thread() -> object:
+    """What stands for this thread. Its number will not do: once a thread has ended, another may get its number."""
+    return _this.mark
+
+
+class _Life:
+    """Is dropped when a thread ends."""
+
+
+class _Thread(threading.local):
+    """The thread at hand, and the passes that it has started."""
+
+    def __init__(self) -> None:
+        self.mark, self._life = object(), _Life()
+        self.passes: weakref.WeakSet[SplitForward] = weakref.WeakSet()
+        weakref.finalize(self._life, _end_all, self.passes)
+
+
+def _end_all(passes: weakref.WeakSet[SplitForward]) -> None:
+    """End the passes of a thread, which is about to end itself: afterwards nobody could, nor free their tensors."""
+    for one in list(passes):
+        one.close()
+    _end_orphans()
+
+
+_this = _Thread()
 
 
 def _describe(value: Any) -> str:

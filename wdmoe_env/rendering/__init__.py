@@ -5,6 +5,6 @@ show a scene. Pillow and pygame, of the extra ``render``, are imported where som
 """
 
 from wdmoe_env.rendering.canvas import Picture
-from wdmoe_env.rendering.renderer import RENDER_FPS, RENDER_MODES, Renderer
+from wdmoe_env.rendering.renderer import BATCH_RENDER_MODES, RENDER_FPS, RENDER_MODES, Renderer
 
-__all__ = ["RENDER_FPS", "RENDER_MODES", "Picture", "Renderer"]
+__all__ = ["BATCH_RENDER_MODES", "RENDER_FPS", "RENDER_MODES", "Picture", "Renderer"]

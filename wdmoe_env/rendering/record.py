@@ -1,9 +1,9 @@
-"""What the environment keeps of an episode for a picture that may be asked for: copies, so nothing can change them."""
+"""What the environment keeps of episodes for pictures that may be asked for: copies, so nothing can change them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +11,19 @@ import numpy as np
 from wdmoe_env.observations import Block
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.simulator import Rollout
+
+# The entries of a step's info that are shown; the last three come with the last block.
+SHOWN = (
+    "selection",
+    "shares",
+    "load",
+    "device_latency_ms",
+    "block_latency_ms",
+    "wlr",
+    "nll",
+    "reference_nll",
+    "next_token_accuracy",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +47,18 @@ class Episode:
     tokens: tuple[str, ...]
 
     @classmethod
-    def of(cls, rollout: Rollout) -> Self:
-        """Of the only episode of a rollout."""
+    def of(cls, rollout: Rollout | Film, n: int = 0) -> Self:
+        """Episode n of a rollout, or of what was kept of it."""
         simulator = rollout.simulator
         config = simulator.config
         profiles = np.resize(np.array(config.devices.profiles), config.devices.count)
         return cls(
             model=config.model,
-            window=int(rollout.windows[0]),
+            window=int(rollout.windows[n]),
             num_blocks=simulator.sizes.num_blocks,
             devices=tuple(profiles.tolist()),
-            distance_m=np.asarray(rollout.trace.distance_m[:, 0]),
-            tokens=_token_texts(rollout),
+            distance_m=np.asarray(rollout.trace.distance_m[:, n]),
+            tokens=_token_texts(rollout, n),
         )
 
 
@@ -87,16 +100,17 @@ class Outcome:
     text: Text | None
 
     @classmethod
-    def of(cls, info: Mapping[str, Any]) -> Self:
-        """Of a step's info."""
-        text = Text(info["nll"], info["reference_nll"], info["next_token_accuracy"]) if "nll" in info else None
+    def of(cls, info: Mapping[str, Any], n: int) -> Self:
+        """Of episode n in a step's info."""
+        at = {name: info[name][n] for name in SHOWN if name in info}
+        text = Text(at["nll"], at["reference_nll"], at["next_token_accuracy"]) if "nll" in at else None
         return cls(
-            selection=info["selection"].copy(),
-            shares=info["shares"].copy(),
-            load=info["load"].copy(),
-            device_latency_ms=info["device_latency_ms"].copy(),
-            block_latency_ms=info["block_latency_ms"],
-            wlr=info["wlr"],
+            selection=at["selection"],
+            shares=at["shares"],
+            load=at["load"],
+            device_latency_ms=at["device_latency_ms"],
+            block_latency_ms=at["block_latency_ms"],
+            wlr=at["wlr"],
             text=text,
         )
 
@@ -120,22 +134,60 @@ class Record:
     outcome: Outcome | None
 
     @classmethod
-    def of(cls, block: Block, info: Mapping[str, Any] | None) -> Self:
-        """Of the only episode of a block, and of its step's info."""
+    def of(cls, block: Block, info: Mapping[str, Any] | None, n: int) -> Self:
+        """Of episode n in a block and in its step's info."""
         placement = block.links.placement
         return cls(
-            block.gate_probs[0],
-            block.routed[0].copy(),  # the selection in info may be the same memory
-            block.spectral_efficiency[0],
-            placement if placement.ndim == 2 else placement[0],
-            None if info is None else Outcome.of(info),
+            block.gate_probs[n],
+            block.routed[n],
+            block.spectral_efficiency[n],
+            placement if placement.ndim == 2 else placement[n],
+            None if info is None else Outcome.of(info, n),
         )
 
 
-def _token_texts(rollout: Rollout) -> tuple[str, ...]:
+class Film:
+    """N episodes that go on together, kept so that a picture of each can be drawn later.
+
+    Args:
+        rollout: the episodes, at their first block.
+    """
+
+    def __init__(self, rollout: Rollout) -> None:
+        # Not the rollout itself: a copy of it would run its forward pass again.
+        self.simulator, self.windows, self.trace = rollout.simulator, rollout.windows, rollout.trace
+        self.token_mask = rollout.token_mask
+        self._first = _copy(rollout.block)
+        self._steps: list[tuple[Block, dict[str, Any]]] = []
+
+    def add(self, block: Block, info: Mapping[str, Any]) -> None:
+        """Keep what a step led to.
+
+        Args:
+            block: that was decided on.
+            info: of the step, entries (N, ...).
+        """
+        self._steps.append((_copy(block), {name: info[name].copy() for name in SHOWN if name in info}))
+
+    def episode(self, n: int) -> Episode:
+        """What holds for all blocks of episode n."""
+        return Episode.of(self, n)
+
+    def records(self, n: int) -> list[Record]:
+        """The blocks of episode n that have run; before any has, the first one, undecided."""
+        steps = [Record.of(block, info, n) for block, info in self._steps]
+        return steps or [Record.of(self._first, None, n)]
+
+
+def _copy(block: Block) -> Block:
+    """A block whose routing is its own: the selection in info may be the same memory."""
+    return replace(block, routed=block.routed.copy(), hidden_states=None)
+
+
+def _token_texts(rollout: Rollout | Film, n: int) -> tuple[str, ...]:
     source = rollout.simulator.source
     decode = getattr(source.model.tokenizer, "decode", None)
     if decode is None:
         return ()
-    token_ids = source.windows.token_ids[rollout.windows[0]]
-    return tuple(decode([int(one)]) if real else "" for one, real in zip(token_ids, rollout.token_mask[0], strict=True))
+    token_ids = source.windows.token_ids[rollout.windows[n]]
+    return tuple(decode([int(one)]) if real else "" for one, real in zip(token_ids, rollout.token_mask[n], strict=True))

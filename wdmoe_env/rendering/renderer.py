@@ -1,8 +1,8 @@
-"""What ``render()`` gives: it records as the episode goes on, and draws when asked."""
+"""What ``render()`` gives: it records as the episodes go on, and draws when asked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -10,68 +10,83 @@ import gymnasium as gym
 from wdmoe_env.observations import Block
 from wdmoe_env.rendering.canvas import Picture
 from wdmoe_env.rendering.picture import draw_scene
-from wdmoe_env.rendering.record import Episode, Record
+from wdmoe_env.rendering.record import Film
 from wdmoe_env.rendering.scene import Scene, scene_of
 from wdmoe_env.rendering.terminal import terminal_text
 from wdmoe_env.rendering.window import Window
 from wdmoe_env.simulator import Rollout
 
 RENDER_MODES = ("human", "rgb_array", "ansi")
+BATCH_RENDER_MODES = ("rgb_array", "ansi")
 RENDER_FPS = 2
 
 
 class Renderer:
-    """Renders one environment.
+    """Renders one environment, or each one of a batch.
 
     Args:
         mode: one of ``RENDER_MODES``.
+        num_envs: N.
 
     Raises:
         ValueError: another mode.
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, num_envs: int = 1) -> None:
         if mode not in RENDER_MODES:
             raise ValueError(f"render_mode must be None or one of {', '.join(RENDER_MODES)}, got {mode!r}")
         self.mode = mode
         self._window = Window(RENDER_FPS)
-        self._episode: Episode | None = None
-        self._records: list[Record] = []
+        self._shown: list[tuple[Film, int] | None] = [None] * num_envs
 
-    def begin(self, rollout: Rollout) -> None:
-        """Take up the only episode of a rollout; a window shows its first block."""
-        self._episode = Episode.of(rollout)
-        self._records = []
-        self._show(Record.of(rollout.block, None))
+    def begin(self, rollout: Rollout, rows: Sequence[int] = (0,)) -> None:
+        """Take up the episodes of a rollout; a window shows the first block.
 
-    def add(self, block: Block, info: Mapping[str, Any]) -> None:
+        Args:
+            rollout: n episodes that begin.
+            rows: the environment of each.
+        """
+        film = Film(rollout)
+        for n, row in enumerate(rows):
+            self._shown[row] = film, n
+        self._show()
+
+    def add(self, block: Block, info: Mapping[str, Any], row: int = 0) -> None:
         """Take up what a step led to; a window shows it.
 
         Args:
-            block: that was decided on.
-            info: of the step.
+            block: that was decided on, of all episodes that began together.
+            info: of the step, entries (n, ...) of the same episodes.
+            row: an environment that is at one of them.
         """
-        self._records = [record for record in self._records if record.outcome]
-        self._show(Record.of(block, info))
+        film, _ = self._at(row)
+        film.add(block, info)
+        self._show()
 
-    def _show(self, record: Record) -> None:
-        self._records.append(record)
+    def _show(self) -> None:
         if self.mode == "human":
             self._window.show(draw_scene(self.scene()))
 
-    def scene(self) -> Scene:
-        """What there is to see.
+    def _at(self, row: int) -> tuple[Film, int]:
+        shown = self._shown[row]
+        if shown is None:
+            raise gym.error.ResetNeeded("expected reset() before render(): there is nothing to draw")
+        return shown
+
+    def scene(self, row: int = 0) -> Scene:
+        """What there is to see of an environment.
 
         Raises:
             gymnasium.error.ResetNeeded: no episode has begun.
         """
-        if self._episode is None:
-            raise gym.error.ResetNeeded("expected reset() before render(): there is nothing to draw")
-        return scene_of(self._episode, self._records)
+        film, n = self._at(row)
+        return scene_of(film.episode(n), film.records(n))
 
-    def render(self) -> Picture | str | None:
-        """Picture (H, W, 3) under ``rgb_array``, text under ``ansi``; a window shows by itself."""
-        scene = self.scene()
+    def render(self) -> tuple[Picture | str | None, ...]:
+        """A picture (H, W, 3) of each environment under ``rgb_array``, a text under ``ansi``, else ``None``."""
+        return tuple(self._drawn(self.scene(row)) for row in range(len(self._shown)))
+
+    def _drawn(self, scene: Scene) -> Picture | str | None:
         if self.mode == "rgb_array":
             return draw_scene(scene)
         return terminal_text(scene) if self.mode == "ansi" else None

@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from agents.files import write_whole
 from agents.flat import perceptron
 from agents.network import Architecture, TokenSharedNetwork
 from wdmoe_env.config import DecisionKind
+from wdmoe_env.writing import write_whole
 
 FORMAT = "wdmoe-policy-2"
 # Far above any sensible size of a network.

@@ -17,10 +17,10 @@ FLOORS = {
     "checks": set(),
     "optional": set(),
     "config": {"checks"},
-    "physics": {"config"},
+    "physics": {"config", "writing"},
     "radio": {"checks", "config", "optional", "physics"},
     "optimize": {"config", "physics"},
-    "moe": {"config", "optional"},
+    "moe": {"checks", "config", "optional"},
     "text": {"checks", "config"},
     "observations": {"physics"},
     "actions": {"config", "observations", "physics"},
@@ -34,6 +34,7 @@ FLOORS = {
     "env": {"checks", "config", "observations", "physics", "process", "rendering", "simulator"},
     "mo_env": {"config", "env", "observations", "physics", "process"},
     "vector_info": set(),
+    "writing": set(),
     "vector_env": {"actions", "checks", "config", "observations", "physics", "process", "simulator", "vector_info"},
     "scoring": {"actions", "config", "episodes", "observations", "physics", "process", "simulator", "text"},
     "generation": {"moe", "scoring", "simulator", "text"},
@@ -48,6 +49,7 @@ FLOORS = {
         "text",
         "vector_env",
         "vector_info",
+        "writing",
     },
 }
 

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from agents.files import write_whole
+from wdmoe_env.writing import write_whole
 
 
 def save_checkpoint(path: Path, network: Module, optimizers: Mapping[str, Optimizer], timesteps: int) -> None:

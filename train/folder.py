@@ -11,9 +11,12 @@ from typing import Any
 
 from stable_baselines3.common.logger import Logger, make_output_format
 
-from agents.files import write_whole
-from train.arguments import Arguments
+from train.arguments import CHECKPOINT, Arguments
 from wdmoe_env import __version__
+from wdmoe_env.writing import check_file, write_whole
+
+FILES = ("arguments.json", CHECKPOINT, "policy.json", "policy.safetensors")
+"""What a run writes, beside its curves."""
 
 # What a run may change half-way.
 FREE_ON_RESUME = ("timesteps", "out", "checkpoint_every", "resume", "progress", "env_runners", "address")
@@ -30,17 +33,19 @@ def open_run(arguments: Arguments, settings: dict[str, Any]) -> Path:
         Path of the checkpoint.
 
     Raises:
-        ValueError: as above.
+        ValueError: as above, or something else than a file stands where the run will write one.
     """
     run = Path(arguments.out)
-    checkpoint, record = run / "checkpoint.safetensors", run / "arguments.json"
+    for name in FILES:
+        check_file(run / name)
+    checkpoint, record = run / CHECKPOINT, run / "arguments.json"
     if checkpoint.exists() and not arguments.resume:
         raise ValueError(f"{run} holds a run already: pass --resume to go on with it, or another --out")
     if arguments.resume and not checkpoint.is_file():
         raise ValueError(f"expected a checkpoint to resume in {checkpoint}, but there is none")
     told = dataclasses.asdict(arguments)
     if arguments.resume:
-        began = json.loads(record.read_text())
+        began = _record(record)
         for name in told.keys() - set(FREE_ON_RESUME):
             if began.get(name) != told[name]:
                 raise ValueError(f"{run} was begun with {name}={began.get(name)!r}, got {told[name]!r}")
@@ -49,9 +54,29 @@ def open_run(arguments: Arguments, settings: dict[str, Any]) -> Path:
     return checkpoint
 
 
+def _record(path: Path) -> dict[str, Any]:
+    """What a run wrote of its arguments.
+
+    Raises:
+        ValueError: it cannot be read, or is something else.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected the arguments of the run in {path}, which cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected the arguments of the run in {path}, got {type(record).__name__}")
+    return record
+
+
 def curves(run: Path, timesteps: int) -> Logger:
-    """Curves as CSV and for TensorBoard; those of a resumed run lie beside the earlier ones."""
+    """Curves as CSV and for TensorBoard; those of a resumed run lie beside the earlier ones.
+
+    Raises:
+        ValueError: no file of ours can stand where the CSV goes.
+    """
     suffix = f"-{timesteps}" if timesteps else ""
+    check_file(run / f"progress{suffix}.csv")
     return Logger(str(run), [make_output_format(name, str(run), suffix) for name in ("csv", "tensorboard")])
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from agents.files import write_whole
 from eval.kinds import EPISODES
 from eval.page.accuracy import matched_points
 from eval.page.html import Markup, tag
@@ -14,6 +13,7 @@ from eval.page.sections import made_section, suite_sections, transfer_section, w
 from eval.replay import SavedResults, read_results
 from eval.transfer import CONDITIONS
 from eval.transfer import TABLE as TRANSFER
+from wdmoe_env.writing import write_whole
 
 TITLE = "WDMoE: policies compared"
 LEAD = "Expert selection and bandwidth for a mixture of experts on wireless devices: latency against quality."

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def read_csv(file: Path, quantities: Sequence[str]) -> tuple[Table, NDArray[np.i
     return {name: columns[name][order].reshape(shape) for name in columns if name not in INDEX}, lengths
 
 
-def write_csv(file: Path, table: Table) -> None:
+def write_csv(file: IO[bytes], table: Table) -> None:
     """Write quantities (episodes, steps, U), with as many digits as give the same numbers back."""
     index = np.indices(next(iter(table.values())).shape)
     columns = [values.ravel() for values in (*index, *table.values())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.physics.recording import Recording
 from wdmoe_env.physics.recording_csv import Table, read_csv, write_csv
+from wdmoe_env.writing import write_whole
 
 QUANTITIES = ("gain", "gain_db", "uplink_gain", "uplink_gain_db", "distance_m")
 """Arrays of an NPZ and columns of a CSV; gains are linear or in dB, and that of the downlink must be there."""
@@ -35,7 +37,7 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         raise FileNotFoundError(f"expected a file of recorded gains, found no file {str(path)!r}")
     about = file.stat()
     try:
-        return _read(file.resolve(), about.st_mtime_ns, about.st_size)
+        return _read(file.resolve(), (about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_size))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -50,7 +52,7 @@ def write_recording(path: str | os.PathLike[str], gains: Gains) -> None:
         gains: what to write.
 
     Raises:
-        ValueError: another suffix.
+        ValueError, OSError: another suffix, or what ``wdmoe_env.writing.write_whole`` raises.
     """
     file = _checked(path)
     table = {"gain": gains.gain}
@@ -59,10 +61,12 @@ def write_recording(path: str | os.PathLike[str], gains: Gains) -> None:
     if not np.isnan(gains.distance_m).all():
         table["distance_m"] = gains.distance_m
     episodes_first = {name: np.ascontiguousarray(values.swapaxes(0, 1)) for name, values in table.items()}
+    content = io.BytesIO()
     if file.suffix == ".csv":
-        write_csv(file, episodes_first)
+        write_csv(content, episodes_first)
     else:
-        np.savez_compressed(file, allow_pickle=False, **episodes_first)
+        np.savez_compressed(content, allow_pickle=False, **episodes_first)
+    write_whole(file, content.getvalue())
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
@@ -72,8 +76,11 @@ def _checked(path: str | os.PathLike[str]) -> Path:
 
 
 @lru_cache(maxsize=4)
-def _read(file: Path, modified_ns: int, size: int) -> Recording:
-    """Read a file; its time and size are part of the cache's key."""
+def _read(file: Path, state: tuple[int, ...]) -> Recording:
+    """Read a file; its times, number and size are part of the cache's key.
+
+    The time of modification alone can be set back, which the time of the last change of any kind shows.
+    """
     table, lengths = read_csv(file, QUANTITIES) if file.suffix == ".csv" else _read_npz(file)
     gain = _gain(table, "gain")
     if gain is None:

@@ -14,10 +14,10 @@ from safetensors.torch import save
 from torch import nn
 
 from agents.card import Card, card_text, parse_card
-from agents.files import write_whole
 from agents.flat import perceptron
 from agents.network import BOUNDS, Architecture, TokenSharedNetwork
 from wdmoe_env.config import DecisionKind
+from wdmoe_env.writing import write_whole
 
 FORMAT = "wdmoe-policy-2"
 # Of a perceptron over a flattened observation: one of 1,024 tokens, 384 experts and 384 devices has a million numbers.

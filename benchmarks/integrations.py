@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.pages import INDEX, Outcome, Page, install_wheel, pages
+from wdmoe_env.writing import write_whole
 
 HEADER = ("library", "version", "Gymnasium", "id string", "steps", "before", "after", "`vanilla`", "you add")
 RULE = ("---", "---", "---", "---", "---:", "---:", "---:", "---:", "---")
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(error, file=sys.stderr)
                 continue
             print(rows[page.name], flush=True)
-            INDEX.write_text(with_table(index, [rows[one] for one in sorted(rows)]), encoding="utf-8")
+            write_whole(INDEX, with_table(index, [rows[one] for one in sorted(rows)]).encode())
     return int(failed > 0)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from wdmoe_env.writing import write_files
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -101,10 +103,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def save(folder: Path, rows: Sequence[Row], note: str) -> None:
     """Write ``results.md`` and ``results.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.md").write_text(f"# Results\n\n{note}\n\n{markdown(rows)}", encoding="utf-8")
+    text = f"# Results\n\n{note}\n\n{markdown(rows)}"
     results = {"machine": note, "rows": [{**asdict(row), "verdict": row.verdict} for row in rows]}
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    described = json.dumps(results, indent=1) + "\n"
+    write_files(folder, {"results.md": text.encode(), "results.json": described.encode()})
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

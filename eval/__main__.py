@@ -6,8 +6,8 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +27,8 @@ The results folder holds results.csv (a row per episode and policy), results.jso
 leaderboard.csv (a row per setting, over its training seeds), report.md, pareto.png and profiles.png; with --suite the
 first two are suite.csv (a row per item and policy) and suite.json, and the last is missing.
 Every policy runs the same episodes or items; `vanilla` is the reference and always among them.
-Exit code 2: a mistake in the command, named in one sentence, and nothing was written.
+Exit code 2: a mistake in the command, named in one sentence, and nothing was written. Exit code 130: interrupted.
+At most 100,000 episodes: the intervals keep about 50 kB of memory for each.
 """
 
 
@@ -73,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate, list or replay; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(arguments)
+    with mistakes_as_one_sentence():
+        check_text(arguments)
     try:
         if options.list:
             return print_names()
@@ -86,8 +89,21 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m eval: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("python -m eval: interrupted; nothing was written", file=sys.stderr)
+        print("\npython -m eval: interrupted; what was not complete is not written", file=sys.stderr)
         return 130
+
+
+def check_text(arguments: Sequence[str]) -> None:
+    """Refuse an argument that no report could name.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"expected arguments in UTF-8, got {argument!r}") from None
 
 
 def print_names() -> int:
@@ -100,50 +116,61 @@ def print_names() -> int:
 
 def evaluate(options: argparse.Namespace, command: str) -> int:
     """Check everything, run, write the folder, print the table."""
-    from eval.folder import check_folder, write_results
+    from eval.folder import results_folder, write_results
     from eval.kinds import EPISODES, SUITE
 
     kind = SUITE if options.suite else EPISODES
-    out = options.out or Path("runs", "eval", time.strftime("%Y%m%d-%H%M%S"))
-    with mistakes_as_one_sentence():
-        check_folder(out, options.overwrite)
-        evaluation = kind.evaluation(kind.config(**run_settings(options)))
-    results = evaluation.run()
-    summary = kind.json(results, command)
-    with mistakes_as_one_sentence():
-        write_results(kind, results, summary, out)
-    print(f"\n{kind.terminal(summary)}\n")
+    out = results_path(options)
+    with ExitStack() as held:
+        with mistakes_as_one_sentence():
+            folder = held.enter_context(results_folder(out, options.overwrite))
+            evaluation = kind.evaluation(kind.config(**run_settings(options)))
+        results = evaluation.run()
+        summary = kind.json(results, command)
+        print(f"\n{kind.terminal(summary)}\n")  # first: it is what is left where a disk is full
+        with mistakes_as_one_sentence():
+            write_results(kind, results, summary, folder)
     print(f"report:  {out / 'report.md'}\npicture: {out / 'pareto.png'}")
     return 0
 
 
+def results_path(options: argparse.Namespace) -> Path:
+    """Where results go: what ``--out`` says, or a folder named by the time."""
+    return options.out or Path("runs", "eval", time.strftime("%Y%m%d-%H%M%S"))
+
+
 def transfer(options: argparse.Namespace, command: str) -> int:
     """Evaluate under every condition, each into a folder of its own, and write one table."""
-    from agents.files import write_whole
     from eval import transfer
-    from eval.folder import check_folder, write_results
+    from eval.folder import results_folder, write_results
     from eval.kinds import EPISODES
     from eval.plan import EvaluationConfig
     from eval.tables import aligned
+    from wdmoe_env.writing import check_file, held_folder, write_files
 
     names = options.transfer or list(transfer.CONDITIONS)
-    out = options.out or Path("runs", "eval", time.strftime("%Y%m%d-%H%M%S"))
-    with mistakes_as_one_sentence():
-        if options.suite:
-            raise ValueError("--transfer does not go with --suite")
-        for name in names:
-            check_folder(out / name, options.overwrite)
-        evaluations = transfer.evaluations(EvaluationConfig(**run_settings(options)), names)
-    summaries = {}
-    for name, evaluation in evaluations.items():
-        results = evaluation.run()
-        summaries[name] = EPISODES.json(results, command)
+    out = results_path(options)
+    with ExitStack() as held:
         with mistakes_as_one_sentence():
-            write_results(EPISODES, results, summaries[name], out / name)
-    rows = transfer.transfer_rows(summaries)
-    write_whole(out / transfer.TABLE, transfer.transfer_csv(rows).encode())
-    write_whole(out / transfer.REPORT, transfer.transfer_report(rows, command).encode())
-    print(f"\n{aligned(transfer.transfer_table(rows))}\n\nreport: {out / transfer.REPORT}")
+            if options.suite:
+                raise ValueError("--transfer does not go with --suite")
+            evaluations = transfer.evaluations(EvaluationConfig(**run_settings(options)), names)
+            whole = held.enter_context(held_folder(out))
+            for name in (transfer.TABLE, transfer.REPORT):
+                check_file(whole / name)
+            folders = {name: held.enter_context(results_folder(out / name, options.overwrite)) for name in evaluations}
+        summaries = {}
+        for name, evaluation in evaluations.items():
+            results = evaluation.run()
+            summaries[name] = EPISODES.json(results, command)
+            with mistakes_as_one_sentence():
+                write_results(EPISODES, results, summaries[name], folders[name])
+        rows = transfer.transfer_rows(summaries)
+        print(f"\n{aligned(transfer.transfer_table(rows))}\n")
+        table, text = transfer.transfer_csv(rows), transfer.transfer_report(rows, command)
+        with mistakes_as_one_sentence():
+            write_files(whole, {transfer.TABLE: table.encode(), transfer.REPORT: text.encode()})
+    print(f"report: {out / transfer.REPORT}")
     return 0
 
 
@@ -154,6 +181,7 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
         ValueError, TypeError: a setting is wrong, unknown, or of the other kind.
     """
     from agents import policy_names
+    from eval.inputs import located_environment, located_policies
     from eval.suite import DEFAULTS
     from wdmoe_env.config import EnvConfig
 
@@ -164,10 +192,12 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     flags = {"model": options.model, "num_tokens": options.num_tokens, "split": options.suite or options.split}
     settings = {**(DEFAULTS if options.suite else {"split": "test"}), **read_settings(options.config)}
     environment = EnvConfig.make(settings, **{name: value for name, value in flags.items() if value is not None})
+    policies = tuple(options.policies or policy_names())
     amounts = {"episodes": options.episodes, "suite_items": options.suite_items, "domains": options.domains}
     return {
-        "policies": tuple(options.policies or policy_names()),
-        "environment": environment,
+        "policies": policies,
+        "files": located_policies(policies),
+        "environment": located_environment(environment),
         "seed": options.seed,
         "batch_size": options.batch_size,
         **{name: value for name, value in amounts.items() if value is not None},
@@ -215,9 +245,11 @@ def report(folders: list[Path], out: Path | None) -> int:
     """Write the HTML page of results folders."""
     from eval.kinds import PAGE
     from eval.page.write import write_page
+    from wdmoe_env.writing import try_file
 
     out = out or folders[0] / PAGE
     with mistakes_as_one_sentence():
+        try_file(out)
         write_page(folders, out)
     print(f"page: {out}")
     return 0

@@ -13,6 +13,7 @@ from wdmoe_env.checks import check_number
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.optional import optional
 from wdmoe_env.rendering.canvas import Picture
+from wdmoe_env.writing import try_file, write_whole
 
 EXAMPLES = """
 examples:
@@ -24,6 +25,8 @@ Exit code 2: a mistake in the command, named in one sentence, and nothing was wr
 """
 LAST_HELD = 3
 """The last picture, which has the text's figures, stays so many times as long."""
+MOST_SECONDS = 200.0
+"""A GIF counts in two bytes how many hundredths of a second a picture stays."""
 
 
 def parser() -> Parser:
@@ -69,9 +72,11 @@ def write(options: argparse.Namespace) -> None:
     if options.out.suffix != ".gif":
         raise ValueError(f"--out must end with .gif, got {str(options.out)!r}")
     check_number("--seconds", options.seconds, above=0.0)
+    if options.seconds > MOST_SECONDS:
+        raise ValueError(f"--seconds must be at most {MOST_SECONDS:g}, got {options.seconds:g}")
+    try_file(options.out)
     config = EnvConfig(model=options.model, num_tokens=options.num_tokens, split=options.split)
-    from agents.files import write_whole  # only here: torch takes seconds to import
-    from eval.film import pictures
+    from eval.film import pictures  # only here: torch takes seconds to import
     from eval.takes import takes
 
     both = takes(tuple(options.policies), config, options.window, options.seed)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from eval import plots
 from eval.plan import EvaluationConfig, RunConfig
@@ -38,7 +37,7 @@ class Kind:
         statistics: from results to what the JSON says of them.
         terminal: from that to what the terminal shows.
         report: from that to the text of ``report.md``.
-        pictures: what draws each picture of the folder from that.
+        pictures: what draws each picture of the folder from that, as a PNG into a file.
     """
 
     stem: str
@@ -48,7 +47,7 @@ class Kind:
     statistics: Callable[[Any], Summary]
     terminal: Callable[[Summary], str]
     report: Callable[[Summary], str]
-    pictures: Mapping[str, Callable[[Summary, Path], None]]
+    pictures: Mapping[str, Callable[[Summary, IO[bytes]], None]]
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -74,7 +73,7 @@ EPISODES = Kind(
     terminal=terminal_table,
     report=markdown_report,
     pictures={
-        "pareto.png": lambda summary, path: plots.plot_pareto(summary, path, plots.ADDED_NLL),
+        "pareto.png": lambda summary, file: plots.plot_pareto(summary, file, plots.ADDED_NLL),
         "profiles.png": plot_profiles,
     },
 )
@@ -86,6 +85,6 @@ SUITE = Kind(
     statistics=suite_statistics,
     terminal=suite_terminal,
     report=suite_report,
-    pictures={"pareto.png": lambda summary, path: plots.plot_pareto(summary, path, plots.SUITE_ACCURACY)},
+    pictures={"pareto.png": lambda summary, file: plots.plot_pareto(summary, file, plots.SUITE_ACCURACY)},
 )
 KINDS = (EPISODES, SUITE)

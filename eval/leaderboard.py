@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from agents.files import csv_text
 from eval.summary import Summary
-from eval.tables import Table, cell
+from eval.tables import Table, cell, csv_text
 
 IQM = "iqm_"
 # Why a family has no latency at the quality of a reference.

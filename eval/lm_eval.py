@@ -56,9 +56,11 @@ def write_suite(arguments: list[str]) -> int:
     from wdmoe_env.episodes import suite_path
     from wdmoe_env.integrations.lm_eval_suite import write_suite_tasks
     from wdmoe_env.text.suite import load_suite
+    from wdmoe_env.writing import check_folder
 
     options = parser().parse_args(arguments)
     try:
+        check_folder(options.out)
         items = load_suite(suite_path(options.suite))
         numbers, seeds = plan_items(items, options.suite_items, options.seed)
         names = write_suite_tasks(options.out, [items[number] for number in numbers], numbers.tolist(), seeds.tolist())

@@ -13,6 +13,8 @@ from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
 
 REFERENCE = "vanilla"
+MOST_EPISODES = 100_000
+"""Of an evaluation: the resamples that its intervals come from take about 50 kB of memory for each episode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +27,25 @@ class RunConfig:
         environment: the environment, with both decisions in the action.
         seed: of episodes, policies and resamples.
         batch_size: windows in one forward pass. A batched pass rounds differently from a single one.
+        files: absolute path of each policy that is a file, by its name here; one that is missing is taken as named.
     """
 
     policies: tuple[str, ...]
     environment: EnvConfig
     seed: int = 7
     batch_size: int = 64
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every field, and put the reference in."""
         policies = tuple(dict.fromkeys(self.policies))
         object.__setattr__(self, "policies", policies if REFERENCE in policies else (REFERENCE, *policies))
         check_integer("batch_size", self.batch_size, at_least=1)
+        if self.batch_size > MOST_EPISODES:
+            raise ValueError(f"batch_size must be at most {MOST_EPISODES:,}, got {self.batch_size}")
         check_integer("seed", self.seed, at_least=0)
+        if not isinstance(self.files, Mapping) or not all(isinstance(path, str) for path in self.files.values()):
+            raise ValueError(f"files must be a mapping of policies to their paths, got {self.files!r}")
         if self.environment.decision != "joint":
             raise ValueError(
                 "decision must be 'joint' in an evaluation: elsewhere the reference would not be the model's own "
@@ -45,6 +53,10 @@ class RunConfig:
             )
         if not isinstance(self.environment.reward, str):
             raise ValueError("reward must be a name in an evaluation, whose configuration is saved; got a function")
+
+    def located(self, policy: str) -> str:
+        """What ``agents.make_policy`` takes for a policy, from whatever folder."""
+        return self.files.get(policy, policy)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -61,7 +73,7 @@ class RunConfig:
         """Plain nested dict, ready for JSON."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         lists = {name: list(value) for name, value in plain.items() if isinstance(value, tuple)}
-        return plain | lists | {"environment": self.environment.to_dict()}
+        return plain | lists | {"environment": self.environment.to_dict(), "files": dict(self.files)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +93,9 @@ class EvaluationConfig(RunConfig):
         """Check every field, and put the reference in."""
         RunConfig.__post_init__(self)
         check_integer("episodes", self.episodes, at_least=1)
+        if self.episodes > MOST_EPISODES:
+            need = f"their intervals would take {50e-6 * self.episodes:,.0f} GB of memory"
+            raise ValueError(f"episodes must be at most {MOST_EPISODES:,}, got {self.episodes}: {need}")
         object.__setattr__(self, "domains", tuple(self.domains))
 
 

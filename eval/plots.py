@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -90,7 +90,7 @@ SUITE_ACCURACY = Quality(
 )
 
 
-def plot_pareto(summary: Summary, path: Path, quality: Quality = ADDED_NLL) -> None:
+def plot_pareto(summary: Summary, file: Path | IO[bytes], quality: Quality = ADDED_NLL) -> None:
     """Draw mean latency against mean quality with 95 % intervals, a point per setting.
 
     Settings of one family (``wdmoe:0.5``, ``wdmoe:0.7``) share a colour, and a line along what no mixture of them
@@ -98,7 +98,7 @@ def plot_pareto(summary: Summary, path: Path, quality: Quality = ADDED_NLL) -> N
 
     Args:
         summary: the folder's JSON.
-        path: of the PNG.
+        file: of the PNG, a path or an open file.
         quality: the vertical axis.
     """
     figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
@@ -121,7 +121,7 @@ def plot_pareto(summary: Summary, path: Path, quality: Quality = ADDED_NLL) -> N
     drawn = np.concatenate([sampled(axes.transData.transform(line)) for line in lines])
     labels = [point_label(setting, setting["family"] in fronts) for setting in settings]
     place_labels(axes, labels, points, drawn, [colors[setting["family"]] for setting in settings])
-    figure.savefig(path)
+    figure.savefig(file, format="png")
 
 
 def family_colors(families: Sequence[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -11,12 +12,12 @@ from eval.plots import family_colors
 from eval.summary import Summary
 
 
-def plot_profiles(summary: Summary, path: Path) -> None:
+def plot_profiles(summary: Summary, file: Path | IO[bytes]) -> None:
     """Draw for each score the share of runs above it, with 95 % bands, a curve for each family's best setting.
 
     Args:
         summary: the content of ``results.json``.
-        path: of the PNG.
+        file: of the PNG, a path or an open file.
     """
     figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -35,4 +36,4 @@ def plot_profiles(summary: Summary, path: Path) -> None:
         if profile["curves"]:
             axes.legend(frameon=False, fontsize=9)
     all_axes[0].set_ylabel("share of runs above")
-    figure.savefig(path)
+    figure.savefig(file, format="png")

@@ -8,7 +8,7 @@ from eval.leaderboard import leaderboard_table, matched_table
 from eval.names import short_names
 from eval.plan import REFERENCE
 from eval.summary import Summary
-from eval.tables import Table, aligned, cell, markdown
+from eval.tables import Table, aligned, cell, indented, markdown, plain
 
 NOTES = """\
 Every policy ran the same episodes: the same windows of text, devices, shadowing and fading. In brackets stand 95 %
@@ -95,7 +95,7 @@ def markdown_report(summary: Summary) -> str:
     )
     return sections(
         "# Evaluation",
-        f"{title}. {made_with(summary)}",
+        f"{plain(title)}. {made_with(summary)}",
         markdown(results_table(summary["policies"])),
         "![Latency against added NLL](pareto.png)",
         NOTES.format(batch_size=config["batch_size"], machine=made_by["machine"]),
@@ -128,7 +128,7 @@ def sections(*parts: str) -> str:
 
 def made_with(summary: Summary) -> str:
     """The command, as Markdown."""
-    return f"Made by\n\n    {summary['made_by']['command']}"
+    return f"Made by\n\n{indented(summary['made_by']['command'])}"
 
 
 def how_it_was_made(summary: Summary) -> list[str]:

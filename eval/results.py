@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from agents.files import csv_text
 from eval.members import Member
 from eval.plan import Episodes, RunConfig
+from eval.tables import csv_text
 
 WALL_CLOCK = frozenset({"decision_ms"})
 """What is not equal again when an evaluation is replayed."""

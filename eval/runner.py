@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from agents import policy_names
 from eval.drops import count_drops
-from eval.inputs import model_hash, policy_hashes
+from eval.inputs import beside_hashes, channel_hashes, model_hash, policy_hashes
 from eval.members import member, reads_hidden_states
 from eval.oracle import make_policy
 from eval.plan import REFERENCE, Episodes, EvaluationConfig, RunConfig, plan_episodes, windows_of
@@ -106,7 +106,7 @@ class Runner:
         source: the windows.
         policies: the policy of each name.
         members: the place of each in its family.
-        sha256: hashes of the model and of the policies' files.
+        sha256: hashes of the model, of the policies' files and of the recorded channel.
 
     Raises:
         ValueError, TypeError: a policy, a setting or a file is wrong.
@@ -114,15 +114,19 @@ class Runner:
 
     def __init__(self, config: RunConfig, episodes: int) -> None:
         self.config = config
-        hidden = any(map(reads_hidden_states, config.policies)) or config.environment.observe_hidden_states
+        hidden = (
+            any(map(reads_hidden_states, map(config.located, config.policies)))
+            or config.environment.observe_hidden_states
+        )
         self._settings = replace(config.environment, observe_hidden_states=hidden)
         self._environments: dict[int, WDMoEVectorEnv] = {}
         env = self._environment(min(config.batch_size, episodes))
         self.source = env.simulator.source
-        self.policies = {spec: make_policy(spec, env, config.seed) for spec in config.policies}
-        self.members = tuple(map(member, config.policies))
-        weights = {f"the model {config.environment.model}": model_hash(self.source.model)}
-        self.sha256 = weights | policy_hashes(config.policies)
+        self.policies = {spec: make_policy(config.located(spec), env, config.seed) for spec in config.policies}
+        self.members = tuple(replace(member(config.located(spec)), policy=spec) for spec in config.policies)
+        model = config.environment.model
+        weights = {f"the model {model}": model_hash(self.source.model), **beside_hashes(model)}
+        self.sha256 = weights | policy_hashes(config) | channel_hashes(config.environment.channel.source)
 
     def run(
         self, episodes: Episodes, measure: MeasureBatch, unit: str, progress: bool

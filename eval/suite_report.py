@@ -6,7 +6,7 @@ from eval.names import short_names
 from eval.report import how_it_was_made, made_with, sections
 from eval.suite_summary import GROUPINGS
 from eval.summary import Summary
-from eval.tables import Table, aligned, cell, markdown
+from eval.tables import Table, aligned, cell, markdown, plain
 
 NOTES = """\
 Every policy answered the same items, each on devices, shadowing and fading of its own, the same for its four choices.
@@ -82,7 +82,7 @@ def suite_report(summary: Summary) -> str:
     groups = [(f"## Accuracy by {grouping}, %", markdown(group_table(policies, grouping))) for grouping in GROUPINGS]
     return sections(
         "# Suite",
-        f"{title}. {made_with(summary)}",
+        f"{plain(title)}. {made_with(summary)}",
         markdown(suite_table(policies)),
         "![Latency against accuracy](pareto.png)",
         NOTES,

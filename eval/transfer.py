@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agents.files import csv_text
 from eval.leaderboard import matched_cell
 from eval.plan import EvaluationConfig
 from eval.report import MATCHED_NOTES, sections
 from eval.runner import Evaluation
 from eval.study import OPTIMIZER
 from eval.summary import Summary
-from eval.tables import Table, markdown
+from eval.tables import Table, csv_text, indented, markdown
 from wdmoe_env.config import EnvConfig
 
 Condition = Callable[[EnvConfig], EnvConfig]
@@ -92,7 +91,7 @@ def transfer_rows(of_condition: dict[str, Summary]) -> list[Summary]:
 
 def transfer_report(rows: list[Summary], command: str) -> str:
     """The text of ``transfer.md``."""
-    made = f"Made by\n\n    {command}\n\nEach condition has a results folder of its own beside this file."
+    made = f"Made by\n\n{indented(command)}\n\nEach condition has a results folder of its own beside this file."
     return sections("# Transfer", made, markdown(transfer_table(rows)), MATCHED_NOTES)
 
 

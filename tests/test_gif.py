@@ -12,7 +12,7 @@ from PIL import Image
 
 from agents import make_policy
 from eval.film import HEIGHT, RACE_LEFT, RACE_LENGTH, RACE_STEP, RACE_TOP, WIDTH, pictures
-from eval.gif import LAST_HELD, encoded, main
+from eval.gif import LAST_HELD, MOST_SECONDS, encoded, main
 from eval.takes import takes
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.rendering import palette
@@ -109,6 +109,8 @@ def test_the_command_writes_the_file_and_a_learned_policy_is_named_so(tmp_path, 
         (["--policies", "vanilla", "wdmo"], "unknown policy 'wdmo'; the nearest known are wdmoe"),
         (["--policies", "vanilla", "top1", "--out", "one.png"], "--out must end with .gif, got 'one.png'"),
         (["--policies", "vanilla", "top1", "--seconds", "0"], "--seconds must be a finite number above 0, got 0.0"),
+        (["--policies", "vanilla", "top1", "--seconds", "1e300"], "--seconds must be at most 200, got 1e+300"),
+        (["--policies", "vanilla", "top1", "--out", "a\0.gif"], "expected a path without the character NUL"),
         (["--policies", "vanilla", "top1", "--window", "-1"], "window indices in"),
         (["--policies", "vanilla", "top1", "--model", "nothing"], "unknown model 'nothing'"),
     ],
@@ -123,3 +125,25 @@ def test_a_mistake_is_one_sentence(flags, message, capsys, tmp_path, monkeypatch
     assert message in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_stay_that_is_taken_can_be_written(both):
+    gif = Image.open(io.BytesIO(encoded(pictures(both), seconds=MOST_SECONDS)))
+    gif.seek(gif.n_frames - 1)
+    assert gif.info["duration"] == 1e3 * MOST_SECONDS * LAST_HELD
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_file_is_refused_before_the_first_picture(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.setattr("eval.takes.takes", lambda *_: pytest.fail("ran"))
+    out, victim = tmp_path / "one.gif", tmp_path / "victim"
+    victim.write_text("mine")
+    if kind == "folder":
+        out.mkdir()
+    else:
+        out.symlink_to(victim)
+    with pytest.raises(SystemExit) as caught:
+        main(["--policies", "vanilla", "top1", "--model", "micro", "--out", str(out)])
+    assert caught.value.code == 2
+    assert "expected a place for a file" in capsys.readouterr().err
+    assert victim.read_text() == "mine"

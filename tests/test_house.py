@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -12,57 +13,36 @@ import wdmoe_env
 
 ROOT = Path(__file__).parents[1]
 
-# What each floor may import of the package; a floor may always import itself.
-FLOORS = {
-    "checks": set(),
-    "optional": set(),
-    "reading": set(),
-    "turn": set(),
-    "config": {"checks"},
-    "physics": {"config", "reading"},
-    "radio": {"checks", "config", "optional", "physics"},
-    "optimize": {"config", "physics"},
-    "moe": {"config", "optional", "reading"},
-    "text": {"checks", "config", "reading"},
-    "observations": {"physics"},
-    "actions": {"config", "observations", "physics"},
-    "rewards": {"physics"},
-    "episodes": {"moe", "physics", "text"},
-    "view": {"moe", "observations", "physics"},
-    "simulator": {"config", "episodes", "moe", "observations", "physics", "view"},
-    "relaxed": {"moe", "observations", "optimize", "physics", "simulator"},
-    "process": {"actions", "config", "observations", "optimize", "physics", "rewards", "simulator"},
-    "rendering": {"observations", "optional", "physics", "simulator"},
-    "env": {"actions", "checks", "config", "observations", "physics", "process", "rendering", "simulator", "turn"},
-    "mo_env": {"config", "env", "observations", "physics", "process"},
-    "vector_info": set(),
-    "vector_env": {
-        "actions",
-        "checks",
-        "config",
-        "observations",
-        "physics",
-        "process",
-        "rendering",
-        "simulator",
-        "turn",
-        "vector_info",
-    },
-    "scoring": {"actions", "config", "episodes", "observations", "physics", "process", "simulator", "text"},
-    "generation": {"episodes", "moe", "scoring", "simulator", "text"},
-    "integrations": {
-        "checks",
-        "config",
-        "generation",
-        "moe",
-        "optional",
-        "physics",
-        "scoring",
-        "text",
-        "vector_env",
-        "vector_info",
-    },
-}
+# The floors from the ground up: a module may import of the package what stands before it here, and its own floor.
+FLOORS = (
+    "optional",
+    "checks",
+    "reading",
+    "writing",
+    "turn",
+    "config",
+    "physics",
+    "radio",
+    "optimize",
+    "observations",
+    "actions",
+    "rewards",
+    "moe",
+    "text",
+    "episodes",
+    "view",
+    "simulator",
+    "relaxed",
+    "process",
+    "rendering",
+    "env",
+    "mo_env",
+    "vector_info",
+    "vector_env",
+    "scoring",
+    "generation",
+    "integrations",
+)
 
 
 def imported(path):
@@ -74,14 +54,26 @@ def imported(path):
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "wdmoe_env").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_downwards(path):
-    floor = path.relative_to(ROOT / "wdmoe_env").with_suffix("").parts[0]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "wdmoe_env").rglob("*.py"))
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards(module):
+    floor = module.split(".")[1]
+    names = set(imported(MODULES[module]))
+    assert not {name.split(".")[0] for name in names} & {"agents", "train", "eval"}
     if floor == "__init__":
         return
-    own = {module.split(".")[1] for module in imported(path) if module.startswith("wdmoe_env.")}
-    assert own <= FLOORS[floor] | {floor}
-    assert not any(module.split(".")[0] in ("agents", "train", "eval") for module in imported(path))
+    own = {name.split(".")[1] for name in names if name.startswith("wdmoe_env.")}
+    assert own <= set(FLOORS[: FLOORS.index(floor) + 1])
+
+
+def test_no_import_comes_back():
+    """No module is reached by its own imports, also within a floor."""
+    graph = {module: set(imported(path)) & MODULES.keys() for module, path in MODULES.items()}
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("package", ["physics", "optimize"])

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,9 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import make_env
 from train.folder import open_run
 from train.progress import goes_on
+from wdmoe_env.writing import held_folder, is_temporary
+
+ROOT = Path(__file__).parents[1]
 
 SMALL = {"num_envs": 8, "n_steps": 4, "batch_size": 16, "n_epochs": 2, "learning_rate": 3e-3, "gamma": 0.0}
 
@@ -102,8 +110,7 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(sb3.Checkpoints, "_on_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            main(flags(run, "--timesteps", "160", "--checkpoint-every", "32"))
+        assert main(flags(run, "--timesteps", "160", "--checkpoint-every", "32")) == 130
     assert not (run / "policy.safetensors").exists()
     assert main(flags(run, "--timesteps", "160", "--resume")) == 0
     card = json.loads((run / "policy.json").read_text())
@@ -259,8 +266,7 @@ def test_a_killed_straight_through_run_ends_as_one_that_was_not(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(straight_through.Trainer, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            main(gradient_flags(killed, "--checkpoint-every", "16"))
+        assert main(gradient_flags(killed, "--checkpoint-every", "16")) == 130
     assert main(gradient_flags(killed, "--resume")) == 0
     assert_weights(weights(whole), weights(killed), same=True)
     main(gradient_flags(tmp_path / "other", "--seed", "1"))
@@ -591,3 +597,119 @@ def test_a_run_without_its_record_is_not_resumed(tmp_path, record):
         open_run(arguments)
     with pytest.raises(ValueError, match="expected the arguments of the run to resume in"):
         goes_on(arguments, {}, timesteps=64, update_steps=8)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "policy.safetensors", "arguments.json", "progress.csv"])
+def test_a_run_writes_over_nothing_but_files(tmp_path, capsys, name):
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "victim").write_text("mine")
+    (run / name).symlink_to(tmp_path / "victim")
+    assert main(flags(run, "--timesteps", "32")) == 2
+    error = capsys.readouterr().err
+    assert "expected a place for a file" in error or "holds a run already" in error
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert (run / name).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        ("nothing", "is a link to"),
+        ("nothing/run", "is a link to"),
+        ("a\0b", "expected a path without the character NUL"),
+        ("a\udcff", "expected a path in UTF-8"),
+        ("file", "expected a folder, got the file"),
+        ("held", "is writing into"),
+    ],
+)
+def test_a_place_that_takes_no_run_is_refused_before_it(tmp_path, capsys, monkeypatch, out, sentence):
+    (tmp_path / "nothing").symlink_to("gone")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setitem(agent.TRAINERS, "ppo", lambda *_: pytest.fail("trained"))
+    with held_folder(tmp_path / "held"):
+        assert main(flags(tmp_path / out)) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "nothing"]
+
+
+def test_a_run_goes_into_the_folder_behind_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert main(flags(tmp_path / "link", "--timesteps", "32")) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "policy.safetensors").is_file()
+    assert not any(is_temporary(path.name) for path in (tmp_path / "real").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--timesteps", str(10**13)), "timesteps must be at most 1,000,000,000,000"),
+        (("--seed", str(2**70)), "seed must be below 2**64"),
+    ],
+)
+def test_absurd_numbers_are_refused(tmp_path, capsys, more, sentence):
+    assert main(flags(tmp_path / "run", *more)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])
+def test_arguments_that_cannot_be_read_are_named(tmp_path, capsys, text):
+    run = tmp_path / "run"
+    main(flags(run, "--timesteps", "32"))
+    (run / "arguments.json").write_text(text)
+    capsys.readouterr()
+    assert main(flags(run, "--timesteps", "64", "--resume")) == 2
+    assert f"expected the arguments of the run in {run / 'arguments.json'}" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_is_named_and_leaves_the_checkpoint(tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    main(flags(run, "--timesteps", "32"))
+    before = {name: (run / name).read_bytes() for name in ("checkpoint.safetensors", "policy.safetensors")}
+
+    def full(self):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a curve, which names no file
+
+    monkeypatch.setattr(sb3.Checkpoints, "_on_step", full)
+    capsys.readouterr()
+    assert main(flags(run, "--timesteps", "64", "--resume")) == 2
+    error = capsys.readouterr().err
+    assert f"cannot write in {run}: No space left on device" in error
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_ctrl_c_is_one_line_and_leaves_a_checkpoint_or_none(tmp_path, checkpointed):
+    run = tmp_path / "run"
+    every = "16" if checkpointed else "1000000"
+    command = [sys.executable, "-m", "train", "--algorithm", "straight-through", "--timesteps", str(10**9)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [*command, "--model", "micro", "--num-tokens", "8", "--out", str(run), "--checkpoint-every", every],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    seen = ""
+    while "_loss=" not in seen:  # the bar's first figures: some updates are over
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    told = f"--resume goes on from the last checkpoint in {run}" if checkpointed else "there was no checkpoint yet"
+    assert err.splitlines()[-1] == f"python -m train: interrupted; {told}"
+    assert (run / "checkpoint.safetensors").is_file() == checkpointed
+    assert not any(is_temporary(path.name) for path in run.iterdir())
+    if checkpointed:
+        assert load_file(run / "checkpoint.safetensors")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
-from train.agent import train
-from train.arguments import Arguments
+from train.arguments import CHECKPOINT, Arguments
 
 EXAMPLES = """
 examples:
@@ -23,6 +23,7 @@ examples:
 
 The run folder holds the policy (policy.safetensors and policy.json), progress*.csv (curves), arguments.json and
 checkpoint.safetensors. Compare it with the optimizer: python -m eval --policies vanilla wdmoe RUN/policy.safetensors
+Exit code 2: a mistake, named in one sentence. Exit code 130: interrupted; the last checkpoint stays.
 The language model has recipes of its own: python -m train.text --help, python -m train.language_model --help.
 """
 
@@ -53,12 +54,31 @@ def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
     arguments = Arguments(**vars(parser().parse_args(argv)))
     try:
+        from train.agent import train  # only here: it takes seconds to import, in which Ctrl-C may come too
+
         path = train(arguments)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"python -m train: {error}", file=sys.stderr)
+        print(f"python -m train: {sentence(error, arguments)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\npython -m train: {interrupted(arguments)}", file=sys.stderr)
+        return 130
     print(f"policy: {path}")
     return 0
+
+
+def sentence(error: Exception, arguments: Arguments) -> str:
+    """What an error says, and where, for one of a full disk names no file where a curve is written."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        return f"cannot write in {arguments.out}: {error.strerror}; the last checkpoint, if any, is unchanged"
+    return " ".join(str(error).split())
+
+
+def interrupted(arguments: Arguments) -> str:
+    """What is left of a run that Ctrl-C ended."""
+    if Path(arguments.out, CHECKPOINT).is_file():
+        return f"interrupted; --resume goes on from the last checkpoint in {arguments.out}"
+    return "interrupted; there was no checkpoint yet"
 
 
 if __name__ == "__main__":

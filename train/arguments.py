@@ -14,6 +14,9 @@ from wdmoe_env.reading import read_text
 ALGORITHMS = ("ppo", "straight-through", "sac")
 BACKENDS = ("sb3", "rllib")
 HYPERPARAMETERS = Path(__file__).parent / "hyperparameters.yml"
+MOST_TIMESTEPS = 10**12
+CHECKPOINT = "checkpoint.safetensors"
+"""In the folder of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,13 @@ class Arguments:
             raise ValueError("backend rllib runs the algorithm ppo, and takes no without_domains")
         check_integer("env_runners", self.env_runners, at_least=1)
         check_integer("timesteps", self.timesteps, at_least=1)
+        if self.timesteps > MOST_TIMESTEPS:
+            raise ValueError(f"timesteps must be at most {MOST_TIMESTEPS:,}, years of training, got {self.timesteps}")
         check_integer("checkpoint_every", self.checkpoint_every, at_least=1)
         check_integer("extra_experts", self.extra_experts, at_least=0)
         check_integer("seed", self.seed, at_least=0)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, what torch takes, got {self.seed}")
 
 
 def hyperparameters(algorithm: str, env_id: str, reward: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from agents.files import write_whole
 from train.tensors import MOMENTS, Names, check_finite, read_tensors
+from wdmoe_env.writing import write_whole
 
 WEIGHTS = "policy."
 

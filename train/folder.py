@@ -11,12 +11,15 @@ from typing import Any
 
 from stable_baselines3.common.logger import Logger, make_output_format
 
-from agents.files import write_whole
-from train.arguments import Arguments
+from train.arguments import CHECKPOINT, Arguments
 from wdmoe_env import __version__
 from wdmoe_env.reading import read_json
+from wdmoe_env.writing import check_file, write_whole
 
 RECORD = "arguments.json"
+FILES = (RECORD, CHECKPOINT, "policy.json", "policy.safetensors")
+"""What a run writes, beside its curves."""
+
 # What a run may change half-way.
 FREE_ON_RESUME = ("timesteps", "out", "checkpoint_every", "resume", "progress", "env_runners", "address")
 
@@ -31,10 +34,12 @@ def open_run(arguments: Arguments) -> Path:
         Path of the checkpoint.
 
     Raises:
-        ValueError: as above.
+        ValueError: as above, or something else than a file stands where the run will write one.
     """
     run = Path(arguments.out)
-    checkpoint = run / "checkpoint.safetensors"
+    for name in FILES:
+        check_file(run / name)
+    checkpoint = run / CHECKPOINT
     if checkpoint.exists() and not arguments.resume:
         raise ValueError(f"{run} holds a run already: pass --resume to go on with it, or another --out")
     if arguments.resume and not checkpoint.is_file():
@@ -75,8 +80,13 @@ def write_record(arguments: Arguments, settings: dict[str, Any]) -> None:
 
 
 def curves(run: Path, timesteps: int) -> Logger:
-    """Curves as CSV and for TensorBoard; those of a resumed run lie beside the earlier ones."""
+    """Curves as CSV and for TensorBoard; those of a resumed run lie beside the earlier ones.
+
+    Raises:
+        ValueError: no file of ours can stand where the CSV goes.
+    """
     suffix = f"-{timesteps}" if timesteps else ""
+    check_file(run / f"progress{suffix}.csv")
     return Logger(str(run), [make_output_format(name, str(run), suffix) for name in ("csv", "tensorboard")])
 
 

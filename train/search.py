@@ -21,11 +21,12 @@ import numpy as np
 import yaml
 
 from agents import make_policy
-from agents.files import csv_text, write_whole
+from eval.tables import csv_text
 from train.__main__ import add_arguments
 from train.agent import TRAINERS
 from train.arguments import Arguments, hyperparameters
 from train.environment import make_env
+from wdmoe_env.writing import held_folder, write_whole
 
 SCORE_SEED = 1_000_003
 SCORE_BATCHES = 8
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = vars(parser.parse_args(argv))
     try:
         grid = dict(parsed(entry) for entry in chosen.pop("grid"))
-        rows = list(search(Arguments(**chosen), grid))
+        with held_folder(Path(chosen["out"])):
+            rows = list(search(Arguments(**chosen), grid))
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"python -m train.search: {error}", file=sys.stderr)
         return 2
@@ -92,7 +94,8 @@ def search(arguments: Arguments, grid: dict[str, list[Any]]) -> Iterator[dict[st
         here = dataclasses.replace(arguments, out=str(out), resume=(out / "checkpoint.safetensors").is_file())
         path = out / "policy.safetensors"
         if not path.is_file():
-            TRAINERS[here.algorithm](here, settings | point)
+            with held_folder(out):
+                TRAINERS[here.algorithm](here, settings | point)
         mean, error = score(here, path)
         rows.append({**point, "return": f"{mean:.4f}", "standard_error": f"{error:.4f}"})
         write_whole(Path(arguments.out, "search.csv"), text_of(rows).encode())

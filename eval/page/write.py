@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from agents.files import write_whole
 from eval.kinds import EPISODES
 from eval.page.accuracy import matched_points
 from eval.page.html import Markup, tag
@@ -16,6 +15,7 @@ from eval.shape import SHOWN, check_shape
 from eval.transfer import CONDITIONS
 from eval.transfer import TABLE as TRANSFER
 from wdmoe_env.reading import shown
+from wdmoe_env.writing import write_whole
 
 TITLE = "WDMoE: policies compared"
 LEAD = "Expert selection and bandwidth for a mixture of experts on wireless devices: latency against quality."

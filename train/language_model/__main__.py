@@ -12,7 +12,6 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from agents.files import write_whole
 from train.language_model.card import card
 from train.language_model.evaluate import evaluate
 from train.language_model.export import FILES, export
@@ -25,6 +24,7 @@ from train.text.split import LANGUAGE_MODEL, VALIDATION
 from wdmoe_env.checks import check_integer
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.reading import parse_json, read_json, read_text
+from wdmoe_env.writing import held_folder, write_whole
 
 SUITE = "suite.json"
 """What `python -m train.suite --measure` leaves in the folder of a run."""
@@ -58,11 +58,12 @@ def main() -> None:
         for name, value in given.items():
             check_integer(name, value, at_least=1)
         recipe = replace(recipe, **given)
-        if options.evaluate is not None:
-            report(options.evaluate, options.data, options.suite, device)
-        else:
-            train(recipe, options.data, options.out, device, options.resume, options.save_every)
-    except (FileNotFoundError, ValueError) as error:
+        with held_folder(options.out if options.evaluate is None else options.evaluate):
+            if options.evaluate is not None:
+                report(options.evaluate, options.data, options.suite, device)
+            else:
+                train(recipe, options.data, options.out, device, options.resume, options.save_every)
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

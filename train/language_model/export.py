@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from wdmoe_env.writing import move_whole, working_folder
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors")
 """What ``from_pretrained`` reads."""
@@ -22,12 +22,11 @@ def export(model: Any, tokenizer_folder: Path, folder: Path) -> None:
         tokenizer_folder: Holds ``tokenizer.json`` and ``tokenizer_config.json``.
         folder: The result.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
+    with working_folder(folder) as partial:
         half = type(model)(model.config)
         half.load_state_dict(model.state_dict())
         half.to(torch.float16).save_pretrained(partial)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
+        for name in FILES[:2]:
             shutil.copy(tokenizer_folder / name, partial)
         for name in FILES:
-            os.replace(Path(partial) / name, folder / name)
+            move_whole(partial / name, folder / name)

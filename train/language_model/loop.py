@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from agents.files import write_whole
 from train.language_model.model import loss
 from train.language_model.recipe import PRESETS, Recipe
 from train.tensors import MOMENTS, Names, check_finite, read_tensors
+from wdmoe_env.writing import write_whole
 
 CHECKPOINT = "checkpoint.safetensors"
 

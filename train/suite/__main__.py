@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from agents.files import write_whole
 from train.suite.measure import as_records, cells, model_is_right, table, trigram_is_right
 from train.suite.question_items import closed_book_items, read_countries, skill_items
 from train.suite.text_items import text_items
@@ -21,6 +20,7 @@ from train.text.fetch import SourceError, fetch
 from train.text.sources import SOURCES
 from wdmoe_env.reading import numbered_lines, parse_json, read_text
 from wdmoe_env.text.suite import Item, load_suite
+from wdmoe_env.writing import held_folder, try_file, write_whole
 
 HELP = """Build the multiple-choice suite from the held-out documents of `python -m train.text`.
 
@@ -49,8 +49,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if options.measure is not None:
-            measure(options.measure, options.data)
+            with held_folder(options.measure):
+                measure(options.measure, options.data)
         else:
+            try_file(options.out)
             build(options.data, options.out, options.seed)
     except (OSError, ValueError, SourceError) as error:
         sys.exit(f"error: {error}")

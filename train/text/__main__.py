@@ -10,7 +10,6 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from agents.files import write_whole
 from train.text.documents import Document
 from train.text.fetch import SourceError, fetch
 from train.text.readers import READERS
@@ -18,6 +17,7 @@ from train.text.shards import train_tokenizer, write_episode_text, write_shard, 
 from train.text.skills import skills
 from train.text.sources import SOURCES
 from train.text.split import EPISODE_TEST, EPISODE_TRAIN, LANGUAGE_MODEL, overlap, split, without_repeats
+from wdmoe_env.writing import held_folder, write_whole
 
 HELP = """Make the text of the language model and of the environment's episodes.
 
@@ -40,12 +40,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="which documents are held out (default: 0)")
     options = parser.parse_args()
     try:
-        documents = gather(options.out / "downloads")
-    except SourceError as error:
+        with held_folder(options.out):
+            parts = split(gather(options.out / "downloads"), options.seed)
+            tokenizer = train_tokenizer(parts[LANGUAGE_MODEL], options.vocabulary, characters_per_domain=1_500_000)
+            write(options.out, tokenizer, parts, options.context)
+    except (SourceError, OSError) as error:
         sys.exit(f"error: {error}")
-    parts = split(documents, options.seed)
-    tokenizer = train_tokenizer(parts[LANGUAGE_MODEL], options.vocabulary, characters_per_domain=1_500_000)
-    write(options.out, tokenizer, parts, options.context)
 
 
 def gather(downloads: Path) -> list[Document]:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from train.text.sources import Source
+from wdmoe_env.writing import move_whole, working_folder
 
 
 class SourceError(RuntimeError):
@@ -66,17 +66,16 @@ def verify(path: Path, sha256: str) -> None:
 
 def _download(source: Source, path: Path) -> None:
     """Run the registry's own client, and move the archive into place once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        command = _client(source, folder)
+    with working_folder(path.parent) as folder:
+        command = _client(source, str(folder))
         if shutil.which(command[0]) is None:
             raise SourceError(f"{source.name} needs the program {command[0]!r}, which was not found.")
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        archive = Path(folder) / source.file
+        archive = folder / source.file
         if done.returncode or not archive.exists():
             reason = (done.stderr.strip() or "no file was written").splitlines()[-1]
             raise SourceError(f"{source.name} {source.version} could not be downloaded: {reason}.")
-        os.replace(archive, path)
+        move_whole(archive, path)
 
 
 def _client(source: Source, folder: str) -> list[str]:

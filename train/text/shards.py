@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from agents.files import write_whole
 from train.text.documents import Document
+from wdmoe_env.writing import write_whole
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wdmoe_env.text.suite import FORMATS, SCORED_PER_BYTE, Item
+from wdmoe_env.writing import write_files
 
 TAG = "wdmoe_suite"
 """All tasks together; each is ``wdmoe_suite_FORMAT``."""
@@ -31,24 +32,30 @@ def write_suite_tasks(
 
     Raises:
         ValueError: no items, or not a number and a seed for each.
+        ValueError, OSError: what ``wdmoe_env.writing.write_files`` raises.
     """
     if not items or any(given is not None and len(given) != len(items) for given in (numbers, seeds)):
         raise ValueError(f"expected items, and a number and a seed for each, got {len(items)} items")
-    folder.mkdir(parents=True, exist_ok=True)
     documents: dict[str, list[dict[str, Any]]] = {name: [] for name in FORMATS}
     for position, item in enumerate(items):
         document = {"item": int(numbers[position]) if numbers is not None else position}
         if seeds is not None:
             document["channel_seed"] = int(seeds[position])
         documents[item.format].append(document | {name: getattr(item, name) for name in Item.__slots__})
-    return [_write_task(folder, name, found) for name, found in documents.items() if found]
+    names, files = [], {}
+    for format_name, found in documents.items():
+        if found:
+            name = f"{TAG}_{format_name.replace('-', '_')}"
+            names.append(name)
+            files |= _task(folder, name, format_name, found)
+    write_files(folder, files)
+    return names
 
 
-def _write_task(folder: Path, format_name: str, documents: Sequence[dict[str, Any]]) -> str:
-    name = f"{TAG}_{format_name.replace('-', '_')}"
+def _task(folder: Path, name: str, format_name: str, documents: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """The two files of a task by name."""
     data = folder / f"{name}.jsonl"
-    lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    data.write_text("".join(lines), encoding="utf-8")
+    lines = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
     metric = "acc_bytes" if format_name in SCORED_PER_BYTE else "acc"
     task = {
         "task": name,
@@ -65,5 +72,5 @@ def _write_task(folder: Path, format_name: str, documents: Sequence[dict[str, An
         "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
-    (folder / f"{name}.yaml").write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
-    return name
+    written = json.dumps(task, indent=2) + "\n"  # JSON is YAML
+    return {data.name: lines.encode(), f"{name}.yaml": written.encode()}

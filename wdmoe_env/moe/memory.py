@@ -7,6 +7,7 @@ are needed. Counted on transformers' own modules, without a formula.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
+from wdmoe_env.checks import check_integer
 from wdmoe_env.moe.blank import BlankModel, Placement, blank_model, read_config
 from wdmoe_env.moe.published import PUBLISHED
+
+MOST_DEVICES = 65_536
+"""Far more than any published model has experts in all its blocks."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,12 +53,16 @@ def memory_of(name: str, placement: Placement | None = None, devices: int = 8, d
     Args:
         name: one of ``PUBLISHED``, or a folder with ``config.json``.
         placement: device of each expert, one row of E for all blocks or I rows; ``None`` spreads them evenly in order.
-        devices: how many there are.
+        devices: how many there are, at most ``MOST_DEVICES``.
         dtype: type of the weights.
 
     Raises:
-        ValueError: no such model, a model that cannot be split, or a placement that does not fit it.
+        ValueError: no such model, a model that cannot be split, a placement that does not fit it, or too many
+            devices.
     """
+    check_integer("devices", devices, at_least=1)
+    if devices > MOST_DEVICES:
+        raise ValueError(f"devices must be at most {MOST_DEVICES:,}, got {devices}")
     config = AutoConfig.for_model(**PUBLISHED[name]) if name in PUBLISHED else read_config(name)
     model = blank_model(config)
     if placement is None:
@@ -96,18 +105,23 @@ def table(names: Sequence[str], devices: int = 8, dtype: str = "bfloat16") -> st
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m wdmoe_env.moe.memory",
         description="Memory that the weights of a split model need: on each device, and at the base station.",
     )
     parser.add_argument("models", nargs="+", help=f"folders with config.json, or {', '.join(PUBLISHED)}")
-    parser.add_argument("--devices", type=int, default=8, help="number of devices (8)")
+    parser.add_argument("--devices", type=int, default=8, help=f"number of devices, at most {MOST_DEVICES:,} (8)")
     parser.add_argument("--dtype", choices=list(_DTYPES), default="bfloat16", help="type of the weights (bfloat16)")
-    arguments = parser.parse_args()
-    print(table(arguments.models, arguments.devices, arguments.dtype))
+    arguments = parser.parse_args(argv)
+    try:
+        print(table(arguments.models, arguments.devices, arguments.dtype))
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

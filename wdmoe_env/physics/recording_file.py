@@ -26,6 +26,7 @@ from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.physics.recorded import Recording, check_range
 from wdmoe_env.reading import MIB, csv_names, decoded, may_be_index, numbered_lines, quoted, read_bytes, shown
+from wdmoe_env.writing import write_whole
 
 QUANTITIES = ("gain", "gain_db", "uplink_gain", "uplink_gain_db", "distance_m")
 """Arrays of an NPZ and columns of a CSV; gains are linear or in dB, and that of the downlink must be there."""
@@ -90,7 +91,7 @@ def write_recording(path: str | os.PathLike[str], gains: Gains) -> None:
         gains: what to write.
 
     Raises:
-        ValueError: another suffix.
+        ValueError, OSError: another suffix, or what ``wdmoe_env.writing.write_whole`` raises.
     """
     file = _checked(path)
     table = {"gain": gains.gain}
@@ -99,10 +100,12 @@ def write_recording(path: str | os.PathLike[str], gains: Gains) -> None:
     if not np.isnan(gains.distance_m).all():
         table["distance_m"] = gains.distance_m
     episodes_first = {name: np.ascontiguousarray(values.swapaxes(0, 1)) for name, values in table.items()}
+    content = io.BytesIO()
     if file.suffix == ".csv":
-        _write_csv(file, episodes_first)
+        _write_csv(content, episodes_first)
     else:
-        np.savez_compressed(file, allow_pickle=False, **episodes_first)
+        np.savez_compressed(content, allow_pickle=False, **episodes_first)
+    write_whole(file, content.getvalue())
 
 
 def _checked(path: str | os.PathLike[str]) -> Path:
@@ -136,7 +139,7 @@ def _gain(table: Table, name: str) -> Float | None:
 # CSV.
 
 
-def _write_csv(file: Path, table: Table) -> None:
+def _write_csv(file: io.BytesIO, table: Table) -> None:
     """Write quantities (episodes, steps, U), with as many digits as give the same numbers back."""
     index = np.indices(next(iter(table.values())).shape)
     columns = [values.ravel() for values in (*index, *table.values())]

@@ -1,5 +1,1 @@
-"""Policies with one interface: baselines, the analytical optimizer, and learned ones."""
-
-from agents.registry import make_policy, policy_names, trained_names, weights_file
-
-__all__ = ["make_policy", "policy_names", "trained_names", "weights_file"]
+"""What learns: the policy classes of Stable-Baselines3 and RLlib, and what their algorithms ask of a policy."""

@@ -7,10 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from agents.distribution import ActionDistribution
-from agents.network import Architecture, TokenSharedNetwork
+from agents.distribution import evaluate
 from agents.spaces import check_spaces
 from wdmoe_env.optional import optional
+from wdmoe_env.policies.distribution import ActionDistribution
+from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 
 with optional("ray", extra="rllib"):
     from ray.rllib.core.columns import Columns
@@ -97,5 +98,5 @@ class TokenSharedModule(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
 
 def _evaluated(distribution: ActionDistribution, actions: Tensor) -> Tensor:
     """(N, 2) log-probability and entropy."""
-    evaluated = distribution.evaluate(actions)
+    evaluated = evaluate(distribution, actions)
     return torch.stack([evaluated.log_prob, evaluated.entropy], dim=1)

@@ -10,10 +10,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 
-from agents.distribution import ActionDistribution
-from agents.network import Architecture, TokenSharedNetwork
+from agents.distribution import evaluate
 from agents.spaces import check_spaces
 from wdmoe_env.config import DecisionKind
+from wdmoe_env.policies.distribution import ActionDistribution
+from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 
 
 class TokenSharedPolicy(ActorCriticPolicy):
@@ -54,12 +55,12 @@ class TokenSharedPolicy(ActorCriticPolicy):
         """Actions (N, A), values (N, 1) and log-probabilities (N,)."""
         distribution = ActionDistribution(self.network, obs, self.decision)
         actions = distribution.act(deterministic)
-        return actions, self.network.value(distribution.seen)[:, None], distribution.evaluate(actions).log_prob
+        return actions, self.network.value(distribution.seen)[:, None], evaluate(distribution, actions).log_prob
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values (N, 1), log-probabilities (N,) and entropies (N,) of actions."""
         distribution = ActionDistribution(self.network, obs, self.decision)  # type: ignore[arg-type]
-        evaluated = distribution.evaluate(actions)
+        evaluated = evaluate(distribution, actions)
         return self.network.value(distribution.seen)[:, None], evaluated.log_prob, evaluated.entropy
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:

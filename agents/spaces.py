@@ -6,11 +6,11 @@ from typing import Any
 
 from gymnasium import spaces
 
-from agents.network import Architecture, check_sizes
-from agents.policy import ENTRIES
 from wdmoe_env.actions import ActionCodec
 from wdmoe_env.config import DecisionKind
 from wdmoe_env.observations import Sizes
+from wdmoe_env.policies.network import Architecture, check_sizes
+from wdmoe_env.policies.policy import ENTRIES
 
 
 def check_spaces(architecture: Architecture, decision: DecisionKind, observation: Any, action: Any) -> None:

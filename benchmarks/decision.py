@@ -9,13 +9,13 @@ from unittest.mock import patch
 import gymnasium as gym
 import numpy as np
 
-from agents import make_policy, trained_names
 from benchmarks.reference import slsqp_shares
 from benchmarks.table import Row, Settings
 from benchmarks.timing import Timed, clocked, in_turn
 from wdmoe_env.optimize.bandwidth import BandwidthSolution
 from wdmoe_env.optimize.validate import check_links
 from wdmoe_env.physics.latency import BlockLinks, Load, block_latency_s, device_latency_s
+from wdmoe_env.policies import make_policy, trained_names
 
 RULES = ("vanilla", "vanilla-optimal", "wdmoe:0.9", "wdmoe", "marginal-price", "fractional")
 SECTION = "decision, one block, N = 1"

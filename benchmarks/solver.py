@@ -10,7 +10,6 @@ import cvxpy as cp
 import numpy as np
 import torch
 
-from agents.rules import STOPPING_GAIN, problem_of
 from benchmarks.reference import slsqp_latency_s
 from benchmarks.step import make, stock_models
 from benchmarks.table import Row, Settings
@@ -24,6 +23,7 @@ from wdmoe_env.optimize.selection import marginal_price_selection
 from wdmoe_env.physics.channel import Channel
 from wdmoe_env.physics.compute import device_flops
 from wdmoe_env.physics.latency import BlockLinks, Load, device_load
+from wdmoe_env.policies.rules import STOPPING_GAIN, problem_of
 
 PAIRS_PER_DEVICE = 8
 BLOCK_BATCH = 64

@@ -108,7 +108,7 @@ def check_text(arguments: Sequence[str]) -> None:
 
 def print_names() -> int:
     """Print the names of the rules and of the learned policies that ship, one a line."""
-    from agents import policy_names, trained_names
+    from wdmoe_env.policies import policy_names, trained_names
 
     print("\n".join((*policy_names(), *trained_names())))
     return 0
@@ -180,10 +180,10 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: a setting is wrong, unknown, or of the other kind.
     """
-    from agents import policy_names
     from eval.inputs import located_environment, located_policies
     from eval.suite import DEFAULTS
     from wdmoe_env.config import EnvConfig
+    from wdmoe_env.policies import policy_names
 
     for name in ("episodes", "split", "domains") if options.suite else ("suite_items",):
         if getattr(options, name) is not None:

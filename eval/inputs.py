@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from agents.registry import trained_names, weights_file
 from eval.plan import RunConfig
 from wdmoe_env.config import SUITE_SUFFIXES, EnvConfig
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import KNOWN_MODELS
+from wdmoe_env.policies.registry import trained_names, weights_file
 
 TRACE = "trace"
 BESIDE_WEIGHTS = ("config.json", "tokenizer.json")

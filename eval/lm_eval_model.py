@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import agents
-from agents.registry import weights_file
 from eval.members import reads_hidden_states
 from wdmoe_env.integrations.airtime import Airtime
 from wdmoe_env.integrations.lm_eval import VANILLA, WDMoELM
 from wdmoe_env.integrations.lm_eval_arguments import Chosen
 from wdmoe_env.optional import optional
+from wdmoe_env.policies import make_policy, weights_file
 from wdmoe_env.scoring import PolicyMaker
 
 with optional("lm-eval", extra="lm-eval"):
@@ -32,10 +31,10 @@ class NamedPolicyLM(WDMoELM):
         self.made.append(self.airtime)
 
     def choose(self, policy: str | PolicyMaker, seed: int) -> Chosen:
-        """What makes the policy; names and files as ``agents.make_policy`` takes them."""
+        """What makes the policy; names and files as ``make_policy`` takes them."""
         if callable(policy) or policy == VANILLA:
             return super().choose(policy, seed)
         spec = str(policy)
         settings = {"observe_hidden_states": True} if reads_hidden_states(spec) else {}
         learned = weights_file(spec) is not None
-        return Chosen(lambda env: agents.make_policy(spec, env, seed), one_length=learned, settings=settings)
+        return Chosen(lambda env: make_policy(spec, env, seed), one_length=learned, settings=settings)

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from agents import policy_names
-from agents.registry import weights_file
 from eval.names import short_names
+from wdmoe_env.policies import policy_names
+from wdmoe_env.policies.registry import weights_file
 
 # What trained a policy whose card, of before families, does not say.
 DEFAULT_FAMILY = "ppo"
@@ -62,7 +62,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As tables and pictures write it; a rule's is what ``agents.make_policy`` takes."""
+        """As tables and pictures write it; a rule's is what ``make_policy`` takes."""
         if not self.setting:
             return self.family
         return f"{self.family} {self.setting}" if self.learned else f"{self.family}:{self.setting}"
@@ -74,7 +74,7 @@ def policy_card(policy: str) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is not the JSON of a policy.
     """
-    from agents.policy_file import read_card  # only here: torch takes seconds to import
+    from wdmoe_env.policies.policy_file import read_card  # only here: torch takes seconds to import
 
     file = weights_file(policy)
     card = file.with_suffix(".json") if file and file.name else None

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import agents
-from agents.policy import Policy, RulePolicy
-from agents.rules import problem_of
+from wdmoe_env import policies
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.oracle import exhaustive_oracle
 from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.policies.policy import Policy, RulePolicy
+from wdmoe_env.policies.rules import problem_of
 
 ORACLE = "oracle"
 MOST_TOKENS = 8
 
 
 def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
-    """What ``agents.make_policy`` gives, and the oracle.
+    """What ``make_policy`` gives, and the oracle.
 
     Raises:
-        ValueError: what ``agents.make_policy`` raises, or the oracle on windows of more than ``MOST_TOKENS`` tokens.
+        ValueError: what ``make_policy`` raises, or the oracle on windows of more than ``MOST_TOKENS`` tokens.
     """
     if spec != ORACLE:
-        return agents.make_policy(spec, env, seed)
+        return policies.make_policy(spec, env, seed)
     codec = getattr(env, "unwrapped", env).codec
     num_tokens = codec.scores_shape[0]
     if num_tokens > MOST_TOKENS:

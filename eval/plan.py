@@ -22,7 +22,7 @@ class RunConfig:
     """What results of any kind follow from; the files that it names apart.
 
     Attributes:
-        policies: names and files, as ``agents.make_policy`` takes them; ``vanilla``, the reference, is put first
+        policies: names and files, as ``make_policy`` takes them; ``vanilla``, the reference, is put first
             where it is missing.
         environment: the environment, with both decisions in the action.
         seed: of episodes, policies and resamples.
@@ -55,7 +55,7 @@ class RunConfig:
             raise ValueError("reward must be a name in an evaluation, whose configuration is saved; got a function")
 
     def located(self, policy: str) -> str:
-        """What ``agents.make_policy`` takes for a policy, from whatever folder."""
+        """What ``make_policy`` takes for a policy, from whatever folder."""
         return self.files.get(policy, policy)
 
     @classmethod

@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from agents import policy_names
 from eval.drops import count_drops
 from eval.inputs import beside_hashes, channel_hashes, model_hash, policy_hashes
 from eval.members import member, reads_hidden_states
@@ -19,6 +18,7 @@ from eval.oracle import make_policy
 from eval.plan import REFERENCE, Episodes, EvaluationConfig, RunConfig, plan_episodes, windows_of
 from eval.results import EpisodeResults, Measurements
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.policies import policy_names
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
 # How a block's value becomes an episode's; the rest is in the info of the last block.
@@ -40,7 +40,7 @@ def evaluate(
     """Measure policies on the same episodes.
 
     Args:
-        policies: names and files as ``agents.make_policy`` takes them; ``None`` takes every named rule. ``vanilla``
+        policies: names and files as ``make_policy`` takes them; ``None`` takes every named rule. ``vanilla``
             always runs.
         config: the environment or its dict; ``None`` is the default one on the split ``"test"``.
         episodes: how many.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents import policy_names
 from eval.inputs import file_hash
 from eval.plan import Episodes, RunConfig
 from eval.results import Measurements, Results
@@ -17,6 +16,7 @@ from eval.runner import Runner, play
 from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import load_suite_windows, suite_path
+from wdmoe_env.policies import policy_names
 from wdmoe_env.text.suite import NUM_CHOICES, SUITE_TOKENS, Item, suite_file, window_rows
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
@@ -86,7 +86,7 @@ def evaluate_suite(
     """Score the suite under policies.
 
     Args:
-        policies: names and files as ``agents.make_policy`` takes them; ``None`` takes every named rule. ``vanilla``
+        policies: names and files as ``make_policy`` takes them; ``None`` takes every named rule. ``vanilla``
             always runs.
         config: the environment or its dict, whose split is ``"suite"`` or the path of a suite; ``None`` is the
             default one on the suite that ships, with windows of 128 tokens.

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import gymnasium as gym
 
-from agents import make_policy
 from eval.members import member, reads_hidden_states
 from eval.names import short_names
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.policies import make_policy
 from wdmoe_env.rendering.scene import Scene
 
 
@@ -30,7 +30,7 @@ def takes(policies: tuple[str, ...], config: EnvConfig, window: int, seed: int) 
     """Every policy on the same episode.
 
     Args:
-        policies: names and files as ``agents.make_policy`` takes them.
+        policies: names and files as ``make_policy`` takes them.
         config: of the environment, with both decisions in the action.
         window: index of the text within its split.
         seed: of devices, shadowing and fading, and of the policies.

@@ -16,17 +16,9 @@ from safetensors.torch import save_file
 from test_env import make
 from test_vector_env import make_vec
 
-from agents import make_policy, policy_file, policy_names, trained_names, weights_file
-from agents.distribution import ActionDistribution
-from agents.draft import first_drafts, priced
-from agents.features import Features
-from agents.learned import LearnedPolicy, load_policy
-from agents.network import Architecture, TokenSharedNetwork
-from agents.pairs import Pairs
-from agents.policy_file import read_card, save_flat_policy, save_policy
-from agents.rules import problem_of
+from agents.distribution import evaluate
 from agents.sb3_policy import TokenSharedPolicy
-from eval.__main__ import main as evaluate
+from eval.__main__ import main as eval_main
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.optimize.joint import fractional_program
 from wdmoe_env.physics.latency import (
@@ -36,6 +28,15 @@ from wdmoe_env.physics.latency import (
     equal_shares,
     radio_latency_s,
 )
+from wdmoe_env.policies import make_policy, policy_file, policy_names, trained_names, weights_file
+from wdmoe_env.policies.distribution import ActionDistribution
+from wdmoe_env.policies.draft import first_drafts, priced
+from wdmoe_env.policies.features import Features
+from wdmoe_env.policies.learned import LearnedPolicy, load_policy
+from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
+from wdmoe_env.policies.pairs import Pairs
+from wdmoe_env.policies.policy_file import read_card, save_flat_policy, save_policy
+from wdmoe_env.policies.rules import problem_of
 
 FOLLOW_THE_CHANNEL = ("spectral_efficiency", "unit_latency")
 RULES_OF_ROUTED = ("vanilla", "vanilla-optimal", "top1", "greedy", "wdmoe", "wdmoe-selection", "fractional")
@@ -172,7 +173,7 @@ def test_log_probabilities_are_those_of_the_samples(decision, env, observation):
     repeated = {name: value.expand(20_000, *value.shape[1:]) for name, value in tensors.items()}
     with torch.no_grad():
         distribution = ActionDistribution(network, repeated, decision)
-        evaluated = distribution.evaluate(distribution.act(deterministic=False))
+        evaluated = evaluate(distribution, distribution.act(deterministic=False))
     # The mean of -log p over samples is the entropy; shares clipped at the bounds are rare at this noise.
     error = evaluated.log_prob.std().item() / 20_000**0.5
     assert -evaluated.log_prob.mean().item() == pytest.approx(evaluated.entropy.mean().item(), abs=5 * error + 0.05)
@@ -443,7 +444,7 @@ def test_a_policy_that_reads_one_model_is_refused_on_another(name, capsys):
         with pytest.raises(ValueError, match=message):
             make_policy(name, env)
     with pytest.raises(SystemExit) as stop:
-        evaluate(["--model", "micro", "--num-tokens", "8", "--episodes", "4", "--policies", name])
+        eval_main(["--model", "micro", "--num-tokens", "8", "--episodes", "4", "--policies", name])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert re.search(message, error)

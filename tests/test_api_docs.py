@@ -1,6 +1,6 @@
 """The public interface is documented: every parameter, shapes of arrays, units of quantities, errors that are raised.
 
-Public is what has no leading underscore, in a module of ``wdmoe_env`` or one that ``docs/api/agents.md`` names.
+Public is what has no leading underscore, in a module of ``wdmoe_env``.
 The code is read, not imported, so that adapters to libraries that are not installed are held to it too.
 """
 
@@ -18,7 +18,7 @@ API = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "doc
 NAMED = set(re.findall(r"^::: (\S+)$", API, flags=re.MULTILINE))
 
 # Their functions are of one type, whose shapes stand in the module's docstring.
-FAMILIES = ("agents.rules",)
+FAMILIES = ("wdmoe_env.policies.rules",)
 
 ARRAY = re.compile(r"\b(Float|Bool|NDArray|Tensor|Picture)\b")
 NUMBER = re.compile(rf"{ARRAY.pattern}|\bfloat\b")
@@ -42,11 +42,8 @@ def load(name):
     return griffe.load(name, search_paths=[ROOT], docstring_parser="google")
 
 
-AGENTS = load("agents")
-ROOTS = [load("wdmoe_env")] + [
-    AGENTS[name.removeprefix("agents.")] for name in sorted(NAMED) if name.startswith("agents")
-]
-OBJECTS = [obj for root in ROOTS for obj in public(root)]
+LIBRARY = load("wdmoe_env")
+OBJECTS = list(public(LIBRARY))
 CLASSES = [obj for obj in OBJECTS if obj.is_class]
 # Those that are written; a dataclass' parameters are its fields, which are looked at as such.
 CONSTRUCTORS = [
@@ -143,7 +140,7 @@ def test_every_module_stands_on_a_page():
 def test_every_member_of_the_environment_stands_on_a_page():
     """One by one, since the class's own docstring is a page of the site."""
     members = {
-        one.path for one in ROOTS[0]["env.WDMoEEnv"].members.values() if one.is_function or "property" in one.labels
+        one.path for one in LIBRARY["env.WDMoEEnv"].members.values() if one.is_function or "property" in one.labels
     }
     named = {name for name in NAMED if name.startswith("wdmoe_env.env.")}
     assert named == {path for path in members if not path.split(".")[-1].startswith("_")}
@@ -184,7 +181,7 @@ def test_shapes_of_parameters():
 
 def test_shapes_of_results():
     functions = [function for function in FUNCTIONS if is_array(str(function.returns or ""))]
-    family = {name: SHAPE.search(text(AGENTS[name.removeprefix("agents.")])) for name in FAMILIES}
+    family = {name: SHAPE.search(text(LIBRARY[name.removeprefix("wdmoe_env.")])) for name in FAMILIES}
     assert not gaps(
         (function.path, "result", SHAPE.search(returned(function)) or family.get(function.parent.path))
         for function in functions

@@ -90,8 +90,8 @@ def test_a_page_is_the_file(site, page, file):
 
 
 def test_a_linked_source_is_shown(site):
-    lines = (ROOT / "agents/network.py").read_text(encoding="utf-8").splitlines()
-    assert lines[0] in Reader(site / "source/agents/network.py.html").text
+    lines = (ROOT / "wdmoe_env/policies/network.py").read_text(encoding="utf-8").splitlines()
+    assert lines[0] in Reader(site / "source/wdmoe_env/policies/network.py.html").text
 
 
 def test_opening_a_page_fetches_files_of_the_site_alone(site):

@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from agents import policy_names, trained_names
-from agents.network import Architecture, TokenSharedNetwork
-from agents.policy_file import save_policy
 from eval.__main__ import main, read_settings
 from eval.oracle import make_policy
 from eval.plan import EvaluationConfig
@@ -22,6 +19,9 @@ from eval.replay import read_results
 from eval.results import WALL_CLOCK, EpisodeResults
 from eval.runner import Evaluation, evaluate
 from wdmoe_env.episodes import load_episodes
+from wdmoe_env.policies import policy_names, trained_names
+from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
+from wdmoe_env.policies.policy_file import save_policy
 
 METRICS, COLUMNS = EpisodeResults.METRICS, EpisodeResults.columns()
 SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]

@@ -18,8 +18,6 @@ import pytest
 import torch
 from test_eval_cli import refused
 
-from agents.network import Architecture, TokenSharedNetwork
-from agents.policy_file import save_policy
 from eval import lm_eval
 from eval.__main__ import main
 from eval.folder import UNPLACED
@@ -28,6 +26,8 @@ from eval.runner import Evaluation
 from eval.tables import indented, markdown, plain
 from wdmoe_env.episodes import load_suite_windows
 from wdmoe_env.physics.recording_file import read_recording
+from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
+from wdmoe_env.policies.policy_file import save_policy
 from wdmoe_env.writing import held_folder
 
 QUICK = ["--model", "micro", "--num-tokens", "8", "--episodes", "2", "--batch-size", "2", "--policies", "top1"]

@@ -10,7 +10,6 @@ import pytest
 from scipy.optimize import linprog
 from scipy.stats import trim_mean
 
-from agents.policy_file import FORMAT
 from eval.fronts import hull, is_within, latency_at, mixture_at
 from eval.iqm import interquartile_mean
 from eval.matched import matched_quality
@@ -19,6 +18,7 @@ from eval.plan import Episodes, EvaluationConfig
 from eval.resamples import SeededBootstrap
 from eval.results import EpisodeResults
 from eval.study import Study, setting_summaries
+from wdmoe_env.policies.policy_file import FORMAT
 
 EPISODES = 120
 CARD = {"format": FORMAT, "network": "token-shared", "decision": "joint"}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from agents.draft import DAMPING, ROUNDS, SOFTNESS, priced
-from agents.features import Features
 from wdmoe_env.observations import Block, decode_observation, encode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.pricing import device_prices
 from wdmoe_env.physics.latency import BlockLinks, Load, equal_shares, radio_latency_s
 from wdmoe_env.physics.latency import spectral_efficiency as efficiency
+from wdmoe_env.policies.draft import DAMPING, ROUNDS, SOFTNESS, priced
+from wdmoe_env.policies.features import Features
 
 # N, J, E, U, experts per token, extra candidates
 SHAPES = [(6, 5, 6, 6, 2, 0), (6, 5, 6, 3, 2, 1), (4, 7, 4, 9, 2, 2), (5, 1, 8, 8, 3, 0), (3, 1, 2, 1, 1, 1)]

@@ -10,11 +10,11 @@ import pytest
 from conftest import MICRO
 from PIL import Image
 
-from agents import make_policy
 from eval.film import HEIGHT, RACE_LEFT, RACE_LENGTH, RACE_STEP, RACE_TOP, WIDTH, pictures
 from eval.gif import LAST_HELD, MOST_SECONDS, encoded, main
 from eval.takes import takes
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.policies import make_policy
 from wdmoe_env.rendering import palette
 from wdmoe_env.rendering.canvas import Canvas
 

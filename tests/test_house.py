@@ -27,6 +27,7 @@ FLOORS = (
     "observations",
     "actions",
     "rewards",
+    "policies",
     "moe",
     "text",
     "episodes",

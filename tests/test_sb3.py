@@ -14,8 +14,8 @@ from test_env import assert_same, make
 from test_rendering import recorder  # noqa: F401
 from test_vector_env import CLOSE, make_vec
 
-from agents import make_policy
 from wdmoe_env.integrations.sb3 import SB3VecEnv
+from wdmoe_env.policies import make_policy
 
 
 def adapter(num_envs=4, env_id="WDMoE-v0", **keywords):

@@ -10,11 +10,11 @@ import torch
 from conftest import live_greenlets
 from torch.nn.functional import log_softmax
 
-from agents import make_policy
 from eval.suite import evaluate_suite
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.generation import generate
 from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.policies import make_policy
 from wdmoe_env.scoring import SHORTEST_WINDOW, Scorer
 from wdmoe_env.text.continuations import Continuation, continuation_windows, cut_contexts, encode_continuations
 from wdmoe_env.text.suite import load_suite, suite_windows

@@ -16,7 +16,6 @@ import torch
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
-from agents import make_policy
 from eval import suite
 from eval.__main__ import main
 from eval.plan import Episodes
@@ -26,6 +25,7 @@ from eval.suite import SuiteConfig, evaluate_suite, judged, plan_items, stratifi
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import load_suite_windows
 from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.policies import make_policy
 from wdmoe_env.reading import MOST_TEXT_BYTES
 from wdmoe_env.text.suite import FORMATS, SUITE_TOKENS, Item, load_suite, suite_windows, window_rows
 

@@ -20,7 +20,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_vector_env import make_vec
 
-from agents import make_policy
 from train import agent, sac, sb3, search, straight_through
 from train.__main__ import main
 from train.arguments import Arguments, hyperparameters
@@ -28,6 +27,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import make_env
 from train.folder import open_run
 from train.progress import goes_on
+from wdmoe_env.policies import make_policy
 from wdmoe_env.writing import held_folder, is_temporary
 
 ROOT = Path(__file__).parents[1]

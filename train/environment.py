@@ -6,10 +6,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from agents.network import Architecture, TokenSharedNetwork
-from agents.policy_file import read_policy
 from train.arguments import Arguments
 from wdmoe_env.observations import Sizes
+from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
+from wdmoe_env.policies.policy_file import read_policy
 
 
 def make_env(arguments: Arguments, num_envs: int) -> Any:

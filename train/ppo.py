@@ -11,7 +11,6 @@ from typing import Any
 
 from stable_baselines3 import PPO
 
-from agents.policy_file import save_policy
 from agents.sb3_policy import TokenSharedPolicy
 from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
@@ -20,6 +19,7 @@ from train.folder import card, open_run
 from train.progress import goes_on, policy_path
 from train.sb3 import learn
 from wdmoe_env.integrations.sb3 import SB3VecEnv
+from wdmoe_env.policies.policy_file import save_policy
 
 
 def train_ppo(arguments: Arguments, settings: dict[str, Any]) -> Path:

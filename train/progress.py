@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agents.policy_file import read_policy
 from train.arguments import Arguments
 from train.folder import read_record, write_record
+from wdmoe_env.policies.policy_file import read_policy
 
 
 def policy_path(arguments: Arguments) -> Path:

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from agents.policy_file import save_policy
 from agents.rllib_module import TokenSharedModule
 from train.arguments import Arguments
 from train.checkpoint import check_weights, load_checkpoint, save_checkpoint
@@ -29,6 +28,7 @@ from train.environment import architecture_of, env_keywords, make_env, start_fro
 from train.folder import card, curves, open_run
 from train.progress import goes_on, policy_path
 from wdmoe_env.optional import optional
+from wdmoe_env.policies.policy_file import save_policy
 
 with optional("ray", extra="rllib"):
     import ray

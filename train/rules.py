@@ -3,7 +3,7 @@
 The paper promises lower latency without loss of quality, and leaves open when its threshold stops growing. Here
 the stopping gain is the least of a grid whose loss of next-token accuracy stays within a bound, and the price of
 ``marginal-price`` is the least of a grid at which it is as fast as ``wdmoe`` at that gain. Prints both tables;
-the constants stand in ``agents/rules.py``.
+the constants stand in ``wdmoe_env/policies/rules.py``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents import rules
-from agents.policy import Rule, RulePolicy
 from eval.plan import Episodes, plan_episodes
 from eval.runner import run_batch
+from wdmoe_env.policies import rules
+from wdmoe_env.policies.policy import Rule, RulePolicy
 
 STOPPING_GAINS = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.04, 0.03, 0.025, 0.02, 0.01, 0.007, 0.005, 0.003, 0.002, 0.0)
 PRICES_PER_MS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.25, 1.5)

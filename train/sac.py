@@ -12,7 +12,6 @@ import torch
 from stable_baselines3 import SAC
 from torch import nn
 
-from agents.policy_file import save_flat_policy
 from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import make_env
@@ -20,6 +19,7 @@ from train.folder import card, open_run
 from train.progress import goes_on, policy_path
 from train.sb3 import learn
 from wdmoe_env.integrations.sb3 import SB3VecEnv
+from wdmoe_env.policies.policy_file import save_flat_policy
 
 
 class Learned(nn.Module):

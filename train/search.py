@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from agents import make_policy
 from eval.tables import csv_text
 from train.__main__ import add_arguments
 from train.agent import TRAINERS
 from train.arguments import Arguments, hyperparameters
 from train.environment import make_env
+from wdmoe_env.policies import make_policy
 from wdmoe_env.writing import held_folder, write_whole
 
 SCORE_SEED = 1_000_003

@@ -20,11 +20,6 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from agents.distribution import ActionDistribution
-from agents.features import Features, Observation
-from agents.network import TokenSharedNetwork
-from agents.policy_file import save_policy
-from agents.registry import named_rule
 from train.arguments import Arguments
 from train.checkpoint import check_weights, load_checkpoint, save_checkpoint
 from train.environment import architecture_of, make_env, start_from
@@ -32,6 +27,11 @@ from train.folder import card, curves, open_run
 from train.progress import goes_on, policy_path
 from wdmoe_env.actions import LOGIT_SCALE
 from wdmoe_env.physics.latency import device_load
+from wdmoe_env.policies.distribution import ActionDistribution
+from wdmoe_env.policies.features import Features, Observation
+from wdmoe_env.policies.network import TokenSharedNetwork
+from wdmoe_env.policies.policy_file import save_policy
+from wdmoe_env.policies.registry import named_rule
 from wdmoe_env.relaxed import Draw, RelaxedEpisodes, observation_tensors, relaxed_episodes
 from wdmoe_env.rewards import RewardFunction, reward_function
 from wdmoe_env.simulator import Simulator

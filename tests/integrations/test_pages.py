@@ -8,10 +8,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agents import make_policy
 from benchmarks import integrations
 from benchmarks.pages import INDEX, Outcome, Page, pages
 from integrations.conftest import RAN
+from wdmoe_env.policies import make_policy
 
 PAGES = pages()
 EPISODES = 32

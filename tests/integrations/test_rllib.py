@@ -23,11 +23,11 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-from agents import make_policy
 from agents.rllib_module import TokenSharedModule
 from train import agent, rllib
 from train.__main__ import main
 from train.arguments import Arguments
+from wdmoe_env.policies import make_policy
 
 MICRO = {"model": "micro", "num_tokens": 8}
 SMALL = {"num_envs": 8, "n_steps": 4, "batch_size": 16, "n_epochs": 2, "learning_rate": 3e-3}

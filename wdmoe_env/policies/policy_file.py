@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from agents.card import Card, card_text, parse_card
-from agents.flat import perceptron
-from agents.network import BOUNDS, Architecture, TokenSharedNetwork
 from wdmoe_env.config import DecisionKind
+from wdmoe_env.policies.card import Card, card_text, parse_card
+from wdmoe_env.policies.flat import perceptron
+from wdmoe_env.policies.network import BOUNDS, Architecture, TokenSharedNetwork
 from wdmoe_env.writing import write_whole
 
 FORMAT = "wdmoe-policy-2"
@@ -46,7 +46,7 @@ def save_policy(path: Path, network: TokenSharedNetwork, decision: DecisionKind,
 
 
 def save_flat_policy(path: Path, layers: list[nn.Linear], card: Card) -> None:
-    """Write a perceptron of these layers, which decides on experts and shares; see ``agents.flat``.
+    """Write a perceptron of these layers, which decides on experts and shares; see ``wdmoe_env.policies.flat``.
 
     Raises:
         ValueError: see ``save_policy``.

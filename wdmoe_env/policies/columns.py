@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.draft import Draft
-from agents.pairs import Pairs
 from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.policies.draft import Draft
+from wdmoe_env.policies.pairs import Pairs
 
 Columns = list[NDArray[Any]]
 

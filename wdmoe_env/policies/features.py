@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.columns import (
+from wdmoe_env.observations import decode_observation
+from wdmoe_env.policies.columns import (
     BEST,
     Columns,
     columns_of_devices,
@@ -19,9 +20,8 @@ from agents.columns import (
     columns_of_pairs_in,
     work_ms,
 )
-from agents.draft import Draft, balanced_shares, first_drafts, priced
-from agents.pairs import Pairs
-from wdmoe_env.observations import decode_observation
+from wdmoe_env.policies.draft import Draft, balanced_shares, first_drafts, priced
+from wdmoe_env.policies.pairs import Pairs
 
 Observation = dict[str, Tensor]
 

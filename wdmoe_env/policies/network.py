@@ -12,10 +12,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from agents.columns import BEST, DEVICE_FEATURES, PAIR_FEATURES, ROUTED, TINY
-from agents.features import Features, Observation
 from wdmoe_env.actions import LOGIT_SCALE
 from wdmoe_env.observations import Sizes
+from wdmoe_env.policies.columns import BEST, DEVICE_FEATURES, PAIR_FEATURES, ROUTED, TINY
+from wdmoe_env.policies.features import Features, Observation
 
 SHARE_FEATURES = 5
 WORK_FEATURES = 2

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from agents.policy import Observation, State, batched, first
 from wdmoe_env.actions import ActionCodec
 from wdmoe_env.observations import Block, decode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
@@ -18,6 +17,7 @@ from wdmoe_env.optimize.joint import fractional_program, joint_optimize
 from wdmoe_env.optimize.problem import BlockProblem, Decision
 from wdmoe_env.optimize.selection import expert_token_latency_s, marginal_price_selection
 from wdmoe_env.physics.latency import Bool, Float, device_load, equal_shares
+from wdmoe_env.policies.policy import Observation, State, batched, first
 
 # Relative gain of WLR below which the paper's rule stops raising its threshold; chosen on training windows
 # by `python -m train.rules` as the least, and so the fastest, that loses at most 0.3 points of next-token accuracy.

@@ -1,7 +1,7 @@
 """A plain multilayer perceptron over the flattened observation: what stock algorithms learn, as a file.
 
-It is tied to the sizes of its environment, unlike ``agents.network``. The file is read as that of a learned policy is:
-weights in safetensors, the rest in JSON, no code.
+It is tied to the sizes of its environment, unlike the token-shared network. The file is read as that of a learned
+policy is: weights in safetensors, the rest in JSON, no code.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.network import check_outputs
-from agents.policy import Observation, State, batched, first
 from wdmoe_env.actions import ActionCodec
 from wdmoe_env.observations import Sizes, observation_space
+from wdmoe_env.policies.network import check_outputs
+from wdmoe_env.policies.policy import Observation, State, batched, first
 
 
 def perceptron(sizes: list[int]) -> nn.Sequential:

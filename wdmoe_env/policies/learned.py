@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from agents.distribution import ActionDistribution
-from agents.flat import FlatPolicy, flattened_size
-from agents.network import TokenSharedNetwork, check_sizes
-from agents.policy import Observation, Policy, State, batched, first
-from agents.policy_file import read_policy
-from agents.rules import with_optimal_shares
 from wdmoe_env.actions import ActionCodec, repair_selection
 from wdmoe_env.config import DecisionKind
 from wdmoe_env.observations import Sizes
+from wdmoe_env.policies.distribution import ActionDistribution
+from wdmoe_env.policies.flat import FlatPolicy, flattened_size
+from wdmoe_env.policies.network import TokenSharedNetwork, check_sizes
+from wdmoe_env.policies.policy import Observation, Policy, State, batched, first
+from wdmoe_env.policies.policy_file import read_policy
+from wdmoe_env.policies.rules import with_optimal_shares
 
 
 class LearnedPolicy:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from agents.pairs import Pairs
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.pricing import device_prices
 from wdmoe_env.physics.latency import Bool, Float, device_latency_s, device_load
+from wdmoe_env.policies.pairs import Pairs
 
 # Chosen on training windows: with these, choosing by the draft's prices comes nearest to the best ratio, 0.96 of it.
 ROUNDS = 4

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agents import rules
-from agents.policy import Policy, Rule, RulePolicy
+from wdmoe_env.policies import rules
+from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ ENTRIES: dict[str, Entry] = {
 }
 
 
-TRAINED = Path(__file__).parent / "trained"
+TRAINED = Path(__file__).parents[1] / "assets" / "policies"
 
 
 def policy_names() -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
     codec = getattr(env, "unwrapped", env).codec
     file = weights_file(spec)
     if file is not None:
-        from agents.learned import load_policy
+        from wdmoe_env.policies.learned import load_policy
 
         return load_policy(str(file), codec)
     name, colon, text = spec.partition(":")

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m eval: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\npython -m eval: interrupted; what was not complete is not written", file=sys.stderr)
+        print("python -m eval: interrupted; what was not complete is not written", file=sys.stderr)
         return 130
 
 

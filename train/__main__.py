@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"python -m train: {sentence(error, arguments)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\npython -m train: {interrupted(arguments)}", file=sys.stderr)
+        print(f"python -m train: {interrupted(arguments)}", file=sys.stderr)
         return 130
     print(f"policy: {path}")
     return 0

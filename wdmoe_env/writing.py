@@ -17,14 +17,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 try:
-    import fcntl
+    fcntl: Any = import_module("fcntl")
 except ImportError:  # Windows has no such locks: nothing is held there, and nothing left over is removed
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 _MARK, _PART = ".wdmoe-", ".part"
 LOCK = f"{_MARK}lock"

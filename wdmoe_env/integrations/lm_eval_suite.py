@@ -42,7 +42,8 @@ def write_suite_tasks(
         if seeds is not None:
             document["channel_seed"] = int(seeds[position])
         documents[item.format].append(document | {name: getattr(item, name) for name in Item.__slots__})
-    names, files = [], {}
+    names: list[str] = []
+    files: dict[str, bytes] = {}
     for format_name, found in documents.items():
         if found:
             name = f"{TAG}_{format_name.replace('-', '_')}"

@@ -113,10 +113,10 @@ def test_results_of_an_earlier_version_are_refused_in_a_sentence(folders, tmp_pa
 
 
 def places(value, path=()):
-    """The paths of a value of JSON: every key, the first and the last element of every list."""
+    """The paths of a value of JSON: every key, and the last element of every list."""
     if path:
         yield path
-    keys = list(value) if isinstance(value, dict) else [0, -1][: len(value)] if isinstance(value, list) else ()
+    keys = list(value) if isinstance(value, dict) else [-1][: len(value)] if isinstance(value, list) else ()
     for key in keys:
         yield from places(value[key], (*path, key))
 
@@ -130,7 +130,7 @@ def test_results_that_do_not_fit_together_are_one_sentence(folders, tmp_path, fo
     """Each value in turn is replaced by something else: the page is drawn, or refused in a sentence."""
     copied, text = shutil.copytree(folders[folder], tmp_path / "copied"), (folders[folder] / f"{stem}.json").read_text()
     found = [path for path in places(json.loads(text)) if path[:2] != ("config", "environment")]
-    assert len(found) > 200
+    assert len(found) > 100
     sentences = []
     for number, path in enumerate(found):
         summary = json.loads(text)

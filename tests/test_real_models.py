@@ -142,6 +142,10 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path):
     index.write_text(json.dumps(content | {"weight_map": renamed}))
     with pytest.raises(ValueError, match=r"expected .*experts\.gate_up_proj in .*, or its parts for each expert"):
         load_device_experts(tmp_path, [0, 0, 1, 1], [1])
+    for odd in ([], {"weight_map": []}, {"weight_map": {"lm_head.weight": 3}}):
+        index.write_text(json.dumps(odd))
+        with pytest.raises(ValueError, match=r"expected a (weight_map from tensors|JSON object) .*index.json, got"):
+            load_device_experts(tmp_path, [0, 0, 1, 1], [1])
     gone = {name: file for name, file in content["weight_map"].items() if "layers.1.block_sparse_moe" not in name}
     index.write_text(json.dumps(content | {"weight_map": gone}))
     with pytest.raises(ValueError, match=r"expected the experts of model\.layers\.1\.mlp\.experts .*none of that"):

@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def _read_csv(content: bytes) -> tuple[Table, NDArray[np.int64]]:
             raise ValueError(f"expected whole numbers in the columns {', '.join(INDEX)}, got {got}")
     index = np.stack([columns.pop(name) for name in INDEX])
     for name, values in columns.items():
-        check_range(name, values, lambda row, name=name: _place(text, name, row))
+        check_range(name, values, partial(_place, text, name))
     order = np.lexsort(index[::-1])
     episodes, steps, devices = index[:, order].astype(np.int64)
     lengths = _lengths(episodes, steps, devices)
@@ -273,7 +274,7 @@ def _read_npz(content: bytes) -> tuple[Table, NDArray[np.int64]]:
     with _only_npz():
         arrays = {name: _array(archive, member) for name, member in members}
     for name, values in arrays.items():
-        check_range(name, values, lambda at, name=name: _cell(name, shape, at))
+        check_range(name, values, partial(_cell, shape, name))
     episodes, steps = shape[:-1] if len(shape) == 3 else (1, shape[0])
     return {name: values.reshape(-1, shape[-1]) for name, values in arrays.items()}, np.full(episodes, steps)
 
@@ -325,7 +326,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Float:
         return npy.read_array(file, allow_pickle=False).astype(np.float64, copy=False)
 
 
-def _cell(name: str, shape: tuple[int, ...], position: int) -> str:
+def _cell(shape: tuple[int, ...], name: str, position: int) -> str:
     """Where a number stands within an array."""
     *episode, step, device = (int(at) for at in np.unravel_index(position, shape))
     return f"row {step}, column {device}{f', episode {episode[0]}' if episode else ''} of the array {name}"

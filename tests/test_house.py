@@ -36,7 +36,7 @@ FLOORS = {
     "vector_info": set(),
     "vector_env": {"actions", "checks", "config", "observations", "physics", "process", "simulator", "vector_info"},
     "scoring": {"actions", "config", "episodes", "observations", "physics", "process", "simulator", "text"},
-    "generation": {"moe", "scoring", "simulator", "text"},
+    "generation": {"checks", "moe", "scoring", "simulator", "text"},
     "integrations": {
         "checks",
         "config",

@@ -37,7 +37,7 @@ test: $(READY)
 $(INTEGRATIONS)/ready: pyproject.toml constraints-integrations.txt
 	$(PYTHON) -m venv $(INTEGRATIONS)
 	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt torch
-	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt --editable ".[integrations,render,test,train]"
+	$(INTEGRATIONS)/bin/pip install --quiet --constraint constraints-integrations.txt --editable ".[integrations,accelerate,render,test,train]"
 	touch $@
 
 # The environment's own tests run here too, since this is the oldest Gymnasium that is declared.

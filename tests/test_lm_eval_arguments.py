@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import json
+import os
+import subprocess
 import sys
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +54,105 @@ def test_a_document_has_one_channel():
     others = [({"question": "d"}, "task", 7), ({"question": "a"}, "other", 7), ({"question": "a"}, "task", 8)]
     assert len({first, *(document_seed(*other) for other in others)}) == 4
     assert document_seed({"question": "a", "channel_seed": 11}, "task", 7) == 11
+
+
+@dataclass
+class Question:
+    """A document as a task's own code may make it."""
+
+    text: str
+    answers: Any
+    notes: list[str] = field(default_factory=list, repr=False)
+
+
+class Pair(NamedTuple):
+    """A tuple with a ``repr`` of its own."""
+
+    first: Any
+    second: Any
+
+
+class Plain:
+    """An object whose ``repr`` is its address."""
+
+    def __init__(self, **held):
+        vars(self).update(held)
+
+
+STABLE = {
+    "json": {"question": "a", "choices": ["b", "c"], "label": 1, "none": None, "nan": float("nan"), "é": "\ud800"},
+    "nested": [OrderedDict(b=1, a=[2, (3, "4")]), Counter("hello"), Pair("a", 2)],
+    "numbers": {3, 1, 2, 8, 16, 0},
+    "numbers of many kinds": {1.5, Decimal("2.5"), Fraction(1, 3), (3, (4, 5)), frozenset({9, 1})},
+    "one text": {"alone"},
+    "one text, frozen": frozenset({"alone"}),
+    "no text": set(),
+    "dates": [datetime.date(2026, 1, 2), datetime.timedelta(hours=3)],
+    "bytes": b"\x00a",
+    "paths": Path("a folder/a file"),
+    "arrays": [np.arange(3), np.float32(0.5), np.array(["a", "b"])],
+    "a dataclass": Question("what?", {"b": [1, ("c",)], "a": {5}}, ["unseen"]),
+    "a namespace": SimpleNamespace(b=1, a=["c", {"d": None}]),
+    "a type": Question,
+    "text like an address": ["<a at 0x7f0000000000>", Decimal(1)],
+    "slices": slice(1, 2),
+}
+
+UNSTABLE = {
+    "texts": lambda words: set(words),
+    "frozen texts": lambda words: {"answers": frozenset(words)},
+    "texts and numbers": lambda words: {1, 2.5, None, *words},
+    "tuples": lambda words: {(word, number) for number, word in enumerate(words)},
+    "sets of sets": lambda words: {frozenset(words[:2]), frozenset(words[2:])},
+    "dates": lambda words: {datetime.date(2026, 1, len(word)) for word in words},
+    "a set in a named tuple": lambda words: Pair(set(words), 2),
+    "a set in a dataclass": lambda words: Question("what?", {"right": set(words)}),
+    "a set in a namespace": lambda words: SimpleNamespace(answers=[(set(words),)]),
+    "an object": lambda words: Plain(words=words),
+    "a set in an object": lambda words: [Plain(answers=set(words), other=Plain())],
+    "objects in a set": lambda words: {Plain(word=word) for word in words},
+    "a function": lambda words: [lambda: words, len, words.append],
+    "an object that holds itself": lambda words: circle(words),
+}
+
+PRINT_SEEDS = """
+import json
+from test_lm_eval_arguments import UNSTABLE, document_seed
+words = ["stone", "river", "a", "horse's", "five"]
+print(json.dumps({name: document_seed(make(words), "task", 7) for name, make in UNSTABLE.items()}))
+"""
+
+
+def circle(words):
+    result = Plain(words=words)
+    result.itself = result
+    return result
+
+
+@pytest.mark.parametrize("document", STABLE.values(), ids=STABLE.keys())
+def test_a_document_keeps_the_seed_of_its_text(document):
+    """The seed of earlier versions, which took ``str`` of whatever JSON lacks."""
+    named = json.dumps([7, "task", document], sort_keys=True, default=str)
+    expected = int.from_bytes(hashlib.sha256(named.encode()).digest()[:4], "big") // 2
+    assert document_seed(document, "task", 7) == expected
+
+
+def test_a_seed_is_the_same_in_every_process():
+    seeds = []
+    for hash_seed in ("0", "1", "2"):
+        paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": paths}
+        command = [sys.executable, "-c", PRINT_SEEDS]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        seeds.append(json.loads(ran.stdout))
+    assert seeds[0] == seeds[1] == seeds[2]
+    assert len(set(seeds[0].values())) == len(UNSTABLE)
+
+
+@pytest.mark.parametrize("name", [name for name in UNSTABLE if name not in ("a function", "dates")])
+def test_another_text_in_a_set_is_another_seed(name):
+    words = ["stone", "river", "a", "horse's", "five"]
+    assert document_seed(UNSTABLE[name](words), "task", 7) != document_seed(UNSTABLE[name](words[:-1]), "task", 7)
 
 
 def test_airtime_is_a_mean_over_windows():

@@ -64,6 +64,23 @@ def test_a_text_that_melts_into_the_context_ends_it_for_all():
         encode_continuations("ab", ["cd", ""], encode, PREFIX)
 
 
+@pytest.mark.parametrize("space", [" ", "  ", "\n", "\t", " \n   ", "\u00a0", "\u2003"])
+def test_white_space_goes_over_to_the_texts(space, model):
+    encode = model.tokenizer.encode
+    texts = [" was", " had been", "?"]
+    found = encode_continuations("The king of France" + space, texts, encode, PREFIX)
+    assert found == encode_continuations("The king of France", [space + text for text in texts], encode, PREFIX)
+    assert found[0].context == encode("The king of France")
+    assert [one.context + one.tokens for one in found] == [encode(f"The king of France{space}{text}") for text in texts]
+
+
+def test_white_space_alone_goes_over_where_a_prefix_stands_in_its_place(model):
+    encode = model.tokenizer.encode
+    assert encode_continuations(" \n", ["a river"], encode, PREFIX) == [Continuation([PREFIX], encode(" \na river"))]
+    spelt = [Continuation(list(b" \n"), list(b"a river"))]
+    assert encode_continuations(" \n", ["a river"], lambda text: list(text.encode())) == spelt
+
+
 def test_a_context_is_cut_alike_for_all():
     cut = cut_contexts([Continuation([1, 2, 3, 4, 5], [6]), Continuation([1, 2, 3, 4, 5], [7, 8, 9])], num_tokens=5)
     assert cut == [Continuation([3, 4, 5], [6]), Continuation([3, 4, 5], [7, 8, 9])]

@@ -5,15 +5,23 @@ A pass sends what it reads over the air: all of the prompt, then one token. All 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from wdmoe_env.checks import check_integer
 from wdmoe_env.episodes import check_tokens
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
@@ -22,6 +30,25 @@ from wdmoe_env.scoring import Player, Scorer, Terms
 from wdmoe_env.simulator import EpisodeResult, Rollout
 from wdmoe_env.text.windows import TokenWindows
 
+REFUSED = {
+    "assistant_early_exit": "its drafts leave the last blocks out",
+    "assistant_model": "the passes of a second model would not go over the air",
+    "compile_config": "a compiled pass cannot pause at its blocks",
+    "continuous_batching_config": "it mixes passes of many texts",
+    "custom_generate": "it runs code from elsewhere",
+    "generation_config": "its fields are given one by one",
+    "max_length": "max_new_tokens alone ends a text",
+    "token_healing": "it writes the prompt anew",
+    "trust_remote_code": "it runs code from elsewhere",
+    "use_mtp": "its drafts come from layers that are not split",
+}
+"""Settings that are not taken, and why: mostly, what they do cannot be simulated."""
+
+_FIELDS = frozenset(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+
+TAKEN = (_FIELDS | {"logits_processor", "prefix_allowed_tokens_fn", "streamer", "tokenizer"}) - REFUSED.keys()
+"""Settings that are passed on: the other fields of transformers' ``GenerationConfig``, and four objects beside them."""
+
 
 def generate(
     scorer: Scorer,
@@ -29,7 +56,7 @@ def generate(
     seed: int,
     max_new_tokens: int,
     stop: Callable[[list[int]], bool] = lambda tokens: False,
-    **sampling: Any,
+    **settings: Any,
 ) -> tuple[list[int], Terms]:
     """Go on with a prompt under a policy.
 
@@ -38,32 +65,87 @@ def generate(
         prompt: token ids, as many as the longest window holds at most.
         seed: of the channel.
         max_new_tokens: the most to generate.
-        stop: called with the tokens generated so far; True ends the text.
-        **sampling: for transformers' ``generate``; none is greedy decoding.
+        stop: called with the tokens generated so far, of the best beam where there are several; True ends the text.
+        **settings: for transformers' ``generate``, as of ``check_settings``; none is greedy decoding.
 
     Returns:
-        Token ids of what was generated, and the terms of the reward, each (blocks of all passes, 1).
+        Token ids of what was generated, the first where several texts were asked for, and the terms of the reward, each
+        (blocks of all passes, 1). A pass reads the rows of all beams.
 
     Raises:
-        ValueError: a token of the prompt that the model does not know.
+        ValueError: a setting is unknown, or cannot be simulated, or a token of the prompt that the model does not know.
         FloatingPointError: what the model hands out is not finite.
     """
+    check_settings(scorer, len(prompt), max_new_tokens, settings)
     check_tokens(scorer.model, np.asarray(prompt))
     ids = torch.tensor([list(prompt)], device=scorer.model.device)
     criteria = StoppingCriteriaList([_Stop(len(prompt), stop)])
-    checks = LogitsProcessorList([_Check(scorer.model.model)])
-    own = {"max_new_tokens": max_new_tokens, "stopping_criteria": criteria, "logits_processor": checks}
-    options = {"do_sample": False, **own, **sampling}
+    given = {name: value for name, value in settings.items() if name in TAKEN and value is not None}
+    options = {"do_sample": False, **given, "max_new_tokens": max_new_tokens, "disable_compile": True}
+    options["stopping_criteria"] = criteria
+    # Before the caller's own, which may rule tokens out by scores that are not finite.
+    checks = [_Check(scorer.model.model), *(given.get("logits_processor") or ())]
+    options["logits_processor"] = LogitsProcessorList(checks)
     forward = scorer.model.run(lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options))
     passes = []
     try:
         while forward.block is not None:
             player = scorer.player(scorer.padded(len(forward.block.routed)))
             passes.append(player.play(PassRollout(player, forward, seed)))
-        tokens: list[int] = forward.result[0, len(prompt) :].tolist()
+        texts = getattr(forward.result, "sequences", forward.result)  # of ``return_dict_in_generate``
+        tokens: list[int] = texts[0, len(prompt) :].tolist()
     finally:
         forward.close()
     return tokens, {name: np.concatenate([terms[name] for terms in passes]) for name in passes[0]}
+
+
+def check_settings(scorer: Scorer, prompt_tokens: int, max_new_tokens: int, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that would be ignored or cannot be simulated, before the first pass.
+
+    Args:
+        scorer: policy, model and radio.
+        prompt_tokens: length of the prompt.
+        max_new_tokens: the most to generate.
+        settings: for transformers' ``generate``, of ``TAKEN``; ``None`` is as good as none.
+
+    Raises:
+        ValueError: a name that ``generate`` does not take (the nearest ones are named), one of ``REFUSED``, values that
+            exclude each other, or more beams than fit a window.
+    """
+    check_integer("max_new_tokens", max_new_tokens, at_least=1)
+    for name, value in settings.items():
+        if name not in TAKEN and name not in REFUSED:
+            near = ", ".join(get_close_matches(name, TAKEN, n=3))
+            hint = f"; the nearest known are {near}" if near else ""
+            raise ValueError(f"expected settings of transformers' generate, got {name!r}{hint}")
+        if name in REFUSED and value is not None and value is not False:
+            raise ValueError(f"the setting {name} is not taken, since {REFUSED[name]}; got {value!r}")
+    if settings.get("cache_implementation") == "paged":
+        reason = REFUSED["continuous_batching_config"]
+        raise ValueError(f"the setting cache_implementation is not taken, since {reason}; got 'paged'")
+    _check_rows(scorer, prompt_tokens, max_new_tokens, settings)
+    GenerationConfig(**{name: value for name, value in settings.items() if name in _FIELDS})  # refuses contradictions
+
+
+def _check_rows(scorer: Scorer, prompt_tokens: int, max_new_tokens: int, settings: Mapping[str, Any]) -> None:
+    """Refuse more beams than a window holds: ``generate`` puts the prompt of each into one pass."""
+
+    def chosen(name: str, default: Any) -> Any:
+        """Of the settings, else of the model's own ones."""
+        own = getattr(scorer.model.model.generation_config, name, None)
+        values = (settings.get(name), own, default)
+        return next(value for value in values if value is not None)
+
+    copies = {name: chosen(name, 1) for name in ("num_beams", "num_return_sequences")}
+    for name, count in copies.items():
+        check_integer(name, count, at_least=1)
+    sequences = max(copies.values())
+    read = prompt_tokens if chosen("use_cache", True) else prompt_tokens + max_new_tokens - 1
+    if sequences * read > scorer.config.num_tokens:
+        raise ValueError(
+            f"num_tokens must be at least {sequences * read}, a pass over {sequences} sequences of {read} tokens "
+            f"(num_beams, num_return_sequences), got {scorer.config.num_tokens}"
+        )
 
 
 class PassRollout(Rollout):
@@ -73,13 +155,19 @@ class PassRollout(Rollout):
         player: of windows that are long enough.
         forward: the generation, paused at a first block.
         seed: of the channel.
+
+    Raises:
+        ValueError: the pass reads more tokens than a window holds.
     """
 
     def __init__(self, player: Player, forward: SplitForward, seed: int) -> None:
         sizes = player.process.simulator.sizes
         self._given = _Pass(forward, sizes.num_blocks, sizes.num_tokens)
+        read = len(self._given.paused.routed)
+        if read > sizes.num_tokens:  # the rest would be cut off without a word
+            raise ValueError(f"a pass must fit a window of num_tokens, {sizes.num_tokens}, got {read} tokens")
         ids = np.zeros((1, sizes.num_tokens), dtype=np.int64)
-        mask = np.arange(sizes.num_tokens)[None] < len(self._given.paused.routed)
+        mask = np.arange(sizes.num_tokens)[None] < read
         trace = player.take(TokenWindows(ids, ids, mask, ("",)), [seed])
         super().__init__(player.process.simulator, np.arange(1), trace)
 
@@ -143,5 +231,5 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
         self._prompt, self._stop = prompt, stop
 
     def __call__(self, input_ids: Tensor, scores: Any, **keywords: Any) -> Tensor:
-        done = [self._stop(row[self._prompt :].tolist()) for row in input_ids]
-        return torch.tensor(done, device=input_ids.device)
+        done = self._stop(input_ids[0, self._prompt :].tolist())  # the first row is the best beam's
+        return torch.full((len(input_ids),), done, device=input_ids.device)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import shutil
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +27,13 @@ from eval.suite import evaluate_suite
 from wdmoe_env.integrations.lm_eval import WDMoELM
 from wdmoe_env.integrations.lm_eval_suite import TAG
 from wdmoe_env.moe.zoo import load_model
-from wdmoe_env.text.suite import FORMATS
+from wdmoe_env.text.suite import FORMATS, load_suite
 
 ITEMS, SEED, TOKENS = 48, 5, 128
 POLICIES = ["vanilla", "top1", "wdmoe:0.9", "straight-through-10"]
 MICRO = {"model": "micro", "num_tokens": 64}
+TINY = resources.files("wdmoe_env") / "assets" / "tiny"
+SPACES = ["", "", " ", "  ", "\n", "\n\n", " \n    ", "\t", "\u00a0"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +63,58 @@ def run(folder, **keywords):
 
 def instance(*arguments, kind="loglikelihood", doc=None):
     return Instance(kind, doc or {}, arguments, 0, ("a task", 0, 1))
+
+
+@pytest.fixture(scope="module", params=["without BOS", "with BOS"])
+def folder(request, tmp_path_factory):
+    """Folder of "tiny", also with a tokenizer that puts BOS before every text."""
+    folder = tmp_path_factory.mktemp("model") / request.param
+    shutil.copytree(str(TINY), folder)
+    if request.param == "with BOS":
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        bos, text = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [bos, text],
+            "pair": [bos, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def harness(folder: Path, max_length: int):
+    """The harness's own model of transformers."""
+    pytest.importorskip("accelerate", reason="pip install 'wdmoe-env[accelerate]'")
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(str(folder), device="cpu", dtype="float32", batch_size=16, max_length=max_length)
+
+
+@pytest.fixture(scope="module")
+def hf_64():
+    return harness(TINY, 64)
+
+
+@pytest.fixture(scope="module")
+def lm_64():
+    return WDMoELM(model="tiny", num_tokens=64)
+
+
+def random_pairs(count):
+    """Contexts of the suite, which end anywhere and in any white space, and what follows them."""
+    draw = random.Random(3)
+    for item in draw.sample(load_suite(), count):
+        words = (item.context.strip() + item.choices[item.answer]).split()
+        end = draw.randint(1, min(len(words) - 1, 40))
+        context = " ".join(words[:end]) + draw.choice(SPACES)
+        yield context, " " + " ".join(words[end : end + draw.randint(1, 8)])
+
+
+def generated(model, settings, context="The king of France was"):
+    torch.manual_seed(1)
+    request = instance(context, {"max_gen_toks": 12, "until": [], **settings}, kind="generate_until")
+    return model.generate_until([request], disable_tqdm=True)[0]
 
 
 def own_logprobs(model, ids):
@@ -161,6 +219,85 @@ def test_generation_is_the_models_own_under_vanilla_and_stops():
     assert lm.airtime.summary()["all"]["latency_ratio_to_vanilla"] == 1.0
     with pytest.raises(ValueError, match="max_gen_toks must be below num_tokens, 64, got 64"):
         lm.generate_until([instance(prompt, {"until": [], "max_gen_toks": 64})], disable_tqdm=True)
+
+
+def test_200_random_pairs_are_what_hf_says(folder):
+    pairs = [*random_pairs(198), ("The king of France ", " was"), ("", "a river")]
+    assert len(pairs) == 200
+    requests = [instance(*pair) for pair in pairs]
+    ours = WDMoELM(model=str(folder), num_tokens=256).loglikelihood(requests, disable_tqdm=True)
+    expected = harness(folder, 256).loglikelihood(requests, disable_tqdm=True)
+    for pair, (logprob, greedy), (hf_logprob, hf_greedy) in zip(pairs, ours, expected, strict=True):
+        assert logprob == pytest.approx(hf_logprob, abs=1e-3), pair
+        assert greedy == hf_greedy, pair
+
+
+def test_texts_that_bring_their_own_bos_have_one(folder):
+    texts = ["<|endoftext|>The king of France", "<|endoftext|>"]
+    hf, lm = harness(folder, 256), WDMoELM(model=str(folder), num_tokens=256)
+    assert (lm.tok_encode("The")[0] == lm.prefix_token_id) == (folder.name == "with BOS")
+    for text in texts:
+        assert lm.tok_encode(text) == hf.tok_encode(text)
+        assert lm.tok_encode(text).count(lm.prefix_token_id) == 1
+    requests = [instance(text + " ", " was") for text in texts]
+    ours, expected = (model.loglikelihood(requests, disable_tqdm=True) for model in (lm, hf))
+    assert [logprob for logprob, _ in ours] == pytest.approx([logprob for logprob, _ in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 2},
+        {"num_beams": 4},
+        {"num_beams": 4, "until": ["."]},
+        {"num_beams": 3, "until": ["the", "\n"], "length_penalty": -2.0, "early_stopping": True},
+        {"do_sample": False, "temperature": 0.5},
+        {"temperature": 0.9, "top_p": 0.8},
+        {"do_sample": True, "temperature": 0.7, "top_k": 5, "num_beams": 3},
+        {"max_new_tokens": 5, "max_gen_toks": None},
+        {"max_length": 12},
+        {"prompt_lookup_num_tokens": 3},
+        {"guidance_scale": 1.5},
+        {"watermarking_config": {"bias": 2.0}},
+    ],
+    ids=lambda settings: ",".join(settings) or "greedy",
+)
+def test_texts_are_what_hf_writes(settings, hf_64, lm_64):
+    assert generated(lm_64, settings) == generated(hf_64, settings)
+
+
+def test_a_setting_matters(lm_64):
+    greedy = generated(lm_64, {})
+    assert generated(lm_64, {"repetition_penalty": 1.8}) != greedy != generated(lm_64, {"num_beams": 4})
+    assert (
+        generated(lm_64, {"stop_strings": ["of"]}) == greedy[: greedy.index("of") + 2]
+    )  # ``hf`` has no tokenizer for it
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"repetition_penalti": 1.2}, "got 'repetition_penalti'; the nearest known are repetition_penalty"),
+        ({"custom_generate": "folder"}, "the setting custom_generate is not taken, since it runs code from elsewhere"),
+        ({"do_sample": True, "num_beams": 16}, "num_tokens must be at least 112, a pass over 16 sequences of 7 tokens"),
+        ({"num_beams": 16}, "num_tokens must be at least 112, a pass over 16 sequences of 7 tokens"),
+        ({"max_length": 7}, "max_length must be above the 7 tokens of the prompt and at most num_tokens, 64, got 7"),
+        ({"max_length": 65}, "max_length must be above the 7 tokens of the prompt and at most num_tokens, 64, got 65"),
+        ({"max_gen_toks": 0}, "max_new_tokens must be a whole number of at least 1, got 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("policy", ["vanilla", "top1"])
+def test_a_wrong_setting_is_named_before_the_first_text(policy, settings, sentence):
+    lm = NamedPolicyLM(policy, **MICRO)
+    prompt = "The king of France was"
+    assert len(lm.tok_encode(prompt)) == 7
+    asked = [{"max_gen_toks": 8, "until": []}, {"max_gen_toks": 8, "until": [], **settings}]
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        lm.generate_until([instance(prompt, one, kind="generate_until") for one in asked], disable_tqdm=True)
+    assert lm.airtime.summary() == {}
 
 
 def test_a_policy_of_ones_own_needs_no_name():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.generation import generate
+from wdmoe_env.generation import check_settings, generate
 from wdmoe_env.integrations.airtime import Airtime
 from wdmoe_env.integrations.lm_eval_arguments import Chosen, batch_size_of, device_of, document_seed, nested
 from wdmoe_env.moe.zoo import load_model
@@ -30,7 +30,12 @@ from wdmoe_env.text.continuations import Continuation, cut_contexts, encode_cont
 with optional("lm-eval", extra="lm-eval"):
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
-    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        has_bos_prefix,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 MOST_TOKENS = 2048
@@ -40,6 +45,16 @@ MOST_NEW_TOKENS = 256
 """Tokens to generate where a task does not say."""
 
 VANILLA = "vanilla"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A text to generate: token ids before it, the most tokens of it, where it stops, settings of ``generate``."""
+
+    prompt: list[int]
+    count: int
+    until: list[str]
+    settings: dict[str, Any]
 
 
 class WDMoELM(LM):  # type: ignore[misc]
@@ -161,15 +176,18 @@ class WDMoELM(LM):  # type: ignore[misc]
         """Text that goes on from each context, one request after the other, up to where it shall stop.
 
         Args:
-            requests: each with ``args`` (context, settings of the generation).
+            requests: each with ``args`` (context, settings of the generation), those of transformers' ``generate``.
             disable_tqdm: whether to show no bar.
 
         Raises:
-            ValueError: no room for a token of context beside those to generate.
+            ValueError: no room for a token of context beside those to generate; a setting that ``generate`` does not
+                take, or that cannot be simulated. All requests are looked at before the first text.
         """
         texts = []
-        for request in tqdm(requests, desc="Running generate_until requests", disable=disable_tqdm):
-            texts.append(self._generated(request))
+        asked = [self._asked(*request.args) for request in requests]
+        bar = tqdm(requests, desc="Running generate_until requests", disable=disable_tqdm)
+        for request, one in zip(bar, asked, strict=True):
+            texts.append(self._generated(request, one))
             self.cache_hook.add_partial("generate_until", request.args, texts[-1])
         return texts
 
@@ -178,9 +196,11 @@ class WDMoELM(LM):  # type: ignore[misc]
 
         Args:
             text: the text.
-            add_special_tokens: whether with BOS; ``None`` does as the model was told.
+            add_special_tokens: whether with BOS; ``None`` does as the model was told, but where the text has its own.
         """
         special = self._add_bos_token if add_special_tokens is None else add_special_tokens
+        if add_special_tokens is None and has_bos_prefix(text, self.tokenizer.bos_token or self.tokenizer.eos_token):
+            special = False
         keywords = {} if special is None else {"add_special_tokens": special}
         ids: list[int] = self.tokenizer.encode(text, verbose=False, **keywords)
         return ids
@@ -241,25 +261,42 @@ class WDMoELM(LM):  # type: ignore[misc]
         for context, tokens in map(make_disjoint_window, windows):
             yield Continuation(context, tokens)
 
-    def _generated(self, request: Instance) -> str:
-        context, settings = request.args
+    def _asked(self, context: str, settings: dict[str, Any]) -> _Asked:
         options = dict(normalize_gen_kwargs(settings, MOST_NEW_TOKENS))
         until, count = options.pop("until"), options.pop("max_gen_toks")
         if count >= self.max_length:
             raise ValueError(f"max_gen_toks must be below num_tokens, {self.max_length}, got {count}")
-        sampling = options if options["do_sample"] else {}
         prompt = (self.tok_encode(context) or [self.prefix_token_id])[count - self.max_length :]
+        if options.get("max_length") is not None:  # of prompt and text together, which the harness's ``hf`` takes too
+            count = self._count(options.pop("max_length"), len(prompt))
+        if not options["do_sample"]:
+            options.pop("temperature", None)  # the harness writes 0, which is of sampling alone
+        padding = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        options = {"pad_token_id": padding, "tokenizer": self.tokenizer, **options}
+        check_settings(self._scorer, len(prompt), count, options)
+        return _Asked(prompt, count, handle_stop_sequences(until, self.tokenizer.eos_token), options)
+
+    def _count(self, max_length: Any, prompt_tokens: int) -> int:
+        """The most tokens to generate where a task says how long prompt and text are together."""
+        check_integer("max_length", max_length, at_least=1)
+        if not prompt_tokens < max_length <= self.max_length:
+            between = f"above the {prompt_tokens} tokens of the prompt and at most num_tokens, {self.max_length}"
+            raise ValueError(f"max_length must be {between}, got {max_length}")
+        return int(max_length) - prompt_tokens
+
+    def _generated(self, request: Instance, asked: _Asked) -> str:
         tokens, terms = generate(
             self._scorer,
-            prompt,
+            asked.prompt,
             self._seed_of(request),
-            count,
-            stop=lambda tokens: any(text in self.tokenizer.decode(tokens) for text in until),
-            **sampling,
+            asked.count,
+            stop=lambda tokens: any(text in self.tokenizer.decode(tokens) for text in asked.until),
+            **asked.settings,
         )
         latency_ms, vanilla_ms = (terms[name].sum(axis=0) for name in ("block_latency_ms", "vanilla_latency_ms"))
         self.airtime.add([request.task_name], latency_ms, vanilla_ms, terms["wlr"].mean(axis=0))
-        return str(postprocess_generated_text(self.tokenizer.decode(tokens, skip_special_tokens=True), until, None))
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(postprocess_generated_text(text, asked.until, None))
 
     def _scores(
         self,

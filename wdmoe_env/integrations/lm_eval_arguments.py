@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Number
+from reprlib import recursive_repr
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -79,6 +83,8 @@ def device_of(device: str | None) -> str:
 def document_seed(document: Any, task: str | None, seed: int) -> int:
     """Seed of the channel that all requests of a document meet: its own ``channel_seed``, or one that follows from it.
 
+    It is the same in every process: neither the order of a set nor the address of an object is part of it.
+
     Args:
         document: of the task, with or without a whole number ``channel_seed``.
         task: its name.
@@ -86,5 +92,51 @@ def document_seed(document: Any, task: str | None, seed: int) -> int:
     """
     if isinstance(document, dict) and isinstance(document.get("channel_seed"), int):
         return int(document["channel_seed"])
-    named = json.dumps([seed, task, document], sort_keys=True, default=str)
+    named = json.dumps([seed, task, document], sort_keys=True, default=_text)
     return int.from_bytes(hashlib.sha256(named.encode()).digest()[:4], "big") // 2
+
+
+def _text(value: Any) -> str:
+    """``str`` of what JSON lacks, but for what differs from process to process."""
+    kind: Any = type(value)
+    return _lasting_repr(value) if kind.__str__ is object.__str__ else _without_addresses(str(value))
+
+
+@recursive_repr()
+def _lasting_repr(value: Any) -> str:
+    """``repr``, but sets are in order, and objects without a ``repr`` of their own show what they hold.
+
+    Where ``repr`` is the same in every process this is ``repr``, so that no seed depends on which one was asked.
+    """
+    kind: Any = type(value)
+    if kind in (set, frozenset) and value and not all(map(_has_a_lasting_hash, value)):
+        inside = "{" + ", ".join(sorted(map(_lasting_repr, value))) + "}"
+        return inside if kind is set else f"frozenset({inside})"
+    if kind in (list, tuple):
+        inside = ", ".join(map(_lasting_repr, value))
+        return f"[{inside}]" if kind is list else f"({inside}{',' * (len(value) == 1)})"
+    if kind is dict:
+        return "{" + ", ".join(f"{_lasting_repr(key)}: {_lasting_repr(item)}" for key, item in value.items()) + "}"
+    if kind is SimpleNamespace:
+        return f"namespace({_held(vars(value))})"
+    if is_dataclass(kind) and hasattr(kind.__repr__, "__wrapped__"):  # not one that the class wrote itself
+        shown = {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
+        return f"{type(value).__qualname__}({_held(shown)})"
+    if kind.__repr__ is object.__repr__:
+        return f"<{kind.__qualname__} {_held(getattr(value, '__dict__', {}))}>"
+    return _without_addresses(repr(value))
+
+
+def _held(attributes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_lasting_repr(value)}" for name, value in attributes.items())
+
+
+def _has_a_lasting_hash(value: Any) -> bool:
+    """Whether ``hash`` is the same in every process, and with it the place in a set: of numbers, not of texts."""
+    if type(value) in (tuple, frozenset):
+        return all(map(_has_a_lasting_hash, value))
+    return isinstance(value, Number) and bool(value == value)  # the hash of NaN is its address
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9A-Fa-f]{6,}(?=[>;,])", "", text)

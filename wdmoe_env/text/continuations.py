@@ -39,11 +39,13 @@ def encode_continuations(
 ) -> list[Continuation]:
     """Token ids of a context and of each text that may follow it.
 
-    Context and text are tokenized together. Where a text melts into the last tokens of the context, the context ends
-    before them for all texts, so that all are asked for the same.
+    Context and text are tokenized together. White space that ends the context goes over to the texts first: most
+    tokenizers make one token of a space and the word behind it, and of a space alone one that texts rarely hold. Where
+    a text melts into the last tokens of the context, the context ends before them for all texts, so that all are asked
+    for the same.
 
     Args:
-        context: may be empty.
+        context: may be empty. White space alone goes over too where there is a ``prefix`` to stand in its place.
         texts: appended to the context as they are.
         encode: text to token ids.
         prefix: the token that stands where no token of context is left; ``None`` refuses that.
@@ -51,12 +53,14 @@ def encode_continuations(
     Raises:
         ValueError: a text has no token of its own, or the context none.
     """
-    given = encode(context) if context else []
-    wholes = [encode(context + text) for text in texts]
+    kept = context.rstrip() or (context if prefix is None else "")
+    texts = [context[len(kept) :] + text for text in texts]
+    given = encode(kept) if context else []
+    wholes = [encode(kept + text) for text in texts]
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(given, *wholes, strict=False)))
     empty = next((text for text, whole in zip(texts, wholes, strict=True) if len(whole) == shared), None)
     if empty is not None:
-        raise ValueError(f"expected a token of every text that follows {context!r}, got {empty!r}")
+        raise ValueError(f"expected a token of every text that follows {kept!r}, got {empty!r}")
     before = given[:shared] if shared or prefix is None else [prefix]
     if not before:
         raise ValueError(f"expected a token of context before {', '.join(map(repr, texts))}, got {context!r}")

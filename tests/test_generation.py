@@ -1,0 +1,148 @@
+"""Settings of a generation: what transformers' ``generate`` takes is passed on, the rest is refused by name."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from agents import make_policy
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.generation import REFUSED, TAKEN, check_settings, generate
+from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.scoring import Scorer
+
+CONFIG = EnvConfig(model="micro", num_tokens=64)
+PROMPT = [5, 6, 7, 8, 9, 10]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("micro")
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return Scorer(None, CONFIG)
+
+
+def top1(config=CONFIG):
+    return Scorer(lambda env: make_policy("top1", env), config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 2},
+        {"suppress_tokens": list(range(2000))},
+        {"num_beams": 4},
+        {"num_beams": 3, "length_penalty": -2.0, "early_stopping": True},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "temperature": 0.7, "top_p": 0.9},
+        {"do_sample": True, "num_beams": 2},
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prefill_chunk_size": 2},
+        {"prompt_lookup_num_tokens": 3},
+        {"return_dict_in_generate": True, "output_scores": True},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_vanilla_writes_what_the_untouched_model_writes(settings, model, scorer):
+    ids = torch.tensor([PROMPT])
+    torch.manual_seed(3)
+    own = model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, pad_token_id=0, **settings)
+    torch.manual_seed(3)
+    tokens, terms = generate(scorer, PROMPT, seed=3, max_new_tokens=9, pad_token_id=0, **settings)
+    assert tokens == getattr(own, "sequences", own)[0, len(PROMPT) :].tolist()
+    assert np.isfinite(terms["block_latency_ms"]).all()
+
+
+def test_none_and_false_are_as_good_as_none(scorer):
+    plain, _ = generate(scorer, PROMPT, seed=3, max_new_tokens=9)
+    settings = {"num_beams": None, "repetition_penalty": None, "token_healing": False, "assistant_model": None}
+    assert generate(scorer, PROMPT, seed=3, max_new_tokens=9, **settings)[0] == plain
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.8}, {"no_repeat_ngram_size": 1}, {"num_beams": 4}])
+def test_a_setting_matters(settings, scorer):
+    plain, _ = generate(scorer, PROMPT, seed=3, max_new_tokens=12)
+    assert generate(scorer, PROMPT, seed=3, max_new_tokens=12, pad_token_id=0, **settings)[0] != plain
+
+
+def test_a_pass_reads_the_rows_of_all_beams(model, scorer):
+    """The gate weight that is served is one unit for each token that a pass reads."""
+    tokens, terms = generate(scorer, PROMPT, seed=3, max_new_tokens=4, num_beams=3, pad_token_id=0)
+    read = np.repeat([3 * len(PROMPT)] + [3] * (len(tokens) - 1), model.num_blocks)
+    np.testing.assert_allclose(terms["gate_weight_served"][:, 0], read, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({"do_sample": True, "num_beams": 16}, 16 * 6),
+        ({"num_beams": 11}, 11 * 6),
+        ({"do_sample": True, "num_return_sequences": 12}, 12 * 6),
+        ({"num_beams": 5, "use_cache": False}, 5 * (6 + 8 - 1)),
+    ],
+)
+@pytest.mark.parametrize("policy", ["vanilla", "top1"])
+def test_beams_that_exceed_the_window_are_refused_before_a_pass(settings, needed, policy, scorer, monkeypatch):
+    sentence = f"num_tokens must be at least {needed}, a pass over .* sequences of .* tokens .*, got 64"
+    used = scorer if policy == "vanilla" else top1()
+    monkeypatch.setattr(type(used.model), "run", lambda *arguments: pytest.fail("a pass began"))
+    with pytest.raises(ValueError, match=sentence):
+        generate(used, PROMPT, seed=3, max_new_tokens=8, **settings)
+
+
+@pytest.mark.parametrize("make", [lambda: Scorer(None, CONFIG), top1], ids=["vanilla", "top1"])
+def test_beams_that_fill_the_window_run(make):
+    tokens, _ = generate(make(), PROMPT, seed=3, max_new_tokens=2, num_beams=10, pad_token_id=0)
+    assert len(tokens) == 2
+
+
+def test_beams_of_the_models_own_settings_count_too(model, scorer, monkeypatch):
+    monkeypatch.setattr(model.model, "generation_config", GenerationConfig(num_beams=16))
+    with pytest.raises(ValueError, match="num_tokens must be at least 96"):
+        generate(scorer, PROMPT, seed=3, max_new_tokens=2)
+    check_settings(scorer, len(PROMPT), 2, {"num_beams": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"repetition_penalti": 1.2}, "got 'repetition_penalti'; the nearest known are repetition_penalty"),
+        ({"nun_beams": 2}, "got 'nun_beams'; the nearest known are num_beams"),
+        ({"xyzzy": None}, "expected settings of transformers' generate, got 'xyzzy'"),
+        ({"attention_mask": [[1]]}, "got 'attention_mask'"),
+        ({"input_ids": [[1]]}, "got 'input_ids'"),
+        ({"stopping_criteria": []}, "got 'stopping_criteria'"),
+        ({"negative_prompt_ids": [[1]]}, "got 'negative_prompt_ids'"),
+        ({"custom_generate": "folder"}, "the setting custom_generate is not taken, since it runs code"),
+        ({"trust_remote_code": True}, "the setting trust_remote_code is not taken, since it runs code"),
+        ({"assistant_early_exit": 1}, "the setting assistant_early_exit is not taken, since its drafts leave"),
+        ({"token_healing": True}, "the setting token_healing is not taken, since it writes the prompt anew; got True"),
+        ({"max_length": 40}, "the setting max_length is not taken, since max_new_tokens"),
+        ({"cache_implementation": "paged"}, "the setting cache_implementation is not taken"),
+        ({"num_return_sequences": 2}, "Greedy methods"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "`num_return_sequences` (3) has to be smaller or equal"),
+        ({"early_stopping": "sometimes"}, "`early_stopping` must be a boolean or 'never'"),
+        ({"num_beams": 0}, "num_beams must be a whole number of at least 1, got 0"),
+        ({"num_beams": "4"}, "num_beams must be a whole number of at least 1, got '4'"),
+        ({"num_beams": 2.0}, "num_beams must be a whole number of at least 1, got 2.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_generate_does_not_take_is_named_before_a_pass(settings, sentence, scorer, monkeypatch):
+    monkeypatch.setattr(type(scorer.model), "run", lambda *arguments: pytest.fail("a pass began"))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        generate(scorer, PROMPT, seed=3, max_new_tokens=4, **settings)
+
+
+def test_every_field_of_generation_config_is_taken_or_refused():
+    fields = {name for name in GenerationConfig().to_dict() if not name.startswith("_")}
+    assert fields <= TAKEN | REFUSED.keys()

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from wdmoe_env.optimize.curves import LatencyCurves, shares_with_sum_one, without_rounding
-from wdmoe_env.optimize.validate import check_device_array, check_links, check_load, check_min_share
+from wdmoe_env.optimize.validate import (
+    DEVICE_FORM_RANGES,
+    check_links,
+    check_load,
+    check_min_share,
+    check_served_weight,
+)
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
 
 LEAST_SHARE = 1e-26  # the derivative is infinite at 0, yet so slowly that an optimal share may be any number
@@ -27,9 +33,10 @@ def wlr_device_bandwidth(links: BlockLinks, load: Load, served_weight: Float, mi
     Beware: the block ends when its slowest device has answered, and this optimum starves slow devices.
 
     Args:
-        links: the block's links, a batch of N.
-        load: (N, U) tokens and token-expert pairs of each device.
-        served_weight: (N, U) gate weight W[u] that each device serves.
+        links: the block's links, a batch of N: ``full_band_snr`` from 1e-30 to 1e30, ``payload_s`` from 1e-30 to 1e12,
+            ``compute_s`` from 0 to 1e12.
+        load: (N, U) tokens and token-expert pairs of each device; each is 0 or from 1e-9 to 1e9.
+        served_weight: (N, U) gate weight W[u] that each device serves, 0 or from 1e-20 to 1e20.
         min_share: least share of a loaded device.
 
     Returns:
@@ -37,13 +44,14 @@ def wlr_device_bandwidth(links: BlockLinks, load: Load, served_weight: Float, mi
         device that serves no weight gets the least share, which may be 0.
 
     Raises:
+        TypeError: ``served_weight`` holds no real numbers.
         ValueError: a shape or a value is wrong, or ``min_share`` is too large for the loaded devices.
     """
-    check_links(links)
-    check_load(links, load)
-    check_device_array("served_weight", served_weight, links)
+    check_links(links, DEVICE_FORM_RANGES)
+    check_load(links, load, DEVICE_FORM_RANGES)
+    served_weight = check_served_weight(served_weight, links, DEVICE_FORM_RANGES)
     loaded = load.tokens > 0
-    check_min_share(min_share, loaded)
+    min_share = check_min_share(min_share, loaded)
     idle = ~loaded.any(axis=-1, keepdims=True)
     minimum = np.where(loaded, min_share, 0.0)
     earning = loaded & (served_weight > 0)

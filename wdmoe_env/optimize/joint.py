@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from wdmoe_env.checks import check_integer, check_number, real_array
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
 from wdmoe_env.optimize.decision import JointSolution, Point, Run
 from wdmoe_env.optimize.selection import (
@@ -154,16 +155,22 @@ def joint_optimize(
         ValueError: a shape or a value is wrong.
     """
     check_links(links)
-    check_selection(links, weights, ("routed", routed))
+    weights, (routed,) = check_selection(links, weights, ("routed", routed))
+    threshold_step = check_number("threshold_step", threshold_step)
+    stopping_gain = check_number("stopping_gain", stopping_gain)
     if not threshold_step > 0:
         raise ValueError(f"threshold_step must be positive, got {threshold_step}")
     if not stopping_gain >= 0:
         raise ValueError(f"stopping_gain must not be negative, got {stopping_gain}")
+    max_iterations = check_integer("max_iterations", max_iterations, at_least=0)
     problem = _Problem(links, weights, routed, min_share, solve_bandwidth, max_iterations)
     start = problem.point(routed, uniform=True)
     everywhere = np.ones(len(weights), dtype=np.bool_)
     if select and threshold is not None:
-        fixed = np.full(len(weights), float(threshold))
+        number = real_array("threshold", threshold)
+        if number.ndim:
+            raise ValueError(f"threshold must be a number, got an array of shape {number.shape}")
+        fixed = np.full(len(weights), number)
         return problem.climb(Run.at(start), everywhere, _paper_proposal(fixed)).solution(fixed)
     run = Run.at(start).after(everywhere, problem.point(routed))
     if not select:
@@ -239,15 +246,17 @@ def fractional_program(
         ValueError: a shape or a value is wrong.
     """
     check_links(links)
-    check_selection(links, weights, ("routed", routed))
+    masks = ("routed", routed), ("candidates", routed if candidates is None else candidates)
+    weights, (routed, candidates) = check_selection(links, weights, *masks)
+    max_iterations = check_integer("max_iterations", max_iterations, at_least=0)
     problem = _Problem(links, weights, routed, min_share, solve_bandwidth=True, max_iterations=max_iterations)
     rows = np.ones(len(weights), dtype=np.bool_)
     run = Run.at(problem.point(routed, uniform=True)).after(rows, problem.point(routed))
 
     def propose(part: _Problem, present: Point, active: Index) -> Bool:
-        usable = None if candidates is None else candidates[active]
+        usable, start = candidates[active], present.selection
         selection, _ = marginal_price_selection(
-            part.links, part.weights, part.routed, present.wlr, usable, min_share, present.selection, keep_best
+            part.links, part.weights, part.routed, present.wlr, usable, min_share, start, keep_best
         )
         return selection
 

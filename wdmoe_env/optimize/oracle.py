@@ -60,7 +60,8 @@ def exhaustive_oracle(
     """
     batch, _ = check_links(links)
     candidates = routed if candidates is None else candidates
-    check_selection(links, weights, ("routed", routed), ("candidates", candidates))
+    masks = ("routed", routed), ("candidates", candidates)
+    weights, (routed, candidates) = check_selection(links, weights, *masks)
     candidates = candidates & routed.any(axis=-1, keepdims=True)
     count = np.maximum(2.0 ** candidates.sum(axis=-1) - 1.0, 1.0).prod(axis=-1).max(initial=1.0)
     if count > max_selections:

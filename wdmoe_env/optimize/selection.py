@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wdmoe_env.checks import real_array
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
 from wdmoe_env.optimize.moves import best_single_move
 from wdmoe_env.optimize.pricing import at_device_of_expert, best_response, device_prices, one_hot
-from wdmoe_env.optimize.validate import check_links, check_mask, check_selection
+from wdmoe_env.optimize.validate import check_links, check_mask, check_price, check_selection
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, radio_latency_s
 from wdmoe_env.physics.metric import weight_served
 from wdmoe_env.physics.reductions import sum_over_last
@@ -72,14 +73,15 @@ def paper_selection(weights: Float, routed: Bool, token_latency_s: Float, thresh
         (N, J, E) selection.
 
     Raises:
-        TypeError: ``routed`` is not boolean.
+        TypeError: ``routed`` is not boolean, or another array holds no real numbers.
         ValueError: a shape is wrong or the threshold is NaN.
     """
-    check_mask("routed", routed, weights.shape)
+    weights, threshold = real_array("weights", weights), real_array("threshold", threshold)
+    routed = check_mask("routed", routed, weights.shape)
     if np.isnan(threshold).any():
         raise ValueError("threshold must be a number or (N,) of numbers, got NaN")
-    similarity = gate_latency_similarity(weights, routed, token_latency_s)
-    drops = similarity <= np.asarray(threshold)[..., None]
+    similarity = gate_latency_similarity(weights, routed, real_array("token_latency_s", token_latency_s))
+    drops = similarity <= threshold[..., None]
     least = np.where(routed, weights, np.inf).argmin(axis=-1)
     return routed & ~(drops[..., None] & one_hot(least, weights.shape[-1]))
 
@@ -123,14 +125,13 @@ def marginal_price_selection(
     batch, _ = check_links(links)
     candidates = routed if candidates is None else candidates
     start = routed if start is None else start
-    check_selection(links, weights, ("routed", routed), ("candidates", candidates), ("start", start))
+    masks = ("routed", routed), ("candidates", candidates), ("start", start)
+    weights, (routed, candidates, start) = check_selection(links, weights, *masks)
     tokens = routed.any(axis=-1, keepdims=True)
     candidates = (candidates | routed) & tokens
     if not (start <= candidates).all() or (start.any(axis=-1, keepdims=True) != tokens).any():
         raise ValueError("start must give every token one or more of its candidates, and padding none")
-    price = np.broadcast_to(np.asarray(price_per_ms, dtype=np.float64), (batch,))
-    if not (price >= 0).all() or not np.isfinite(price).all():
-        raise ValueError(f"price_per_ms must be finite and non-negative, got {price_per_ms}")
+    price = check_price(price_per_ms, batch)
     best = one_hot(np.where(routed, weights, -1.0).argmax(axis=-1), weights.shape[-1])
     problem = _PricedProblem(links, weights, candidates, tokens & best & keep_best, price, min_share)
     selection, bandwidth = problem.search(start | problem.kept)

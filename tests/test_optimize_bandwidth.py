@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import cvxpy as cp
 import numpy as np
@@ -20,6 +21,7 @@ from wdmoe_env.optimize.bandwidth import (
     marginal_latency_s,
     min_max_bandwidth,
 )
+from wdmoe_env.optimize.validate import RANGES as WIDE
 from wdmoe_env.physics.latency import (
     BlockLinks,
     Float,
@@ -224,6 +226,202 @@ def test_device_form_starves_a_slow_device() -> None:
     uniform = device_latency_s(links, load, equal_shares(1, 2))
     assert (weight / greedy).sum() > (weight / uniform).sum()
     assert greedy.max() > uniform.max()
+
+
+def least_shares(links: BlockLinks, load: Load, target_s: Float) -> Float:
+    """The share (N, U) that each loaded device needs to end by a time (N,), by bisection of the latency itself."""
+    low, high = np.full(load.tokens.shape, -400.0), np.full(load.tokens.shape, 1.0)
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        late = device_latency_s(links, load, np.exp(middle)) > target_s[:, None]
+        low, high = np.where(late, middle, low), np.where(late, high, middle)
+    return np.where(load.tokens > 0, np.exp(high), 0.0)
+
+
+def assert_optimal(links: BlockLinks, load: Load, min_share: float) -> None:
+    """The shares are shares, they end the block when the solution says, and no shares end it a millionth sooner."""
+    solution = min_max_bandwidth(links, load, min_share)
+    loaded = load.tokens > 0
+    np.testing.assert_allclose(solution.shares.sum(axis=-1), 1.0, atol=1e-12)
+    assert (solution.shares >= 0).all()
+    assert (solution.shares[loaded] >= min_share * (1 - 1e-12)).all()
+    ended = block_latency_s(device_latency_s(links, load, solution.shares))
+    np.testing.assert_allclose(solution.latency_s, ended, rtol=1e-12)
+    sooner = least_shares(links, load, (1 - 1e-6) * solution.latency_s)
+    needed = np.where(loaded, np.maximum(sooner, min_share), 0.0).sum(axis=-1)
+    assert (needed[loaded.any(axis=-1)] > 1 - 1e-9).all()
+
+
+LEAST_LOAD, MOST_LOAD = WIDE.load
+RANGES = {name: getattr(WIDE, name) for name in ("full_band_snr", "payload_s", "compute_s")}
+RANGES |= {name: (0.0, MOST_LOAD) for name in ("load.tokens", "load.experts")}
+EXPONENTS = {name: (np.log10(least) if least else -300.0, np.log10(most)) for name, (least, most) in RANGES.items()}
+
+
+def numbers_of(name: str) -> st.SearchStrategy[float]:
+    """From 1e-300 to 1e300, and within the documented range, its ends included, as often as not."""
+    least, most = EXPONENTS[name]
+    within = st.sampled_from(RANGES[name]) | st.floats(least, most).map(lambda e: min(10.0**e, RANGES[name][1]))
+    return within if name == "payload_s" else within | st.floats(least, most).map(lambda e: 10.0 ** (0.999 * e))
+
+
+@st.composite
+def blocks(draw: st.DrawFn, anywhere: bool) -> tuple[BlockLinks, Load]:
+    """One block of 1 to 5 devices, with numbers within the documented ranges or from anywhere."""
+
+    def numbers(name: str, *shape: int) -> Float:
+        one = numbers_of(name)
+        if anywhere:
+            one |= st.floats(-300, 300).map(lambda e: 10.0**e)
+        size = int(np.prod(shape))
+        return np.array(draw(st.lists(one, min_size=size, max_size=size))).reshape(shape)
+
+    devices = draw(st.integers(1, 5))
+    links = BlockLinks(
+        np.maximum(numbers("full_band_snr", 1, 2, devices), 0.0 if anywhere else WIDE.full_band_snr[0]),
+        np.maximum(numbers("payload_s", 1), 0.0 if anywhere else WIDE.payload_s[0]),
+        numbers("compute_s", 1, devices),
+        np.eye(devices),
+    )
+    tokens, experts = numbers("load.tokens", 1, devices), numbers("load.experts", 1, devices)
+    if not anywhere:
+        tokens, experts = (np.where(load < LEAST_LOAD, 0.0, load) for load in (tokens, experts))
+    return links, Load(tokens, np.where(tokens > 0, experts, 0.0))
+
+
+def in_range(links: BlockLinks, load: Load) -> bool:
+    """Whether every number is within its documented range."""
+    values = {
+        "full_band_snr": links.full_band_snr,
+        "payload_s": links.payload_s,
+        "compute_s": links.compute_s,
+        "load.tokens": load.tokens,
+        "load.experts": load.experts,
+    }
+    inside = all(((v >= RANGES[name][0]) & (v <= RANGES[name][1])).all() for name, v in values.items())
+    return inside and all(((v == 0) | (v >= LEAST_LOAD)).all() for v in (load.tokens, load.experts))
+
+
+@settings(max_examples=300, deadline=None)
+@given(block=blocks(anywhere=False), min_share=st.sampled_from([0.0, 1e-300, 1e-12, 1e-3, 0.2]))
+def test_every_block_within_the_documented_ranges_is_solved(block: tuple[BlockLinks, Load], min_share: float) -> None:
+    assert in_range(*block)
+    assert_optimal(*block, min_share)
+
+
+@settings(max_examples=300, deadline=None)
+@given(block=blocks(anywhere=True))
+def test_any_block_is_solved_or_refused_by_name(block: tuple[BlockLinks, Load]) -> None:
+    if in_range(*block):
+        assert_optimal(*block, 0.0)
+        return
+    with pytest.raises(ValueError, match=r"^(full_band_snr|payload_s|compute_s|load\.(tokens|experts)) must hold "):
+        min_max_bandwidth(*block)
+
+
+def test_thousands_of_blocks_at_the_ends_of_the_ranges_are_solved() -> None:
+    rng = np.random.default_rng(11)
+    for devices in (1, 2, 3, 8, 40):
+        batch = 3000 // devices
+
+        def ends(name: str, *shape: int) -> Float:
+            least, most = EXPONENTS[name] if name in ("full_band_snr", "payload_s") else (-30.0, EXPONENTS[name][1])
+            exponent = np.where(
+                rng.random(shape) < 0.5, rng.choice([least, most], shape), rng.uniform(least, most, shape)
+            )
+            return np.clip(10.0**exponent, 10.0**least, 10.0**most)
+
+        loaded = rng.random((batch, devices)) < 0.8
+        compute_s = ends("compute_s", batch, devices) * (rng.random((batch, devices)) < 0.7)
+        snr, payload_s = ends("full_band_snr", batch, 2, devices), ends("payload_s", batch)
+        links = BlockLinks(snr.clip(*WIDE.full_band_snr), payload_s.clip(*WIDE.payload_s), compute_s, np.eye(devices))
+        tokens, experts = (ends("load.tokens", batch, devices) * loaded for _ in range(2))
+        for min_share in (0.0, 1e-30, 0.5 / devices):
+            assert_optimal(links, Load(tokens.clip(0, MOST_LOAD), experts.clip(0, MOST_LOAD)), min_share)
+
+
+@pytest.mark.parametrize("snr", [1e-145, 1e-51, 1e51, 1e155, 1e200])
+def test_a_signal_far_beyond_any_radio_is_refused(snr: float) -> None:
+    links = links_of(np.array([[[1e3, snr]] * 2]), np.zeros((1, 2)))
+    with pytest.raises(ValueError, match=r"full_band_snr must hold finite positive numbers from 1e-50 to 1e\+50, got"):
+        min_max_bandwidth(links, Load([[5, 5]], [[5, 5]]))
+
+
+@pytest.mark.parametrize("snr", [1e-50, 1e-20, 1.0, 1e20, 1e50])
+def test_a_signal_within_the_range_is_solved_beside_a_usual_one(snr: float) -> None:
+    assert_optimal(links_of(np.array([[[1e3, snr]] * 2]), np.zeros((1, 2))), Load([[5, 5]], [[5, 5]]), 0.0)
+
+
+SNR = np.array([[[8.0, 2.0, 64.0], [4.0, 1.0, 32.0]], [[1.0, 1.0, 1.0], [16.0, 2.0, 4.0]]])
+TOKENS = np.array([[3, 0, 5], [1, 2, 4]])
+KINDS = {
+    "int64": lambda a: a.astype(np.int64),
+    "uint8": lambda a: a.astype(np.uint8),
+    "float32": lambda a: a.astype(np.float32),
+    "float16": lambda a: a.astype(np.float16),
+    "longdouble": lambda a: a.astype(np.longdouble),
+    "lists": lambda a: a.tolist(),
+    "lists of integers": lambda a: a.astype(int).tolist(),
+    "read-only": lambda a: np.broadcast_to(a, a.shape),
+    "fortran": np.asfortranarray,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_of_any_real_kind_give_what_float64_gives(kind: str) -> None:
+    of = KINDS[kind]
+    tokens = TOKENS.astype(float)
+    links = BlockLinks(SNR, np.ones(2), np.ones((2, 3)), np.eye(3))
+    expected = min_max_bandwidth(links, Load(tokens, tokens), 0.125)
+    given = BlockLinks(of(SNR), of(np.ones(2)), of(np.ones((2, 3))), of(np.eye(3)))
+    load = Load(of(tokens), of(tokens))
+    solution = min_max_bandwidth(given, load, np.float32(0.125))
+    np.testing.assert_array_equal(solution.shares, expected.shares)
+    np.testing.assert_array_equal(solution.latency_s, expected.latency_s)
+    for ours, theirs in zip(
+        marginal_latency_s(given, load, solution),
+        marginal_latency_s(links, Load(tokens, tokens), expected),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(radio_latency_s(given, [[0.5, 0, 0.5]] * 2)[:, 1], np.inf)
+
+
+NO_ARRAYS = {
+    "complex": (np.ones((2, 3), dtype=complex), TypeError, "must hold real numbers, got an array of dtype complex128"),
+    "masked": (np.ma.array(np.ones((2, 3)), mask=np.eye(2, 3)), TypeError, "must be a plain array, got a masked one"),
+    "masked rows": ([np.ma.array([1.0] * 3)] * 2, TypeError, "must be a plain array, got a masked one"),
+    "object": (np.ones((2, 3), dtype=object), TypeError, "must hold real numbers, got an array of dtype object"),
+    "strings": (np.full((2, 3), "1"), TypeError, "must hold real numbers, got an array of dtype <U1"),
+    "dates": (
+        np.zeros((2, 3), dtype="M8[D]"),
+        TypeError,
+        "must hold real numbers, got an array of dtype datetime64[D]",
+    ),
+    "nothing": (None, TypeError, "must hold real numbers, got a value of type NoneType"),
+    "ragged": ([[1.0, 2.0], [3.0]], ValueError, "must be an array, got what NumPy makes none of"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+def test_what_is_no_array_of_real_numbers_is_refused_by_name(kind: str) -> None:
+    value, error, message = NO_ARRAYS[kind]
+    links, load = links_of(np.ones((2, 2, 3)), np.ones((2, 3))), Load(np.ones((2, 3)), np.ones((2, 3)))
+    for name in ("full_band_snr", "payload_s", "compute_s", "placement"):
+        with pytest.raises(error, match=re.escape(f"{name} {message}")):
+            replace(links, **{name: value})
+    for name in ("tokens", "experts"):
+        with pytest.raises(error, match=re.escape(f"load.{name} {message}")):
+            replace(load, **{name: value})
+    with pytest.raises(error, match=re.escape(f"shares {message}")):
+        device_latency_s(links, load, value)
+
+
+@pytest.mark.parametrize("min_share", [1j, "0.1", None, np.full(3, 0.1), True, np.ma.masked])
+def test_a_least_share_that_is_no_number_is_one_sentence(min_share: Any) -> None:
+    links, load = links_of(np.ones((2, 2, 3)), np.ones((2, 3))), Load(np.ones((2, 3)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match="min_share must be a finite number, got "):
+        min_max_bandwidth(links, load, min_share)
 
 
 @pytest.mark.parametrize(

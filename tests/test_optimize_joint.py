@@ -11,8 +11,9 @@ from optimize_instances import routing, spread_out, street_canyon
 
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.joint import fractional_program, joint_optimize
+from wdmoe_env.optimize.oracle import exhaustive_oracle
 from wdmoe_env.optimize.problem import BlockProblem, Decision
-from wdmoe_env.optimize.selection import expert_token_latency_s, paper_selection
+from wdmoe_env.optimize.selection import expert_token_latency_s, marginal_price_selection, paper_selection
 from wdmoe_env.physics.latency import (
     BlockLinks,
     Bool,
@@ -143,3 +144,102 @@ def test_padding_stays_empty() -> None:
 def test_bad_options_are_one_sentence(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         joint_optimize(BlockProblem(*instances(8, 2)), **options)
+
+
+# Every optimizer that takes gate weights and masks, with numbers of NumPy's own kinds.
+OPTIMIZERS = {
+    "joint": lambda links, w, r: joint_optimize(BlockProblem(links, w, r, min_share=np.float32(0.125))),
+    "joint, fixed": lambda links, w, r: joint_optimize(BlockProblem(links, w, r), threshold=np.float32(0.5)),
+    "fractional": lambda links, w, r: fractional_program(BlockProblem(links, w, r, candidates=r)),
+    "price": lambda links, w, r: marginal_price_selection(BlockProblem(links, w, r, r, np.float32(0.5)), start=r),
+    "prices": lambda links, w, r: marginal_price_selection(
+        BlockProblem(links, w, r, None, [0.5, 1], np.float16(0.125))
+    ),
+    "paper": lambda links, w, r: paper_selection(w, r, expert_token_latency_s(links, [[0.5, 0.5]] * 2), [0.9, 1]),
+    "oracle": lambda links, w, r: exhaustive_oracle(BlockProblem(links, w, r, candidates=r), np.int64(10**6)),
+}
+WEIGHTS = np.array([[[0.75, 0.25], [0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [0.125, 0.875], [0.5, 0.5]]])
+ROUTED = np.array([[[1, 1], [1, 1], [1, 0]], [[1, 1], [1, 1], [0, 0]]], dtype=bool)
+LINKS = BlockLinks(np.array([[[64.0, 2], [8, 1]], [[1, 4], [2, 16]]]), [1, 1], np.full((2, 2), 0.5), np.eye(2))
+
+
+def parts(solution: Any) -> list[Any]:
+    """The arrays of what any optimizer gives."""
+    if not isinstance(solution, Decision):
+        return [solution]
+    return [solution.selection, solution.shares, solution.latency_s, solution.wlr_per_ms]
+
+
+@pytest.mark.parametrize(
+    ("of", "mask"),
+    [
+        (lambda a: a.astype(np.float32), np.asarray),
+        (lambda a: a.astype(np.float16), np.asfortranarray),
+        (lambda a: a.tolist(), lambda a: a.tolist()),
+        (lambda a: a.astype(np.longdouble), lambda a: np.broadcast_to(a, a.shape)),
+    ],
+    ids=["float32", "float16", "lists", "longdouble"],
+)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_arrays_of_any_real_kind_give_what_float64_gives(optimizer: str, of: Any, mask: Any) -> None:
+    solve = OPTIMIZERS[optimizer]
+    given = BlockLinks(*(of(getattr(LINKS, n)) for n in ("full_band_snr", "payload_s", "compute_s", "placement")))
+    expected, solution = solve(LINKS, WEIGHTS, ROUTED), solve(given, of(WEIGHTS), mask(ROUTED))
+    for ours, theirs in zip(parts(solution), parts(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (WEIGHTS + 0j, TypeError, "weights must hold real numbers, got an array of dtype complex128"),
+        (WEIGHTS.astype(object), TypeError, "weights must hold real numbers, got an array of dtype object"),
+        (np.ma.array(WEIGHTS, mask=ROUTED), TypeError, "weights must be a plain array, got a masked one"),
+        ([[[1.0, 2.0], [1.0]]] * 2, ValueError, "weights must be an array, got what NumPy makes none of"),
+    ],
+    ids=["complex", "object", "masked", "ragged"],
+)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_weights_that_are_none_are_refused_by_name(
+    optimizer: str, value: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        OPTIMIZERS[optimizer](LINKS, value, ROUTED)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_masks_that_are_none_are_refused_by_name(optimizer: str) -> None:
+    for mask in (ROUTED.astype(int), ROUTED.astype(object), np.ma.array(ROUTED, mask=ROUTED), None):
+        with pytest.raises(TypeError, match="routed must be a "):
+            OPTIMIZERS[optimizer](LINKS, WEIGHTS, mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": [0.5, 0.5]}, "threshold must be a number, got an array of shape (2,)"),
+        ({"stopping_gain": 1j}, "stopping_gain must be a finite number, got 1j"),
+    ],
+)
+def test_options_that_are_no_numbers_are_one_sentence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        joint_optimize(BlockProblem(LINKS, WEIGHTS, ROUTED), **options)
+
+
+def test_a_least_share_that_is_no_number_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match=re.escape("min_share must be a finite number, got array([0.1])")):
+        joint_optimize(BlockProblem(LINKS, WEIGHTS, ROUTED, min_share=np.array([0.1])))
+
+
+@pytest.mark.parametrize("price", [1e151, np.inf, -1.0, np.nan, [1.0, 2.0, 3.0]])
+def test_a_price_beyond_its_range_is_one_sentence(price: Any) -> None:
+    with pytest.raises(ValueError, match="price_per_ms must be "):
+        marginal_price_selection(BlockProblem(LINKS, WEIGHTS, ROUTED, price_per_ms=price))
+
+
+@pytest.mark.parametrize("placement", [np.full((2, 2), 0.5), 2 * np.eye(2), np.full((2, 2), np.nan), np.ones((2, 2))])
+def test_a_placement_is_of_ones_and_zeros(placement: Float) -> None:
+    links = BlockLinks(LINKS.full_band_snr, LINKS.payload_s, LINKS.compute_s, placement)
+    with pytest.raises(ValueError, match="placement must put every expert on exactly one device"):
+        joint_optimize(BlockProblem(links, WEIGHTS, ROUTED))

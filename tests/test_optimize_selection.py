@@ -146,9 +146,9 @@ def test_candidates_widen_the_choice() -> None:
         ({"weights": np.full((2, 5, 3), np.nan)}, ValueError, "weights must hold finite non-negative numbers"),
         ({"routed": np.ones((2, 5, 3))}, TypeError, "routed must be a boolean array, got dtype float64"),
         ({"routed": np.ones((2, 4, 3), dtype=bool)}, ValueError, "routed must have shape (2, 5, 3), got (2, 4, 3)"),
-        ({"price_per_ms": -1.0}, ValueError, "or of shape (2,), got -1.0"),
+        ({"price_per_ms": -1.0}, ValueError, "price_per_ms must be finite and non-negative, got -1.0"),
         ({"price_per_ms": np.nan}, ValueError, "price_per_ms must be finite and non-negative"),
-        ({"price_per_ms": np.ones(3)}, ValueError, "a number or of shape (2,), got [1. 1. 1.]"),
+        ({"price_per_ms": np.ones(3)}, ValueError, "price_per_ms must be a number or have shape (2,), got (3,)"),
         ({"start": np.zeros((2, 5, 3), dtype=bool)}, ValueError, "start must give every token one or more"),
     ],
 )

@@ -8,6 +8,8 @@ from scipy import special
 
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.channel import Channel
+from wdmoe_env.physics.gains import Gains
+from wdmoe_env.physics.sources import register_source
 
 
 def generators(count, seed=0):
@@ -133,3 +135,107 @@ def test_rows_and_devices_are_independent():
 def test_no_blocks_is_refused():
     with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
         Channel(ChannelConfig(), DeviceConfig(), num_blocks=0)
+
+
+SHAPE = (2, 3, 4)  # blocks, episodes, devices
+
+
+def sampled(gains):
+    """What a channel makes of the gains that a source of one's own gives."""
+
+    class Given:
+        def __init__(self, argument, channel, devices, num_blocks):
+            pass
+
+        def sample(self, generators):
+            return gains() if callable(gains) else gains
+
+    register_source("given", Given)
+    return Channel(ChannelConfig(source="given"), DeviceConfig(count=SHAPE[2]), SHAPE[0]).sample(generators(SHAPE[1]))
+
+
+def with_one(value, dtype=np.float64):
+    """Gains of which one is another."""
+    gain = np.full(SHAPE, 1e-9).astype(dtype)
+    gain[1, 2, 3] = value
+    return gain
+
+
+@pytest.mark.parametrize(
+    "gain",
+    [
+        np.full(SHAPE, 0.25, dtype=np.float32),
+        np.full(SHAPE, 0.25, dtype=np.float16),
+        np.full(SHAPE, 0.25, dtype=np.longdouble),
+        np.full(SHAPE, 0.25).tolist(),
+        np.full(SHAPE, 0.25, order="F"),
+        np.broadcast_to(0.25, SHAPE),
+    ],
+    ids=["float32", "float16", "longdouble", "list", "fortran", "broadcast"],
+)
+def test_gains_of_any_real_kind_are_those_in_float64(gain):
+    expected = sampled(Gains.of(np.full(SHAPE, 0.25)))
+    for given in (Gains.of(gain), Gains.of(np.full(SHAPE, 0.25), gain), Gains.of(gain, np.full(SHAPE, 0.25))):
+        trace = sampled(given)
+        for name in ("gain", "uplink_gain", "full_band_snr"):
+            assert getattr(trace, name).dtype == np.float64
+            np.testing.assert_array_equal(getattr(trace, name), getattr(expected, name))
+    ones = sampled(Gains.of(np.ones(SHAPE, dtype=np.int64), distance_m=np.full(SHAPE, 20)))
+    assert ones.gain.dtype == ones.distance_m.dtype == np.float64
+
+
+BAD_GAINS = {
+    "zero": (with_one(0.0), ValueError, r"expected finite {} above 0 from the source 'given', got 0 for device 3 in"),
+    "infinite": (with_one(np.inf), ValueError, "got inf for device 3 in block 1"),
+    "nan": (with_one(np.nan), ValueError, "got nan for device 3 in block 1"),
+    "negative": (with_one(-1e-9), ValueError, "got -1e-09 for device 3 in block 1"),
+    "integers with a zero": (with_one(0, np.int64), ValueError, "got 0 for device 0 in block 0"),
+    "complex": (with_one(1e-9, np.complex128), TypeError, "{} from the source 'given' must hold real numbers"),
+    "masked": (np.ma.array(with_one(1.0), mask=with_one(1.0) > 0.5), TypeError, "{} .* got a masked one"),
+    "object": (with_one(1e-9, object), TypeError, "{} from the source 'given' must hold real numbers"),
+    "strings": (with_one(1e-9).astype(str), TypeError, "{} from the source 'given' must hold real numbers"),
+    "without an axis": (np.full(SHAPE[1:], 1e-9), ValueError, r"expected {} of shape \(2, 3, 4\).*got \(3, 4\)"),
+    "of fewer devices": (np.full((2, 3, 1), 1e-9), ValueError, r"expected {} of shape .* got \(2, 3, 1\)"),
+    "ragged": ([[[1e-9]], [1e-9]], ValueError, "{} from the source 'given' must be an array"),
+}
+
+
+@pytest.mark.parametrize("direction", ["gains", "uplink gains"])
+@pytest.mark.parametrize("kind", BAD_GAINS)
+def test_gains_that_are_none_are_refused_in_both_directions_by_the_name_of_the_source(kind, direction):
+    value, error, message = BAD_GAINS[kind]
+    fine = np.full(SHAPE, 1e-9)
+    gains = Gains(value, fine, fine) if direction == "gains" else Gains(fine, value, fine)
+    with pytest.raises(error, match=message.format(direction)) as caught:
+        sampled(gains)
+    assert "'given'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("gain", [1e300, 1e60, 1e-60, 5e-324])
+def test_a_gain_that_no_radio_has_names_the_source(gain):
+    for gains in (Gains.of(with_one(gain)), Gains.of(with_one(1e-9), with_one(gain))):
+        with pytest.raises(
+            ValueError, match=r"expected a signal-to-noise ratio from 1e-44 .* the source 'given' do not"
+        ):
+            sampled(gains)
+
+
+@pytest.mark.parametrize(
+    ("gains", "error", "message"),
+    [
+        (None, TypeError, "expected Gains from the source 'given', got None"),
+        (np.full(SHAPE, 1e-9), TypeError, "expected Gains from the source 'given', got array"),
+        (Gains.of(np.full(SHAPE, 1e-9), distance_m=np.full((2, 3), 9.0)), ValueError, "expected distances of shape"),
+        (
+            Gains.of(np.full(SHAPE, 1e-9), distance_m=with_one(-2.0)),
+            ValueError,
+            "expected distances of at least 0 or NaN",
+        ),
+        (Gains.of(np.full(SHAPE, 1e-9), distance_m=with_one(9j, complex)), TypeError, "distances from .* real numbers"),
+    ],
+)
+def test_what_else_a_source_may_get_wrong_is_one_sentence(gains, error, message):
+    with pytest.raises(error, match=message) as caught:
+        sampled(gains)
+    assert "\n" not in str(caught.value)

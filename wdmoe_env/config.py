@@ -1,7 +1,11 @@
 """Settings of the environment as frozen dataclasses: the ground floor.
 
 Every unit stands in the field's name. Every field is checked on construction, so that a wrong setting is
-one sentence before any model is loaded.
+one sentence before any model is loaded. A number may be NumPy's, and a tuple a list or an array: the field then holds
+Python's own, so that configs stay hashable and plain.
+
+The ranges are wide, but such as physics can have: within them every latency is finite and every observation is inside
+its space.
 """
 
 from __future__ import annotations
@@ -12,7 +16,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from wdmoe_env.checks import check_choice, check_integer, check_number, check_numbers, is_tuple_of
+from wdmoe_env.checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_numbers,
+    items_of,
+    plain,
+    plain_path,
+    shown,
+)
 
 PathLoss = Literal["umi_los", "umi_nlos", "uma_los", "uma_nlos", "log_distance", "free_space"]
 Fading = Literal["rayleigh", "rician", "nakagami", "none"]
@@ -27,6 +40,24 @@ ConfigT = TypeVar("ConfigT")
 SUITE_SUFFIXES = (".jsonl", ".jsonl.gz")
 """How the name of a suite's file ends."""
 
+DISTANCES_M = (1e-3, 1e9)
+"""Least and greatest distance of a device: a millimetre to beyond the moon."""
+
+CHANNEL_RANGES = {
+    "carrier_hz": (1e6, 3e12),
+    "bandwidth_hz": (1.0, 1e12),
+    "base_station_power_w": (1e-9, 1e6),
+    "device_power_w": (1e-9, 1e6),
+    "noise_dbm_per_hz": (-300.0, 0.0),
+    "path_loss_exponent": (0.0, 10.0),
+    "rician_k_db": (-100.0, 100.0),
+    "nakagami_m": (0.5, 1000.0),
+    "block_interval_s": (0.0, 1e5),
+    "delay_spread_s": (0.0, 1e-3),
+    "shadowing_std_db": (0.0, 30.0),
+}
+"""Least and greatest value of each number of ``ChannelConfig``."""
+
 # SwiGLU's activation on one hidden unit: exp, add, divide, multiply by x, multiply by the linear branch.
 ACTIVATION_FLOPS = 5
 
@@ -35,23 +66,27 @@ ACTIVATION_FLOPS = 5
 class ChannelConfig:
     """The radio between the base station and the devices; design equations (1) to (4).
 
+    Together with the distances, the path loss must leave a signal-to-noise ratio that a radio can have: see
+    ``wdmoe_env.physics.statistical.check_link_budget``.
+
     Attributes:
         source: where the gains come from: ``"statistical"`` is path loss, shadowing and fading as set below;
             ``"sionna:tdl-a"`` and the like take the fading from Sionna, ``"trace:gains.csv"`` all gains from a file
             (.csv, .npz), and ``"KIND:ARGUMENT"`` from a kind registered in ``wdmoe_env.physics.sources``.
         path_loss: path-loss law. ``umi_*`` and ``uma_*`` are 3GPP TR 38.901 Table 7.4.1-1.
-        carrier_hz: carrier frequency.
-        bandwidth_hz: total bandwidth B, shared by all devices.
-        base_station_power_w: transmit power of the downlink.
-        device_power_w: transmit power of the uplink.
-        noise_dbm_per_hz: noise power spectral density N0.
-        shadowing_std_db: log-normal shadowing; ``None`` takes the path-loss law's own (0 for ``free_space``).
-        path_loss_exponent: exponent of ``log_distance``, which starts from free space at one metre.
+        carrier_hz: carrier frequency, 1 MHz to 3 THz.
+        bandwidth_hz: total bandwidth B, shared by all devices, 1 Hz to 1 THz.
+        base_station_power_w: transmit power of the downlink, 1 nW to 1 MW.
+        device_power_w: transmit power of the uplink, 1 nW to 1 MW.
+        noise_dbm_per_hz: noise power spectral density N0, -300 to 0.
+        shadowing_std_db: log-normal shadowing, 0 to 30; ``None`` takes the path-loss law's own (0 for
+            ``free_space``).
+        path_loss_exponent: exponent of ``log_distance``, which starts from free space at one metre; 0 to 10.
         fading: small-scale fading, constant within a block.
-        rician_k_db: power of the line of sight over that of the scattered paths, for ``rician``.
-        nakagami_m: shape of ``nakagami``, a multiple of 1/2 (m = 1 is Rayleigh).
-        block_interval_s: time T between the fading of one block and of the next.
-        delay_spread_s: RMS delay spread of Sionna's TDL and CDL models; 0 is a flat channel.
+        rician_k_db: power of the line of sight over that of the scattered paths, for ``rician``; -100 to 100.
+        nakagami_m: shape of ``nakagami``, a multiple of 1/2 (m = 1 is Rayleigh), 0.5 to 1000.
+        block_interval_s: time T between the fading of one block and of the next, 0 to 1e5.
+        delay_spread_s: RMS delay spread of Sionna's TDL and CDL models, 0 to 1 ms; 0 is a flat channel.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -74,21 +109,18 @@ class ChannelConfig:
     delay_spread_s: float = 100e-9
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        if not isinstance(self.source, str):
-            raise TypeError(f"source must be a string such as 'statistical' or 'trace:gains.csv', got {self.source!r}")
-        check_choice("path_loss", self.path_loss, get_args(PathLoss))
-        check_choice("fading", self.fading, get_args(Fading))
-        for name in ("carrier_hz", "bandwidth_hz", "base_station_power_w", "device_power_w"):
-            check_number(name, getattr(self, name), above=0.0)
-        check_number("path_loss_exponent", self.path_loss_exponent, above=0.0, at_most=10.0)
-        check_number("noise_dbm_per_hz", self.noise_dbm_per_hz, at_least=-300.0, at_most=0.0)
-        check_number("rician_k_db", self.rician_k_db, at_least=-100.0, at_most=100.0)
-        check_number("block_interval_s", self.block_interval_s, at_least=0.0)
-        check_number("delay_spread_s", self.delay_spread_s, at_least=0.0)
-        if self.shadowing_std_db is not None:
-            check_number("shadowing_std_db", self.shadowing_std_db, at_least=0.0)
-        check_number("nakagami_m", self.nakagami_m, at_least=0.5)
+        """Check every field, and make it Python's own."""
+        source = plain(self.source)
+        if not isinstance(source, str):
+            expected = "source must be a string such as 'statistical' or 'trace:gains.csv'"
+            raise TypeError(f"{expected}, got {shown(source)}")
+        _put(self, "source", source)
+        _put(self, "path_loss", check_choice("path_loss", self.path_loss, get_args(PathLoss)))
+        _put(self, "fading", check_choice("fading", self.fading, get_args(Fading)))
+        for name, (least, most) in CHANNEL_RANGES.items():
+            value = getattr(self, name)
+            if name != "shadowing_std_db" or value is not None:
+                _put(self, name, check_number(name, value, at_least=least, at_most=most))
         if (2 * self.nakagami_m) % 1:
             raise ValueError(f"nakagami_m must be a multiple of 0.5, got {self.nakagami_m}")
 
@@ -100,12 +132,13 @@ class DeviceConfig:
     Attributes:
         profiles: hardware of each device, by name in ``wdmoe_env.physics.compute.DEVICE_PROFILES``; a shorter
             tuple is repeated until ``count`` devices have one.
-        count: number of devices U.
-        utilization: share of a profile's peak FLOP/s that an expert reaches.
-        distance_range_m: each episode places every device uniformly over this ring around the base station.
-        distances_m: fixed distances, one per device, in place of ``distance_range_m``.
+        count: number of devices U, 1 to a million.
+        utilization: share of a profile's peak FLOP/s that an expert reaches, 1e-6 to 1.
+        distance_range_m: each episode places every device uniformly over this ring around the base station; both
+            radii from 1e-3 to 1e9.
+        distances_m: fixed distances, one per device, in place of ``distance_range_m``; 1e-3 to 1e9.
         mobility: ``static``, or ``gauss_markov`` (velocity remembers itself from block to block).
-        speed_mps: speed of the devices, or of the scatterers around static ones; it sets the Doppler shift.
+        speed_mps: speed of the devices, or of the scatterers around static ones; it sets the Doppler shift; 0 to 1e5.
         mobility_memory: Gauss-Markov's alpha in [0, 1]; 1 is a straight line, 0 a random walk.
 
     Raises:
@@ -131,19 +164,20 @@ class DeviceConfig:
     mobility_memory: float = 0.85
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        check_integer("count", self.count, at_least=1)
-        if not is_tuple_of(self.profiles, str) or not self.profiles:
-            raise ValueError(f"profiles must be a tuple of device profile names, got {self.profiles!r}")
-        check_number("utilization", self.utilization, above=0.0, at_most=1.0)
-        check_choice("mobility", self.mobility, get_args(Mobility))
-        check_number("speed_mps", self.speed_mps, at_least=0.0)
-        check_number("mobility_memory", self.mobility_memory, at_least=0.0, at_most=1.0)
-        check_numbers("distance_range_m", self.distance_range_m, count=2)
+        """Check every field, and make it Python's own."""
+        _put(self, "count", check_integer("count", self.count, at_least=1, at_most=1_000_000))
+        profiles = items_of(self.profiles)
+        if not profiles or not all(isinstance(name, str) for name in profiles):
+            raise ValueError(f"profiles must be a tuple of device profile names, got {shown(self.profiles)}")
+        _put(self, "profiles", profiles)
+        _put(self, "mobility", check_choice("mobility", self.mobility, get_args(Mobility)))
+        for name, least, most in (("utilization", 1e-6, 1.0), ("speed_mps", 0.0, 1e5), ("mobility_memory", 0.0, 1.0)):
+            _put(self, name, check_number(name, getattr(self, name), at_least=least, at_most=most))
+        _put(self, "distance_range_m", check_numbers("distance_range_m", self.distance_range_m, 2, *DISTANCES_M))
         if self.distance_range_m[0] > self.distance_range_m[1]:
             raise ValueError(f"distance_range_m must be (low, high) with low <= high, got {self.distance_range_m}")
         if self.distances_m is not None:
-            check_numbers("distances_m", self.distances_m, count=self.count)
+            _put(self, "distances_m", check_numbers("distances_m", self.distances_m, self.count, *DISTANCES_M))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +185,12 @@ class DeploymentConfig:
     """Widths of the model whose latency is simulated; the defaults are Mixtral-8x7B's.
 
     Attributes:
-        hidden_size: width m of a hidden state.
-        intermediate_size: inner width m_h of a SwiGLU expert.
-        bits_per_element: bits of one element of a hidden state on the link.
+        hidden_size: width m of a hidden state, at most 2**20.
+        intermediate_size: inner width m_h of a SwiGLU expert, at most 2**24.
+        bits_per_element: bits of one element of a hidden state on the link, at most 1024.
 
     Raises:
-        ValueError: a field is not a whole number of at least 1.
+        ValueError: a field is not a whole number of at least 1, or is above its bound.
     """
 
     hidden_size: int = 4096
@@ -164,9 +198,9 @@ class DeploymentConfig:
     bits_per_element: int = 16
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        for name in ("hidden_size", "intermediate_size", "bits_per_element"):
-            check_integer(name, getattr(self, name), at_least=1)
+        """Check every field, and make it Python's own."""
+        for name, most in (("hidden_size", 2**20), ("intermediate_size", 2**24), ("bits_per_element", 1024)):
+            _put(self, name, check_integer(name, getattr(self, name), at_least=1, at_most=most))
 
     @property
     def payload_bits(self) -> int:
@@ -187,18 +221,19 @@ class EnvConfig:
     """Everything that defines an environment; each field is also a keyword of ``gymnasium.make``.
 
     Attributes:
-        model: ``"tiny"`` (trained, ships), ``"micro"`` (random, for tests), or a transformers MoE checkpoint.
+        model: ``"tiny"`` (trained, ships), ``"micro"`` (random, for tests), or a transformers MoE checkpoint, by
+            name or path.
         decision: what the action decides: ``"joint"`` is selection and shares; under ``"selection"`` the shares
             are solved exactly, under ``"bandwidth"`` the selection is the model's own. Each registered id sets it.
-        num_tokens: tokens J of a window.
+        num_tokens: tokens J of a window, at most as many as the model's context holds.
         split: where the windows come from: ``"train"`` or ``"test"``, which are disjoint sets of documents, or the
             multiple-choice suite, ``"suite"`` for the one that ships or the path of another (.jsonl, .jsonl.gz), with
             a window for each choice of each item; see ``wdmoe_env.text.suite``.
         reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, or a function from the named terms, each
             an array (n,), to rewards (n,), row by row: n is however many episodes are in step with each other.
-        quality_weight: reward lost per nat of added NLL under ``"latency_quality"``.
+        quality_weight: reward lost per nat of added NLL under ``"latency_quality"``, 0 to 1e12.
         action_type: ``"box"`` (one flat vector, which every RL library takes) or ``"dict"``.
-        min_share: least bandwidth share of a device that serves a token.
+        min_share: least bandwidth share of a device that serves a token, 1e-12 to 1 / U.
         observe_hidden_states: whether the observation holds the hidden states (J, H).
         placement: device of each expert, one row of E for all blocks or I rows; ``None`` spreads the experts
             evenly in order.
@@ -230,36 +265,41 @@ class EnvConfig:
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        """Turn nested mappings into dataclasses and check every field."""
+        """Turn nested mappings into dataclasses, check every field, and make it Python's own."""
+        self._check_nested()
+        _put(self, "placement", _placement(self.placement))
+        _put(self, "model", plain_path(self.model))
+        for name, kind in (("model", str), ("device", str), ("observe_hidden_states", bool)):
+            _put(self, name, plain(getattr(self, name)))
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
+        _put(self, "num_tokens", check_integer("num_tokens", self.num_tokens, at_least=1, at_most=10**9))
+        _put(self, "split", plain_path(self.split))
+        if not isinstance(self.split, str) or not self.split.endswith(SUITE_SUFFIXES):
+            check_choice("split", self.split, get_args(Split))
+        _put(self, "reward", plain(self.reward))
+        if not isinstance(self.reward, str) and not callable(self.reward):
+            raise TypeError(f"reward must be a name or a function of the terms, got {shown(self.reward)}")
+        for name, choices in (("decision", DecisionKind), ("action_type", ActionType), ("dtype", Dtype)):
+            _put(self, name, check_choice(name, getattr(self, name), get_args(choices)))
+        for name, least, most in (("quality_weight", 0.0, 1e12), ("min_share", 1e-12, 1.0 / self.devices.count)):
+            _put(self, name, check_number(name, getattr(self, name), at_least=least, at_most=most))
+
+    def _check_nested(self) -> None:
         for name, kind in (
             ("channel", ChannelConfig),
             ("devices", DeviceConfig),
             ("deployment", DeploymentConfig),
         ):
-            value = getattr(self, name)
+            value = plain(getattr(self, name))
             if name == "channel" and isinstance(value, str):
                 value = {"source": value}
             if isinstance(value, Mapping):
-                object.__setattr__(self, name, from_mapping(kind, value, prefix=f"{name}."))
-            elif not isinstance(value, kind) and not (name == "deployment" and value == "model"):
+                value = from_mapping(kind, value, prefix=f"{name}.")
+            elif not isinstance(value, kind) and not (name == "deployment" and _is_model(value)):
                 also = {"channel": " or the name of a source", "deployment": " or 'model'"}.get(name, "")
-                raise TypeError(f"{name} must be a {kind.__name__}, a mapping of its fields{also}, got {value!r}")
-        rows: Any = self.placement if is_tuple_of(self.placement, tuple) else (self.placement,)
-        if self.placement is not None and not all(is_tuple_of(row, int) for row in rows):
-            raise ValueError(f"placement must be a tuple of device numbers or of such tuples, got {self.placement!r}")
-        for name, plain in (("model", str), ("device", str), ("observe_hidden_states", bool)):
-            if not isinstance(getattr(self, name), plain):
-                raise TypeError(f"{name} must be a {plain.__name__}, got {getattr(self, name)!r}")
-        check_integer("num_tokens", self.num_tokens, at_least=1)
-        if not isinstance(self.split, str) or not self.split.endswith(SUITE_SUFFIXES):
-            check_choice("split", self.split, get_args(Split))
-        if not isinstance(self.reward, str) and not callable(self.reward):
-            raise TypeError(f"reward must be a name or a function of the terms, got {self.reward!r}")
-        check_choice("decision", self.decision, get_args(DecisionKind))
-        check_choice("action_type", self.action_type, get_args(ActionType))
-        check_choice("dtype", self.dtype, get_args(Dtype))
-        check_number("quality_weight", self.quality_weight, at_least=0.0)
-        check_number("min_share", self.min_share, above=0.0, at_most=1.0 / self.devices.count)
+                raise TypeError(f"{name} must be a {kind.__name__}, a mapping of its fields{also}, got {shown(value)}")
+            _put(self, name, value)
 
     @classmethod
     def make(cls, config: EnvConfig | Mapping[str, Any] | None = None, **overrides: Any) -> EnvConfig:
@@ -285,30 +325,58 @@ class EnvConfig:
         return dataclasses.asdict(self)
 
 
-def from_mapping(kind: type[ConfigT], values: Mapping[str, Any], prefix: str = "") -> ConfigT:
+def from_mapping(kind: type[ConfigT], values: Mapping[Any, Any], prefix: str = "") -> ConfigT:
     """Build a config dataclass from a mapping, refusing unknown keys.
 
     Args:
         kind: the dataclass.
-        values: field names to values; lists become tuples.
+        values: field names to values.
         prefix: put before a key in messages, for nested configs.
 
     Raises:
-        TypeError: a key is not a field; the message names the nearest ones.
+        TypeError: a key is no string, or not a field; the message names the nearest ones.
     """
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in values:
+        if not isinstance(key, str):
+            name = prefix.rstrip(".") or "config"
+            raise TypeError(f"{name} must have names of fields as its keys, got {shown(key)}")
         if key not in known:
             near = ", ".join(difflib.get_close_matches(key, known, n=3) or known)
             # In Python's own words: TorchRL looks for them, and then leaves out the keyword that it tried.
             raise TypeError(f"unexpected keyword argument {prefix + key!r}; the nearest known are {near}")
-    return kind(**{key: _tuples(value) for key, value in values.items()})
+    return kind(**values)
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, str) and value == "model"
 
 
 def _shallow(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
-def _tuples(value: Any) -> Any:
-    """Lists (from JSON) as tuples, so that a config stays hashable."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+def _put(config: Any, name: str, value: Any) -> None:
+    """Set a field of a frozen config while it is being made."""
+    object.__setattr__(config, name, value)
+
+
+def _placement(placement: Any) -> tuple[int, ...] | tuple[tuple[int, ...], ...] | None:
+    """A placement as a tuple of device numbers, or of such tuples.
+
+    Raises:
+        ValueError: it is neither, or its rows differ in length.
+    """
+    if placement is None:
+        return None
+    items = items_of(placement)
+    rows = () if items is None else tuple(map(items_of, items))
+    nested = bool(rows) and None not in rows
+    for row in rows if nested else (items,):
+        if row is None or not all(isinstance(item, int) and not isinstance(item, bool) for item in row):
+            expected = "placement must be a tuple of device numbers or of such tuples"
+            raise ValueError(f"{expected}, got {shown(placement)}")
+    lengths = sorted({len(row) for row in rows if row is not None})
+    if len(lengths) > 1:
+        raise ValueError(f"placement must have rows of one length, got rows of {lengths[0]} to {lengths[-1]} devices")
+    return rows if nested else items  # type: ignore[return-value]

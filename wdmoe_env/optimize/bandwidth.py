@@ -30,6 +30,7 @@ MAX_ITERATIONS = 200  # 3 are usual; the worst of 110,000 adversarial instances 
 STEEPEST = 1.25  # above 1 / 0.81, the largest -d ln share / d ln excess
 FIRST_TOKEN_ITERATIONS = 4  # leaves about 1 % of the share
 TINY = 1e-60
+LEAST_SHARE = 1e-90  # of an iterate: so little that it changes no sum, and enough that no square overflows
 AT_OPTIMUM = 1e-9  # relative slack up to which a device counts as one that ends the block
 
 
@@ -56,16 +57,16 @@ def min_max_bandwidth(links: BlockLinks, load: Load, min_share: float = 0.0) -> 
     The lower level of the bilevel problem (9).
 
     Args:
-        links: the block's links, a batch of N.
-        load: (N, U) tokens and token-expert pairs of each device.
+        links: the block's links, a batch of N, in the ranges of ``wdmoe_env.optimize.validate.check_links``.
+        load: (N, U) tokens and token-expert pairs of each device; each is 0 or from 1e-30 to 1e30.
         min_share: least share of a loaded device.
 
     Returns:
         The optimum, within 1e-13 of its certified lower bound.
 
     Raises:
-        ValueError: a shape or a value is wrong, or ``min_share`` is too large for the loaded devices.
-        RuntimeError: the bound was not reached, which no input is known to cause.
+        ValueError: a shape is wrong, a value is out of its range, or ``min_share`` is too large for the loaded devices.
+        RuntimeError: the bound was not reached; no input within the ranges is known to cause it.
     """
     check_links(links)
     check_load(links, load)
@@ -82,19 +83,20 @@ def solve_min_max(links: BlockLinks, load: Load, min_share: float) -> BandwidthS
 
     Raises:
         ValueError: ``min_share`` is too large for the loaded devices.
-        RuntimeError: the bound was not reached, which no input is known to cause.
+        RuntimeError: the bound was not reached; no input within the ranges is known to cause it.
     """
     snr, compute_s = episodes_innermost(links.full_band_snr), episodes_innermost(links.compute_s)
     links = BlockLinks(snr, links.payload_s, compute_s, links.placement)
     load = Load(episodes_innermost(load.tokens), episodes_innermost(load.experts))
     loaded = load.tokens > 0
-    check_min_share(min_share, loaded)
+    min_share = check_min_share(min_share, loaded)
     idle = ~loaded.any(axis=-1, keepdims=True)
     # A device without load gets the curve of one token, which keeps its numbers finite; ``active`` rules it
     # out, except in a row without any load, which is solved all the same and then overwritten.
     tokens = np.where(loaded, load.tokens, 1.0)
     curves = LatencyCurves.of(links, Load(tokens, load.experts))
-    shares = _Problem.of(curves, loaded | idle, np.where(loaded, min_share, 0.0)).solve(tokens)
+    minimum = np.where(loaded, max(min_share, LEAST_SHARE), LEAST_SHARE)
+    shares = _Problem.of(curves, loaded | idle, minimum).solve(tokens)
     shares = np.where(idle, 1.0 / links.num_devices, without_rounding(shares))
     latency_s = block_latency_s(device_latency_s(links, load, shares))
     return BandwidthSolution(np.ascontiguousarray(shares), latency_s)

@@ -54,7 +54,7 @@ class LatencyCurves:
         y, ratio = self._ratio(shares)
         above_one, fall = ratio - 1.0, ratio - ratio * ratio / (1.0 + y)
         if y.min(initial=np.inf) < SMALL:
-            small = y < SMALL
+            small, y = y < SMALL, np.minimum(y, SMALL)  # the series of a large y, which is not taken, would overflow
             above_one = np.where(small, y * (1 / 2 - y / 12 + y * y / 24), above_one)
             fall = np.where(small, y * (1 / 2 - y / 6 + y * y / 8), fall)
         return np.add(*(self.scale_s * above_one)), np.add(*(self.scale_s * fall))

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from wdmoe_env.checks import check_number, real_array
 from wdmoe_env.optimize.problem import BlockProblem, Decision, Index
 from wdmoe_env.optimize.selection import (
     expert_token_latency_s,
@@ -58,12 +59,16 @@ def joint_optimize(
         ValueError: a shape or a value is wrong.
     """
     problem = problem.checked()
+    stopping_gain = check_number("stopping_gain", stopping_gain)
     if not stopping_gain >= 0:
         raise ValueError(f"stopping_gain must not be negative, got {stopping_gain}")
     solve = BlockProblem.with_optimal_shares if solve_bandwidth else _with_uniform_shares
     start = _with_uniform_shares(problem, problem.routed)
     if threshold is not None:
-        fixed = np.full(len(problem.weights), float(threshold))
+        number = real_array("threshold", threshold)
+        if number.ndim:
+            raise ValueError(f"threshold must be a number, got an array of shape {number.shape}")
+        fixed = np.full(len(problem.weights), number)
         return _climb(problem, start, _paper_proposal(fixed), solve, MOST_ALTERNATIONS, solved=False)
     return _grow_threshold(problem, start, solve(problem, problem.routed), solve, stopping_gain)
 

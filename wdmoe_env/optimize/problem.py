@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
-from wdmoe_env.optimize.validate import check_links, check_selection
+from wdmoe_env.optimize.validate import check_links, check_price, check_selection
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, block_latency_s, device_latency_s, device_load
 from wdmoe_env.physics.metric import weight_served, wlr_per_ms
 
@@ -54,15 +54,10 @@ class BlockProblem:
             ValueError: a shape or a value is wrong.
         """
         batch, _ = check_links(self.links)
-        check_selection(self.links, self.weights, ("routed", self.routed), ("candidates", self.usable))
-        price = self.price
-        if price.shape not in ((), (batch,)) or not (price >= 0).all() or not np.isfinite(price).all():
-            raise ValueError(
-                f"price_per_ms must be finite and non-negative, a number or of shape ({batch},), "
-                f"got {self.price_per_ms}"
-            )
-        usable = (self.usable | self.routed) & self.routed.any(axis=-1, keepdims=True)
-        return replace(self, candidates=usable, price_per_ms=np.broadcast_to(price, (batch,)))
+        masks = ("routed", self.routed), ("candidates", self.usable)
+        weights, (routed, candidates) = check_selection(self.links, self.weights, *masks)
+        usable = (candidates | routed) & routed.any(axis=-1, keepdims=True)
+        return BlockProblem(self.links, weights, routed, usable, check_price(self.price_per_ms, batch), self.min_share)
 
     def rows(self, index: Index) -> BlockProblem:
         """The problem of some episodes, by indices (n,)."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wdmoe_env.checks import real_array
 from wdmoe_env.optimize.moves import best_single_move
 from wdmoe_env.optimize.pricing import at_device_of_expert, best_response, device_prices, one_hot
 from wdmoe_env.optimize.problem import BlockProblem, Decision, Index
@@ -71,14 +72,15 @@ def paper_selection(weights: Float, routed: Bool, token_latency_s: Float, thresh
         (N, J, E) selection.
 
     Raises:
-        TypeError: ``routed`` is not boolean.
+        TypeError: ``routed`` is not boolean, or another array holds no real numbers.
         ValueError: a shape is wrong or the threshold is NaN.
     """
-    check_mask("routed", routed, weights.shape)
+    weights, threshold = real_array("weights", weights), real_array("threshold", threshold)
+    routed = check_mask("routed", routed, weights.shape)
     if np.isnan(threshold).any():
         raise ValueError("threshold must be a number or (N,) of numbers, got NaN")
-    similarity = gate_latency_similarity(weights, routed, token_latency_s)
-    drops = similarity <= np.asarray(threshold)[..., None]
+    similarity = gate_latency_similarity(weights, routed, real_array("token_latency_s", token_latency_s))
+    drops = similarity <= threshold[..., None]
     least = np.where(routed, weights, np.inf).argmin(axis=-1)
     return routed & ~(drops[..., None] & one_hot(least, weights.shape[-1]))
 
@@ -103,8 +105,7 @@ def marginal_price_selection(problem: BlockProblem, start: Bool | None = None, k
         ValueError: a shape or a value is wrong.
     """
     problem = problem.checked()
-    start = problem.routed if start is None else start
-    check_mask("start", start, problem.weights.shape)
+    start = problem.routed if start is None else check_mask("start", start, problem.weights.shape)
     tokens = problem.routed.any(axis=-1, keepdims=True)
     if not (start <= problem.usable).all() or (start.any(axis=-1, keepdims=True) != tokens).any():
         raise ValueError("start must give every token one or more of its candidates, and padding none")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from wdmoe_env.checks import real_array, shown
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import DOWNLINK, UPLINK, Float, carrier_to_noise_hz
 from wdmoe_env.physics.sources import gain_source
+
+# Of the whole band: beyond, an observation in float32 holds no spectral efficiency that stands for it.
+LEAST_SNR, MOST_SNR = 1e-44, 1e32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +60,11 @@ class Channel:
             The trace of all blocks.
 
         Raises:
-            ValueError: the source gave gains of another shape.
+            TypeError: the source gave no ``Gains``, or gains that are no real numbers.
+            ValueError: the source gave gains of another shape, gains that are not finite or not above 0, negative
+                distances, or gains that lead to a signal-to-noise ratio which no radio has.
         """
-        gains = self.source.sample(generators)
-        shape = (self.num_blocks, len(generators), self.devices.count)
-        if gains.gain.shape != shape:
-            got = gains.gain.shape
-            raise ValueError(f"expected gains of shape {shape} from the source {self.channel.source!r}, got {got}")
+        gains = self._checked(self.source.sample(generators), len(generators))
         return ChannelTrace(
             gain=gains.gain,
             uplink_gain=gains.uplink_gain,
@@ -69,12 +72,56 @@ class Channel:
             full_band_snr=self._full_band_snr(gains),
         )
 
+    def _checked(self, gains: Gains, count: int) -> Gains:
+        """What a source gave, in float64, where both directions are gains of N episodes."""
+        if not isinstance(gains, Gains):
+            raise TypeError(f"expected Gains from {self._name}, got {shown(gains)}")
+        gain = self._positive("gains", gains.gain, count)
+        same = gains.uplink_gain is gains.gain
+        uplink_gain = gain if same else self._positive("uplink gains", gains.uplink_gain, count)
+        distance_m = self._of_episodes("distances", gains.distance_m, count)
+        if (distance_m < 0.0).any():  # NaN stands for one that is not known
+            raise ValueError(f"expected distances of at least 0 or NaN from {self._name}, got {distance_m.min():g}")
+        return Gains(gain, uplink_gain, distance_m)
+
+    def _positive(self, name: str, value: Float, count: int) -> Float:
+        value = self._of_episodes(name, value, count)
+        low, high = value.min(initial=math.inf), value.max(initial=0.0)
+        if not (low > 0.0 and high < math.inf):  # a NaN fails both
+            fine = (value > 0.0) & (value < math.inf)
+            block, episode, device = np.argwhere(~fine)[0]
+            came = f"{value[block, episode, device]:g} for device {device} in block {block}"
+            raise ValueError(f"expected finite {name} above 0 from {self._name}, got {came}")
+        return value
+
+    def _of_episodes(self, name: str, value: Float, count: int) -> Float:
+        shape = (self.num_blocks, count, self.devices.count)
+        value = real_array(f"{name} from {self._name}", value)
+        if value.shape != shape:
+            raise ValueError(f"expected {name} of shape {shape} from {self._name}, got {value.shape}")
+        return value
+
+    @property
+    def _name(self) -> str:
+        return f"the source {self.channel.source!r}"
+
     def _full_band_snr(self, gains: Gains) -> Float:
         """Return gamma / B (I, N, 2, U) with the base station's power down and the device's up."""
         radio, links = self.channel, np.empty((*gains.gain.shape[:-1], 2, gains.gain.shape[-1]))
-        links[..., DOWNLINK, :] = carrier_to_noise_hz(gains.gain, radio.base_station_power_w, radio.noise_dbm_per_hz)
-        links[..., UPLINK, :] = carrier_to_noise_hz(gains.uplink_gain, radio.device_power_w, radio.noise_dbm_per_hz)
-        return links / radio.bandwidth_hz
+        with np.errstate(over="ignore"):
+            links[..., DOWNLINK, :] = carrier_to_noise_hz(
+                gains.gain, radio.base_station_power_w, radio.noise_dbm_per_hz
+            )
+            links[..., UPLINK, :] = carrier_to_noise_hz(gains.uplink_gain, radio.device_power_w, radio.noise_dbm_per_hz)
+            snr = links / radio.bandwidth_hz
+        low, high = snr.min(initial=math.inf), snr.max(initial=0.0)
+        if low < LEAST_SNR or high > MOST_SNR:
+            raise ValueError(
+                f"expected a signal-to-noise ratio from {LEAST_SNR:g} to {MOST_SNR:g} over the whole band, got "
+                f"{low:g} to {high:g}: the gains from {self._name} do not fit the channel's powers, noise and "
+                "bandwidth"
+            )
+        return snr
 
 
 def check_channel(channel: ChannelConfig, devices: DeviceConfig) -> None:

@@ -37,7 +37,7 @@ class Gains:
         return cls(
             gain=gain,
             uplink_gain=gain if uplink_gain is None else uplink_gain,
-            distance_m=np.full(gain.shape, np.nan) if distance_m is None else distance_m,
+            distance_m=np.full(np.shape(gain), np.nan) if distance_m is None else distance_m,
         )
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from wdmoe_env.checks import FLOAT64, real_array
 from wdmoe_env.physics.reductions import sum_over_tokens
 
 Float = NDArray[np.float64]
@@ -25,23 +26,37 @@ Bool = NDArray[np.bool_]
 
 DOWNLINK, UPLINK = 0, 1
 LOG_2 = math.log(2.0)
+NO_SHARE = 1e-200
 
 
 @dataclass(frozen=True, slots=True)
 class BlockLinks:
     """Radio and compute of U devices that hold E experts during one block, for a batch of N episodes.
 
+    Lists and arrays of any real kind become float64.
+
     Attributes:
         full_band_snr: (N, 2, U) gamma / B, downlink then uplink.
         payload_s: (N,) L / B, seconds.
         compute_s: (N, U) F / C, seconds per token and expert.
         placement: (N, E, U) or (E, U), 1 where device u holds expert e.
+
+    Raises:
+        TypeError: a field is masked, or holds no real numbers.
+        ValueError: a field's rows differ in length.
     """
 
     full_band_snr: Float
     payload_s: Float
     compute_s: Float
     placement: Float
+
+    def __post_init__(self) -> None:
+        """Make every field a float64 array."""
+        _settle(self, "full_band_snr", self.full_band_snr)
+        _settle(self, "payload_s", self.payload_s)
+        _settle(self, "compute_s", self.compute_s)
+        _settle(self, "placement", self.placement)
 
     @property
     def num_devices(self) -> int:
@@ -62,13 +77,24 @@ class BlockLinks:
 class Load:
     """What a selection asks of each device.
 
+    Lists and arrays of any real kind become float64.
+
     Attributes:
         tokens: (N, U) n[u], tokens that the device serves.
         experts: (N, U) token-expert pairs that it computes; above ``tokens`` where a token uses two of its experts.
+
+    Raises:
+        TypeError: a field is masked, or holds no real numbers.
+        ValueError: a field's rows differ in length.
     """
 
     tokens: Float
     experts: Float
+
+    def __post_init__(self) -> None:
+        """Make both fields float64 arrays."""
+        _settle(self, "tokens", self.tokens, prefix="load.")
+        _settle(self, "experts", self.experts, prefix="load.")
 
     def row(self, n: int) -> Load:
         """That of episode n as a batch of one."""
@@ -77,6 +103,12 @@ class Load:
     def rows(self, index: slice | NDArray[np.int64]) -> Load:
         """The load of some episodes, by a slice or indices (n,)."""
         return Load(self.tokens[index], self.experts[index])
+
+
+def _settle(instance: BlockLinks | Load, name: str, value: Float, prefix: str = "") -> None:
+    """Put a field of a frozen dataclass as a float64 array, where it is none yet."""
+    if type(value) is not np.ndarray or value.dtype is not FLOAT64:
+        object.__setattr__(instance, name, real_array(prefix + name, value))
 
 
 def carrier_to_noise_hz(gain: Float, power_w: float, noise_dbm_per_hz: float) -> Float:
@@ -111,14 +143,16 @@ def radio_latency_s(links: BlockLinks, shares: Float) -> Float:
 
     Args:
         links: the block's links.
-        shares: (N, U) bandwidth shares; a share of zero gives an infinite latency.
+        shares: (N, U) bandwidth shares; a share of zero, or so small that a ratio to it overflows, gives an infinite
+            latency.
 
     Returns:
         (N, U) seconds per token.
     """
-    positive = np.where(shares > 0, shares, 1.0)
+    shares = real_array("shares", shares)
+    positive = np.where(shares > NO_SHARE, shares, 1.0)
     efficiency = spectral_efficiency(links.full_band_snr, positive)
-    return np.where(shares > 0, both_ways_s(efficiency, links.payload_s, positive), np.inf)
+    return np.where(shares > NO_SHARE, both_ways_s(efficiency, links.payload_s, positive), np.inf)
 
 
 def both_ways_s(efficiency: Float, payload_s: Float, shares: Float) -> Float:
@@ -147,7 +181,7 @@ def experts_per_device(selection: Bool, placement: Float) -> Float:
     Returns:
         (N, J, U).
     """
-    return selection.astype(np.float64) @ placement
+    return np.asarray(selection).astype(np.float64) @ placement
 
 
 def device_load(selection: Bool, placement: Float) -> Load:

@@ -144,3 +144,87 @@ def test_min_share_holds_for_loaded_devices_and_the_sum_stays_one(shares, loaded
     untouched = (shares >= min_share) | ~loaded
     rows = untouched.all(axis=-1)
     np.testing.assert_allclose(floored[rows], shares[rows], rtol=1e-12)
+
+
+WHOLE = {"experts": np.ones((J, E)), "bandwidth": np.full(U, 0.25)}
+FLAT = np.linspace(-1.0, 1.0, J * E + U)
+
+
+def assert_decisions_equal(one, other):
+    np.testing.assert_array_equal(one.selection, other.selection)
+    np.testing.assert_array_equal(one.shares, other.shares)
+
+
+@pytest.mark.parametrize("of", [np.ndarray.tolist, np.asfortranarray, lambda a: a.astype(np.longdouble), list, tuple])
+def test_an_action_of_any_real_kind_is_the_same_decision(of):
+    box, parts = ActionCodec(SIZES, "joint", "box"), ActionCodec(SIZES, "joint", "dict")
+    assert_decisions_equal(box.decode(of(FLAT)), box.decode(FLAT))
+    given = {name: of(value) for name, value in WHOLE.items()}
+    assert_decisions_equal(parts.decode(given), parts.decode(WHOLE))
+    assert box.batch_of(of(FLAT)) == parts.batch_of(given) == ()
+    np.testing.assert_array_equal(box.encode(of(WHOLE["experts"]), of(WHOLE["bandwidth"])), box.encode(*WHOLE.values()))
+    integers = ActionCodec(SIZES, "joint", "dict").decode({"experts": np.ones((J, E), int), "bandwidth": [1, 2, 1, 0]})
+    np.testing.assert_array_equal(integers.shares, [0.25, 0.5, 0.25, 0.0])
+
+
+def test_one_action_is_a_batch_of_one():
+    for action_type, action in (("box", FLAT), ("dict", WHOLE)):
+        codec = ActionCodec(SIZES, "joint", action_type)
+        batch = {name: value[None] for name, value in action.items()} if action_type == "dict" else action[None]
+        assert_decisions_equal(codec.decode_one(action), codec.decode(batch, (1,)))
+
+
+NO_ACTIONS = {
+    "complex": (lambda a: a + 0j, TypeError, "{} must hold real numbers, got an array of dtype complex128"),
+    "masked": (lambda a: np.ma.array(a, mask=a > 0), TypeError, "{} must be a plain array, got a masked one"),
+    "object": (lambda a: a.astype(object), TypeError, "{} must hold real numbers, got an array of dtype object"),
+    "strings": (lambda a: a.astype(str), TypeError, "{} must hold real numbers, got an array of dtype <U"),
+    "nothing": (lambda a: None, TypeError, "{} must hold real numbers, got a value of type NoneType"),
+    "ragged": (lambda a: [[1.0], [1.0, 0.0]], ValueError, "{} must be an array, got what NumPy makes none of"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ACTIONS)
+def test_what_is_no_action_of_real_numbers_is_refused_by_name(kind):
+    of, error, message = NO_ACTIONS[kind]
+    box, parts = ActionCodec(SIZES, "joint", "box"), ActionCodec(SIZES, "joint", "dict")
+    for read in (box.decode, box.decode_one, box.batch_of):
+        with pytest.raises(error, match=message.format("action")):
+            read(of(FLAT))
+    for name in WHOLE:
+        for read in (parts.decode, parts.decode_one):
+            with pytest.raises(error, match=message.format(name)):
+                read({**WHOLE, name: of(WHOLE[name])})
+    if kind != "nothing":
+        for name, given in (
+            ("selection", (of(WHOLE["experts"]), np.ones(U))),
+            ("shares", (WHOLE["experts"], of(np.ones(U)))),
+        ):
+            with pytest.raises(error, match=message.format(name)):
+                box.encode(*given)
+
+
+@pytest.mark.parametrize(
+    ("action", "came"),
+    [
+        ({**WHOLE, 1: 2, None: 3}, r"\['bandwidth', 'experts', 1, None\]"),
+        ({1: WHOLE["experts"], "bandwidth": WHOLE["bandwidth"]}, r"\['bandwidth', 1\]"),
+        ({("experts",): 1, 2.5: 1}, r"\[\('experts',\), 2.5\]"),
+        ({}, r"\[\]"),
+        (FLAT, "ndarray"),
+        (None, "NoneType"),
+    ],
+)
+def test_keys_of_any_types_are_named(action, came):
+    codec = ActionCodec(SIZES, "joint", "dict")
+    for read in (codec.decode, codec.decode_one, codec.batch_of):
+        with pytest.raises(TypeError, match=rf"keys \['bandwidth', 'experts'\], got {came}$"):
+            read(action)
+
+
+@pytest.mark.parametrize("shares", [np.full(U, 1e308), [0.0, 1.7e308, 1.7e308, 0.0]])
+def test_shares_whose_sum_is_beyond_a_float_are_refused(shares):
+    with pytest.raises(ValueError, match=r"expected bandwidth with a finite sum, got values up to 1\.?7?e\+308"):
+        ActionCodec(SIZES, "joint", "dict").decode({**WHOLE, "bandwidth": shares})
+    tiny = ActionCodec(SIZES, "joint", "dict").decode({**WHOLE, "bandwidth": np.full(U, 5e-324)})
+    np.testing.assert_array_equal(tiny.shares, np.full(U, 0.25))

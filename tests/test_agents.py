@@ -152,6 +152,19 @@ def test_mistakes_are_one_clear_sentence(name, message, env):
         make_policy(name, env)
 
 
+@pytest.mark.parametrize("spec", [3, None, ["vanilla"], np.array(["vanilla", "top1"]), b"vanilla"])
+def test_what_names_no_policy_is_one_sentence(spec, env):
+    with pytest.raises(TypeError, match="a policy is a name, or the path of a file, got "):
+        make_policy(spec, env)
+
+
+def test_a_path_is_a_file_and_a_string_of_numpys_a_name(env, observation):
+    with pytest.raises(ValueError, match="expected a policy file"):
+        make_policy(Path("vanilla"), env)
+    named, own = (make_policy(spec, env).predict(observation)[0] for spec in (np.str_("wdmoe:0.9"), "wdmoe:0.9"))
+    np.testing.assert_array_equal(named, own)
+
+
 def test_the_network_starts_near_own_routing(env, observation):
     torch.manual_seed(0)
     policy = LearnedPolicy(TokenSharedNetwork(), "joint", env.codec)
@@ -205,8 +218,10 @@ def test_saved_policy_acts_alike(tmp_path, env, observation):
     save_policy(tmp_path / "policy.safetensors", network, "selection", {})
     expected, _ = LearnedPolicy(network, "selection", env.codec).predict(observation)
     for spec in ("policy.safetensors", "policy.json"):
-        loaded = make_policy(str(tmp_path / spec), env)
-        np.testing.assert_array_equal(loaded.predict(observation)[0], expected)
+        for path in (str(tmp_path / spec), tmp_path / spec):
+            loaded = make_policy(path, env)
+            np.testing.assert_array_equal(loaded.predict(observation)[0], expected)
+            assert weights_file(path) == tmp_path / spec
 
 
 def test_a_learned_policy_runs_at_other_sizes():

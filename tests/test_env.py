@@ -367,3 +367,82 @@ def test_impossible_settings_are_one_clear_sentence(keywords, error, message):
     with pytest.raises(error, match=message) as caught:
         make(**keywords)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), np.array(3)])
+def test_a_seed_may_be_numpys(seed):
+    env = make()
+    assert_same(env.reset(seed=seed)[0], make().reset(seed=3)[0])
+    assert type(env.unwrapped.np_random_seed) is int
+
+
+@pytest.mark.parametrize(
+    "seed", [1.5, np.float64(3), -1, np.int64(-1), "3", [3], np.array([3]), 3j, True, np.ma.masked]
+)
+def test_what_is_no_seed_is_one_sentence_and_the_episode_goes_on(seed):
+    env = make().unwrapped
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got ") as caught:
+        env.reset(seed=seed)
+    assert "\n" not in str(caught.value)
+    env.step(env.action_space.sample())
+
+
+@pytest.mark.parametrize("options", [5, [("window", 1)], "window", {1, 2}, False, np.zeros(2)])
+def test_options_that_are_no_dict_are_one_sentence(options):
+    with pytest.raises(TypeError, match="options must be a dict, got "):
+        make().reset(options=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({1: 2, "windows": 3, None: 4}, ValueError, "options may hold window, got 'windows', 1, None"),
+        ({"window": [1, 2]}, ValueError, "expected 1 window indices"),
+        ({"window": [[1], [1, 2]]}, ValueError, "window must be an array"),
+        ({"window": "1"}, ValueError, "expected 1 window indices"),
+        ({"window": 1j}, ValueError, "expected 1 window indices"),
+        ({"window": True}, ValueError, "expected 1 window indices"),
+        ({"window": np.ma.array(1, mask=True)}, TypeError, "window must be a plain array, got a masked one"),
+    ],
+)
+def test_options_that_are_none_are_one_sentence(options, error, message):
+    with pytest.raises(error, match=message):
+        make().reset(options=options)
+
+
+def test_a_window_may_be_numpys():
+    assert make().reset(options={"window": np.int32(17)})[1]["window"] == 17
+    assert make().reset(options={"window": np.array(17, dtype=np.uint16)})[1]["window"] == 17
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [
+        (np.zeros(72) + 0j, TypeError, "action must hold real numbers, got an array of dtype complex128"),
+        (np.ma.array(np.zeros(72), mask=True), TypeError, "action must be a plain array, got a masked one"),
+        ([[0.0] * 72, [0.0]], ValueError, "action must be an array, got what NumPy makes none of"),
+        ({"experts": 1}, TypeError, "action must hold real numbers, got a value of type dict"),
+        (np.zeros(71), ValueError, r"expected action of shape \(72,\), got \(71,\)"),
+    ],
+)
+def test_an_action_that_is_none_leaves_the_episode_as_it_was(action, error, message):
+    env = make().unwrapped
+    env.reset(seed=0)
+    with pytest.raises(error, match=message):
+        env.step(action)
+    env.step(env.action_space.sample())
+
+
+def test_ordinary_types_make_the_same_environment():
+    plain = make(placement=tuple(range(8)), devices={"distances_m": (50.0,) * 8}, channel={"rician_k_db": 3.0})
+    given = make(
+        num_tokens=np.int64(8),
+        placement=np.arange(8),
+        devices={"distances_m": np.full(8, 50, dtype=np.float32)},
+        channel={"rician_k_db": np.float32(3)},
+    )
+    assert given.unwrapped.config == plain.unwrapped.config
+    assert_same(given.reset(seed=0)[0], plain.reset(seed=0)[0])
+    action = plain.action_space.sample()
+    assert_same(given.step(action.tolist()), plain.step(action))

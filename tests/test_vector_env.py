@@ -331,3 +331,56 @@ def test_an_environment_that_is_dropped_takes_its_episode_along():
 def resident_bytes():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
+
+
+def test_seeds_masks_and_windows_may_be_of_any_kind():
+    env, plain = make_vec(np.int64(2), autoreset_mode=np.str_("DISABLED")), make_vec(2, autoreset_mode="DISABLED")
+    for given, own in (
+        (np.int64(3), 3),
+        (np.array(3), 3),
+        ([np.int32(3), None], [3, None]),
+        (np.array([3, 5]), [3, 5]),
+        (range(3, 5), [3, 4]),
+        ((3, np.uint8(9)), [3, 9]),
+    ):
+        assert_same(env.reset(seed=given)[0], plain.reset(seed=own)[0])
+        assert env.unwrapped.np_random_seed == plain.unwrapped.np_random_seed
+        assert all(type(seed) is int for seed in env.unwrapped.np_random_seed)
+    for mask in ([True, False], (True, False), [np.bool_(True), False]):
+        options = {"reset_mask": mask, "window": [4, 5]}
+        own = {"reset_mask": np.array([True, False]), "window": np.array([4, 5])}
+        assert_same(env.reset(options=options)[0], plain.reset(options=own)[0])
+
+
+@pytest.mark.parametrize(
+    "seed", [1.5, -1, "12", 3j, True, [1.5, 2], [1, -2], np.array([1.0, 2.0]), [[1], [2]], np.ma.masked, {1, 2}]
+)
+def test_what_are_no_seeds_is_one_sentence(seed):
+    with pytest.raises(ValueError, match="seed must be a whole number of at least 0, got "):
+        make_vec(2).reset(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (5, TypeError, "options must be a dict, got 5"),
+        ({"window": 3, 4: 5, None: 1}, ValueError, "options may hold reset_mask, window, got 4, None"),
+        ({"window": [[1], [1, 2]]}, ValueError, "window must be an array, got what NumPy makes none of"),
+        ({"window": [1.0, 2.0]}, ValueError, "expected 2 window indices"),
+        ({"window": np.ma.array([1, 2], mask=[0, 1])}, TypeError, "window must be a plain array, got a masked one"),
+        ({"reset_mask": [1, 0]}, ValueError, "reset_mask must be a bool array"),
+        ({"reset_mask": [[True], [True, False]]}, ValueError, "reset_mask must be an array"),
+        ({"reset_mask": np.ma.array([True, True], mask=[0, 1])}, TypeError, "reset_mask must be a plain array"),
+        ({"reset_mask": np.array([True, False], dtype=object)}, ValueError, "reset_mask must be a bool array"),
+    ],
+)
+def test_options_that_are_none_are_one_sentence(options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        make_vec(2).reset(options=options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [np.array(["DISABLED", "NOW"]), 3, None, ["DISABLED"]])
+def test_a_mode_that_is_none_is_one_sentence(mode):
+    with pytest.raises(ValueError, match="autoreset_mode must be one of NEXT_STEP, SAME_STEP, DISABLED, got "):
+        make_vec(2, autoreset_mode=mode)

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from wdmoe_env.checks import real_array, shown
 from wdmoe_env.config import ActionType, DecisionKind
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.latency import Bool, Float
@@ -88,13 +89,14 @@ class ActionCodec:
         Raises:
             ValueError: the action holds a half that was not given; another shape; shares that are negative, not
                 finite or all zero; leading axes that differ.
+            TypeError: no real numbers.
         """
         if self.num_scores and selection is None:
             raise ValueError("expected a selection (..., J, E): this action holds one, got None")
         if self.num_logits and shares is None:
             raise ValueError("expected shares (..., U): this action holds them, got None")
         parts: dict[str, Any] = {}
-        batch = np.asarray(selection).shape[:-2] if self.num_scores else np.asarray(shares).shape[:-1]
+        batch = _leading("selection", selection, 2) if self.num_scores else _leading("shares", shares, 1)
         if self.num_scores:
             parts["experts"] = self._decode_experts(selection, batch, name="selection")
         if self.num_logits:
@@ -119,7 +121,7 @@ class ActionCodec:
 
         Raises:
             ValueError: wrong shape, NaN, a negative share, no bandwidth at all.
-            TypeError: not an action of this type.
+            TypeError: not an action of this type, or no real numbers.
         """
         if self.action_type == "box":
             flat = _checked("action", action, (*batch, self.num_scores + self.num_logits))
@@ -132,6 +134,12 @@ class ActionCodec:
             self._decode_bandwidth(action["bandwidth"], batch) if self.num_logits else None,
         )
 
+    def decode_one(self, action: Any) -> Decision:
+        """Decision, as a batch of one, of an action without leading axes; see ``decode``."""
+        decision = self.decode(action)
+        parts = decision.selection, decision.shares
+        return Decision(*(None if part is None else part[None] for part in parts))  # type: ignore[arg-type]
+
     def batch_of(self, action: Any) -> tuple[int, ...]:
         """Leading axes of an action, whose own axes are known.
 
@@ -139,14 +147,18 @@ class ActionCodec:
             TypeError: not an action of this type.
         """
         if self.action_type == "box":
-            return np.shape(action)[:-1]
+            return _leading("action", action, 1)
         self._check_keys(action)
-        return np.shape(action["experts"])[:-2] if self.num_scores else np.shape(action["bandwidth"])[:-1]
+        if self.num_scores:
+            return _leading("experts", action["experts"], 2)
+        return _leading("bandwidth", action["bandwidth"], 1)
 
     def _check_keys(self, action: Any) -> None:
         expected = sorted(self.space.spaces)  # type: ignore[attr-defined]
-        if not isinstance(action, Mapping) or sorted(action) != expected:
-            came = sorted(action) if isinstance(action, Mapping) else type(action).__name__
+        if not isinstance(action, Mapping) or set(action) != set(expected):
+            came = (
+                f"[{', '.join(sorted(map(shown, action)))}]" if isinstance(action, Mapping) else type(action).__name__
+            )
             raise TypeError(f"expected an action with the keys {expected}, got {came}")
 
     def _decode_experts(self, experts: Any, batch: tuple[int, ...], name: str = "experts") -> Bool:
@@ -159,9 +171,13 @@ class ActionCodec:
         shares = _checked(name, bandwidth, (*batch, self.num_devices))
         if (shares < 0).any():
             raise ValueError(f"expected {name} of at least 0, got {shares.min():g}")
-        if (shares.sum(axis=-1) <= 0).any():
+        with np.errstate(over="ignore"):
+            total = shares.sum(axis=-1, keepdims=True)
+        if (total <= 0).any():
             raise ValueError(f"expected {name} with at least one share above 0, got none")
-        return _normalised(shares)
+        if np.isinf(total).any():
+            raise ValueError(f"expected {name} with a finite sum, got values up to {shares.max():g}")
+        return shares / total
 
 
 def repair_selection(selection: Bool, gate_probs: Float, token_mask: Bool) -> tuple[Bool, Any]:
@@ -209,12 +225,17 @@ def enforce_min_share(shares: Float, loaded: Bool, min_share: float) -> Float:
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float:
-    array = np.asarray(value, dtype=np.float64)
+    array = real_array(name, value)
     if array.shape != shape:
         raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"expected {name} without NaN or infinity, got {np.sum(~np.isfinite(array))} such values")
     return array
+
+
+def _leading(name: str, value: Any, own_axes: int) -> tuple[int, ...]:
+    """The axes of an array but for its own, which are its last."""
+    return real_array(name, value).shape[:-own_axes]
 
 
 def _normalised(shares: Float) -> Float:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from wdmoe_env.actions import Decision
-from wdmoe_env.checks import check_keys
+from wdmoe_env.checks import check_options, check_seed, plain_array
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
@@ -157,21 +156,21 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         """Begin an episode.
 
         Args:
-            seed: seeds the environment's generator; ``None`` goes on with it.
+            seed: seeds the environment's generator, a whole number of at least 0; ``None`` goes on with it.
             options: ``{"window": index}`` takes that window of the split.
 
         Returns:
             The observation of the first block, and info with the ``window``.
 
         Raises:
-            ValueError: no such window, or another option.
+            ValueError: no such window, another option, or no seed.
+            TypeError: ``options`` is no dict.
             RuntimeError: another thread is in ``reset`` or ``step``.
         """
-        check_keys("options", options or {}, ("window",))
-        super().reset(seed=seed)
+        window = check_options(options, ("window",)).get("window")
+        windows = None if window is None else plain_array("window", [window])
+        super().reset(seed=check_seed(seed))
         self._end_episode()
-        window = (options or {}).get("window")
-        windows = None if window is None else np.array([window])
         rollout = self.simulator.start([self.np_random], windows)
         if self.renderer is not None:
             self.renderer.begin(rollout)
@@ -199,7 +198,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         rollout = self._rollout
         if rollout is None or rollout.done:
             raise gym.error.ResetNeeded("expected reset() before step(): no episode is under way")
-        decision = self.codec.decode(_batched(action), (1,))
+        decision = self.codec.decode_one(action)
         blocks_done = rollout.blocks_done
         try:
             return self._run_block(rollout, decision)
@@ -253,13 +252,6 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         if self._rollout is not None:
             self._rollout.close()
             self._rollout = None
-
-
-def _batched(action: Any) -> Any:
-    """An action with a leading axis of 1."""
-    if isinstance(action, Mapping):
-        return {name: np.asarray(value)[None] for name, value in action.items()}
-    return np.asarray(action)[None]
 
 
 def _single(batched: Mapping[str, Any]) -> dict[str, Any]:

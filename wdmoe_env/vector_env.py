@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space, create_empty_array
 from numpy.typing import NDArray
 
 from wdmoe_env.actions import Decision
-from wdmoe_env.checks import check_integer, check_keys
+from wdmoe_env.checks import check_integer, check_options, check_seed, items_of, plain, plain_array, shown
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
@@ -93,8 +93,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         **keywords: Any,
     ) -> None:
         self._cohorts: list[Cohort] = []  # first: older Gymnasiums close what could not be made too
-        check_integer("num_envs", num_envs, at_least=1)
-        self.num_envs = num_envs
+        self.num_envs = check_integer("num_envs", num_envs, at_least=1)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata: dict[str, Any] = {
             "render_modes": list(BATCH_RENDER_MODES),
@@ -102,7 +101,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             "autoreset_mode": self.autoreset_mode,
         }
         self.render_mode = render_mode
-        self.renderer = None if render_mode is None else _renderer(render_mode, num_envs)
+        self.renderer = None if render_mode is None else _renderer(render_mode, self.num_envs)
         self._most_steps = _most_steps(max_episode_steps)
         self.config = EnvConfig.make(config, **keywords)
         self._process = DecisionProcess(self.config)
@@ -147,16 +146,16 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             ValueError, TypeError: a mask, seeds or windows of another shape or type.
             RuntimeError: another thread is in ``reset`` or ``step``.
         """
-        options = options or {}
-        check_keys("options", options, ("reset_mask", "window"))
-        mask = _reset_mask(options.get("reset_mask"), self.num_envs)
+        chosen = check_options(options, ("reset_mask", "window"))
+        mask = _reset_mask(chosen.get("reset_mask"), self.num_envs)
         self._seed(seed, mask)
         rows = np.nonzero(mask)[0]
-        windows = options.get("window")
+        windows = chosen.get("window")
         if windows is not None:
-            if np.shape(windows) != (self.num_envs,):
-                raise ValueError(f"expected {self.num_envs} windows, one per environment, got {windows!r}")
-            windows = np.asarray(windows)[rows]
+            windows = plain_array("window", windows)
+            if windows.shape != (self.num_envs,):
+                raise ValueError(f"expected {self.num_envs} windows, one per environment, got {shown(windows)}")
+            windows = windows[rows]
         info = self._begin(rows, windows)
         self._started = True
         return self._copied(), info
@@ -241,11 +240,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
 
     def _seed(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_] | None = None) -> None:
         """Give the masked environments new generators where seeds came, and all of them one at the start."""
-        seeds = [seed + n if isinstance(seed, (int, np.integer)) else None for n in range(self.num_envs)]
-        if seed is not None and not isinstance(seed, (int, np.integer)):
-            seeds = list(seed)
-            if len(seeds) != self.num_envs:
-                raise ValueError(f"expected {self.num_envs} seeds, one per environment, got {len(seeds)}")
+        seeds = _seeds(seed, self.num_envs)
         if not self._generators:
             drawn = [seeding.np_random(one) for one in seeds]
             self._generators, self._seeds = [pair[0] for pair in drawn], [pair[1] for pair in drawn]
@@ -333,11 +328,23 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     """The mode of a member, its name or its value."""
     if isinstance(mode, AutoresetMode):
         return mode
+    mode = plain(mode)
     for member in AutoresetMode:
-        if mode in (member.name, member.value):
+        if isinstance(mode, str) and mode in (member.name, member.value):
             return member
     names = ", ".join(member.name for member in AutoresetMode)
-    raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}")
+    raise ValueError(f"autoreset_mode must be one of {names}, got {shown(mode)}")
+
+
+def _seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """The seed of each environment: s + n of one number s, or those of a sequence."""
+    several = items_of(seed)
+    if several is None:
+        first = check_seed(seed)
+        return [None if first is None else first + n for n in range(num_envs)]
+    if len(several) != num_envs:
+        raise ValueError(f"expected {num_envs} seeds, one per environment, got {len(several)}")
+    return [check_seed(one) for one in several]
 
 
 def _renderer(mode: str, num_envs: int) -> Renderer:
@@ -352,13 +359,13 @@ def _most_steps(max_episode_steps: int | None) -> float:
     """Steps of an episode at most; ``None`` and -1 are no limit, as in ``gym.make``."""
     if max_episode_steps is None or max_episode_steps == -1:
         return math.inf
-    check_integer("max_episode_steps", max_episode_steps, at_least=1)
-    return max_episode_steps
+    return check_integer("max_episode_steps", max_episode_steps, at_least=1)
 
 
 def _reset_mask(mask: Any, num_envs: int) -> NDArray[np.bool_]:
     if mask is None:
         return np.ones(num_envs, dtype=bool)
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (num_envs,) or not mask.any():
-        raise ValueError(f"reset_mask must be a bool array ({num_envs},) with at least one True, got {mask!r}")
-    return mask
+    chosen = plain_array("reset_mask", mask)
+    if chosen.dtype != np.bool_ or chosen.shape != (num_envs,) or not chosen.any():
+        raise ValueError(f"reset_mask must be a bool array ({num_envs},) with at least one True, got {shown(mask)}")
+    return chosen

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wdmoe_env.checks import shown
 from wdmoe_env.policies import rules
 from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
 
@@ -67,8 +68,10 @@ def trained_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in TRAINED.glob("*.safetensors")))
 
 
-def weights_file(spec: str) -> Path | None:
-    """The weights of a learned policy: one that ships, or a file; ``None`` for a rule."""
+def weights_file(spec: str | Path) -> Path | None:
+    """The weights of a learned policy: one that ships, or a file; ``None`` for a rule. A ``Path`` is always a file."""
+    if isinstance(spec, Path):
+        return spec
     if spec in trained_names():
         return TRAINED / f"{spec}.safetensors"
     name = spec.partition(":")[0]
@@ -88,25 +91,29 @@ def named_rule(name: str) -> Rule:
     return policy.rule
 
 
-def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
+def make_policy(spec: str | Path, env: Any, seed: int = 0) -> Policy:
     """The policy of a name, of a name with a parameter, or of a file.
 
     Args:
-        spec: ``"vanilla"``, ``"wdmoe:0.9"``, a name of ``trained_names()``, or the path of a learned policy.
+        spec: ``"vanilla"``, ``"wdmoe:0.9"``, a name of ``trained_names()``, or the path of a learned policy; a
+            ``Path`` is always taken for one.
         env: single or batched environment that it will act in.
         seed: of the policy's own randomness.
 
     Raises:
         ValueError: an unknown name (the nearest known ones are named), a parameter that is not one, a file that
             is not a policy or does not fit the environment.
+        TypeError: ``spec`` is neither a string nor a ``Path``.
     """
+    if not isinstance(spec, (str, Path)):
+        raise TypeError(f"a policy is a name, or the path of a file, got {shown(spec)}")
     codec = getattr(env, "unwrapped", env).codec
     file = weights_file(spec)
     if file is not None:
         from wdmoe_env.policies.learned import load_policy
 
         return load_policy(str(file), codec)
-    name, colon, text = spec.partition(":")
+    name, colon, text = str(spec).partition(":")
     if name not in ENTRIES:
         known = (*policy_names(), *trained_names())
         near = difflib.get_close_matches(name, known, n=3) or known

@@ -35,7 +35,9 @@ def check_spaces(architecture: Architecture, decision: DecisionKind, observation
         )
     shapes = {name: space.shape or () for name, space in observation.spaces.items()}
     tokens, experts = shapes["gate_probs"]
-    sizes = Sizes(tokens, experts, shapes["placement"][1], 0, shapes.get("hidden_states", (0,))[-1])
+    width = shapes.get("hidden_states", (0,))[-1]
+    # No space tells the number of blocks: it is taken to be the network's own.
+    sizes = Sizes(tokens, experts, shapes["placement"][1], architecture.num_blocks, width)
     check_sizes(architecture, sizes, "this network")
     expected = ActionCodec(sizes, decision, "box").space.shape
     if not isinstance(action, spaces.Box) or action.shape != expected:

@@ -40,7 +40,7 @@ PARTS = {
     "solver": [(process, "min_max_bandwidth")],
     "codecs": [
         (actions.ActionCodec, "decode"),
-        (process, "repair_selection"),
+        (actions, "repair_selection"),
         (process, "encode_observation"),
         (env, "encode_observation"),
         (vector_env, "encode_observation"),

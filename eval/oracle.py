@@ -24,7 +24,7 @@ def make_policy(spec: str, env: Any, seed: int = 0) -> Policy:
     if spec != ORACLE:
         return policies.make_policy(spec, env, seed)
     codec = getattr(env, "unwrapped", env).codec
-    num_tokens = codec.scores_shape[0]
+    num_tokens = codec.sizes.num_tokens
     if num_tokens > MOST_TOKENS:
         raise ValueError(
             f"the oracle tries every selection: num_tokens must be at most {MOST_TOKENS}, got {num_tokens}"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from wdmoe_env.actions import settled_plan
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.moe.routing import OwnRouting, combination_weights, relaxed_weights
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
@@ -51,8 +52,7 @@ def test_forward_is_the_environment_with_optimal_shares(simulator: Simulator) ->
             "routed": torch.from_numpy(at.routed).float(),
         }
         selection = drop_some(observation).used.numpy()
-        load = device_load(selection, at.links.placement)
-        result = rollout.step(selection, load, min_max_bandwidth(at.links, load, 1e-3).shares)
+        result = rollout.step(settled_plan(at, {"experts": selection}, 1e-3))
         np.testing.assert_allclose(block.latency_ms.numpy(), 1e3 * result.block_latency_s, rtol=1e-5)
         np.testing.assert_allclose(block.vanilla_latency_ms.numpy(), 1e3 * result.vanilla_latency_s, rtol=1e-5)
         np.testing.assert_allclose(block.gate_weight_served.numpy(), result.gate_weight_served, rtol=1e-5)

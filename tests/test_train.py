@@ -314,7 +314,7 @@ def test_sac_is_stock_acts_alike_from_its_file_and_resumes(tmp_path, monkeypatch
     expected, _ = seen[-1].predict(observation, deterministic=True)
     actions, _ = make_policy(str(run / "policy.safetensors"), env).predict(observation)
     np.testing.assert_array_equal(np.sign(actions[:, :64]), np.sign(expected[:, :64]))
-    shares = [env.codec.decode(action, (4,)).shares for action in (actions, expected)]
+    shares = [env.codec.decode(action, (4,))["bandwidth"] for action in (actions, expected)]
     np.testing.assert_allclose(*shares, rtol=1e-4, atol=4e-4)
     assert main(flags(run, "--timesteps", "128", "--resume", *more)) == 0
     assert json.loads((run / "policy.json").read_text())["timesteps"] == 128

@@ -25,8 +25,7 @@ from train.checkpoint import check_weights, load_checkpoint, save_checkpoint
 from train.environment import architecture_of, make_env, start_from
 from train.folder import card, curves, open_run
 from train.progress import goes_on, policy_path
-from wdmoe_env.actions import LOGIT_SCALE
-from wdmoe_env.physics.latency import device_load
+from wdmoe_env.actions import DECISIONS, LOGIT_SCALE, PARTS, BandwidthPart, ExpertsPart, settled_plan
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.features import Features, Observation
 from wdmoe_env.policies.network import TokenSharedNetwork
@@ -159,7 +158,8 @@ class Trainer:
             seen, logits = self.network.look(observation_tensors(rollout.block))
             target = seen.at(torch.from_numpy(selection)).float()
             losses.append(functional.binary_cross_entropy_with_logits(logits, target))
-            rollout.step(selection, device_load(selection, rollout.block.links.placement), shares)
+            decided = {ExpertsPart.name: selection, BandwidthPart.name: shares}
+            rollout.step(settled_plan(rollout.block, decided, self.simulator.config.min_share))
         loss = torch.stack(losses).mean()
         return loss, {"imitation_loss": loss}
 
@@ -255,7 +255,7 @@ def train_straight_through(arguments: Arguments, settings: dict[str, Any]) -> Pa
     chosen, path = Settings(**settings), policy_path(arguments)
     env = make_env(arguments, chosen.batch_size).unwrapped
     decision = env.config.decision
-    trainer = Trainer(arguments, chosen, env.simulator, joint=decision == "joint")
+    trainer = Trainer(arguments, chosen, env.simulator, joint=DECISIONS[decision] == PARTS)
     checkpoint = open_run(arguments)
     steps = chosen.batch_size * env.simulator.sizes.num_blocks
     done = trainer.load(checkpoint) // steps if arguments.resume else 0

@@ -1,17 +1,20 @@
-"""The action codec: decisions to actions of any type and back, and what the environment mends.
+"""What an action is made of: parts, each with its space, its encoding, its decoding and its repair.
 
-``box``   one flat vector in [-1, 1]: J x E scores, then U logits. An expert is chosen where its score is
-          positive. Shares are a softmax of ``LOGIT_SCALE`` times the logits, where a logit of -1 stands for
-          a share of zero. Shares whose ratio to the largest is below 1/2981 are raised to that on encoding.
-``dict``  ``{"experts": MultiBinary((J, E)), "bandwidth": Box(0, 1, (U,))}``; the bandwidth is normalised.
+``ExpertsPart`` is the experts of each token, ``BandwidthPart`` the bandwidth shares of the devices. An action holds the
+parts that the agent decides; the environment decides the others. There are two types of action:
 
-Where the environment decides one half itself, the action holds the other half alone.
+``box``   one flat vector in [-1, 1]: the numbers of each part, one part after the other.
+``dict``  an entry for each part, under its name.
+
+A new part is a new subclass of ``ActionPart`` in ``PARTS``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,9 @@ from numpy.typing import NDArray
 
 from wdmoe_env.checks import real_array, shown
 from wdmoe_env.config import ActionType, DecisionKind
-from wdmoe_env.observations import Sizes
-from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.observations import Block, Sizes
+from wdmoe_env.optimize.bandwidth import min_max_bandwidth
+from wdmoe_env.physics.latency import Bool, Float, Load, device_load
 from wdmoe_env.physics.reductions import any_over_last
 
 # exp(2 * 4) = 2981: the largest ratio between two shares that are not zero.
@@ -29,146 +33,146 @@ LOGIT_SCALE = 4.0
 # The least logit that stands for a share above zero.
 LEAST_LOGIT = -1.0 + 1e-3
 
+Decided = Mapping[str, NDArray[Any]]
+"""What an action decides: the value of each part that it holds, by the part's name."""
+
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What a policy decides for one block.
+class Plan:
+    """What will run in one block of N episodes; each part of the action settles some of it.
 
     Attributes:
-        selection: (..., J, E) bool, or ``None`` where the environment selects.
-        shares: (..., U) bandwidth shares that sum to 1, or ``None`` where the environment solves them.
+        block: what is decided on.
+        min_share: least bandwidth share of a device that serves a token.
+        selection: (N, J, E) experts that will run.
+        load: what the selection asks of each device.
+        shares: (N, U) bandwidth shares, which sum to 1.
+        repaired_tokens: (N,) tokens that the action left without an expert.
     """
 
-    selection: Bool | None
-    shares: Float | None
+    block: Block
+    min_share: float
+    selection: Bool
+    load: Load
+    shares: Float
+    repaired_tokens: NDArray[np.int64]
 
-    def rows(self, index: NDArray[np.int64]) -> Decision:
-        """The decisions of some rows (n,) of a batch."""
-        return Decision(*(None if part is None else part[index] for part in (self.selection, self.shares)))  # type: ignore[arg-type]
 
-
-class ActionCodec:
-    """Translates between decisions and actions; both directions take leading batch axes.
+class ActionPart(ABC):
+    """One part of an action.
 
     Args:
         sizes: J, E and U.
-        decision: ``"joint"``, ``"selection"`` or ``"bandwidth"``.
-        action_type: ``"box"`` or ``"dict"``.
 
     Attributes:
-        sizes: as given.
-        space: action space of a single environment.
+        name: key of the part in a ``dict`` action.
+        argument: name of the part's value in ``encode_action``.
+        shape: of the part's value, without leading axes.
+        space: of the part in a ``dict`` action.
     """
 
-    def __init__(self, sizes: Sizes, decision: DecisionKind, action_type: ActionType) -> None:
-        self.sizes = sizes
-        self.scores_shape = (sizes.num_tokens, sizes.num_experts)
-        self.num_scores = sizes.num_tokens * sizes.num_experts if decision != "bandwidth" else 0
-        self.num_logits = sizes.num_devices if decision != "selection" else 0
-        self.num_devices = sizes.num_devices
-        self.action_type = action_type
-        self.space = self._space()
+    name: str
+    argument: str
+    shape: tuple[int, ...]
+    space: spaces.Space[Any]
 
-    def _space(self) -> spaces.Space[Any]:
-        if self.action_type == "box":
-            return spaces.Box(-1.0, 1.0, (self.num_scores + self.num_logits,), dtype=np.float32)
-        parts: dict[str, spaces.Space[Any]] = {}
-        if self.num_scores:
-            parts["experts"] = spaces.MultiBinary(self.scores_shape)
-        if self.num_logits:
-            parts["bandwidth"] = spaces.Box(0.0, 1.0, (self.num_devices,), dtype=np.float32)
-        return spaces.Dict(parts)
+    @abstractmethod
+    def __init__(self, sizes: Sizes) -> None: ...
 
-    def encode(self, selection: Bool | None = None, shares: Float | None = None) -> Any:
-        """Action of a decision.
+    @property
+    def size(self) -> int:
+        """Numbers of the part in a ``box`` action."""
+        return math.prod(self.shape)
+
+    @abstractmethod
+    def checked(self, name: str, value: Any, batch: tuple[int, ...]) -> NDArray[Any]:
+        """The part's value (*batch, *shape) out of what a ``dict`` action or a caller holds.
 
         Args:
-            selection: (..., J, E); ignored where the action holds none.
-            shares: (..., U), not negative; ignored where the action holds none.
+            name: what a message calls it.
+            value: what came.
+            batch: its leading axes.
 
         Raises:
-            ValueError: the action holds a half that was not given; another shape; shares that are negative, not
-                finite or all zero; leading axes that differ.
+            ValueError: another shape, or values out of range.
             TypeError: no real numbers.
         """
-        if self.num_scores and selection is None:
-            raise ValueError("expected a selection (..., J, E): this action holds one, got None")
-        if self.num_logits and shares is None:
-            raise ValueError("expected shares (..., U): this action holds them, got None")
-        parts: dict[str, Any] = {}
-        batch = _leading("selection", selection, 2) if self.num_scores else _leading("shares", shares, 1)
-        if self.num_scores:
-            parts["experts"] = self._decode_experts(selection, batch, name="selection")
-        if self.num_logits:
-            parts["bandwidth"] = self._decode_bandwidth(shares, batch, name="shares")
-        if self.action_type == "dict":
-            kinds = {"experts": np.int8, "bandwidth": np.float32}
-            return {name: value.astype(kinds[name]) for name, value in parts.items()}
-        flat = []
-        if "experts" in parts:
-            scores = np.where(parts["experts"], 1.0, -1.0)
-            flat.append(scores.reshape(*scores.shape[:-2], self.num_scores))
-        if "bandwidth" in parts:
-            flat.append(_logits(parts["bandwidth"]))
-        return np.concatenate(flat, axis=-1).astype(np.float32)
 
-    def decode(self, action: Any, batch: tuple[int, ...] = ()) -> Decision:
-        """Decision of an action.
+    @abstractmethod
+    def to_flat(self, value: NDArray[Any]) -> Float:
+        """Numbers in [-1, 1], (..., size), of a checked value (..., *shape)."""
+
+    @abstractmethod
+    def from_flat(self, numbers: Float) -> NDArray[Any]:
+        """The part's value (..., *shape) of numbers (..., size)."""
+
+    @staticmethod
+    @abstractmethod
+    def settle(plan: Plan, value: NDArray[Any] | None) -> Plan:
+        """The plan with this part settled, after the parts before it.
 
         Args:
-            action: an action of this codec's type.
-            batch: its leading axes, ``()`` or ``(N,)``.
-
-        Raises:
-            ValueError: wrong shape, NaN, a negative share, no bandwidth at all.
-            TypeError: not an action of this type, or no real numbers.
+            plan: as the parts before have settled it.
+            value: (N, *shape) what the action decides, or ``None`` where the environment decides.
         """
-        if self.action_type == "box":
-            flat = _checked("action", action, (*batch, self.num_scores + self.num_logits))
-            scores, logits = flat[..., : self.num_scores], flat[..., self.num_scores :]
-            selection = scores.reshape(*batch, *self.scores_shape) > 0 if self.num_scores else None
-            return Decision(selection, _softmax(logits) if self.num_logits else None)
-        self._check_keys(action)
-        return Decision(
-            self._decode_experts(action["experts"], batch) if self.num_scores else None,
-            self._decode_bandwidth(action["bandwidth"], batch) if self.num_logits else None,
-        )
 
-    def decode_one(self, action: Any) -> Decision:
-        """Decision, as a batch of one, of an action without leading axes; see ``decode``."""
-        decision = self.decode(action)
-        parts = decision.selection, decision.shares
-        return Decision(*(None if part is None else part[None] for part in parts))  # type: ignore[arg-type]
 
-    def batch_of(self, action: Any) -> tuple[int, ...]:
-        """Leading axes of an action, whose own axes are known.
+class ExpertsPart(ActionPart):
+    """Which experts each token uses, (J, E) bool.
 
-        Raises:
-            TypeError: not an action of this type.
-        """
-        if self.action_type == "box":
-            return _leading("action", action, 1)
-        self._check_keys(action)
-        if self.num_scores:
-            return _leading("experts", action["experts"], 2)
-        return _leading("bandwidth", action["bandwidth"], 1)
+    In a flat action an expert is chosen where its score is above 0. A token left without an expert gets its most
+    probable one. Where the action does not hold this part, the model's own choice runs.
+    """
 
-    def _check_keys(self, action: Any) -> None:
-        expected = sorted(self.space.spaces)  # type: ignore[attr-defined]
-        if not isinstance(action, Mapping) or set(action) != set(expected):
-            came = (
-                f"[{', '.join(sorted(map(shown, action)))}]" if isinstance(action, Mapping) else type(action).__name__
-            )
-            raise TypeError(f"expected an action with the keys {expected}, got {came}")
+    name, argument = "experts", "selection"
 
-    def _decode_experts(self, experts: Any, batch: tuple[int, ...], name: str = "experts") -> Bool:
-        chosen = _checked(name, experts, (*batch, *self.scores_shape))
+    def __init__(self, sizes: Sizes) -> None:
+        self.shape = (sizes.num_tokens, sizes.num_experts)
+        self.space = spaces.MultiBinary(self.shape)
+
+    def checked(self, name: str, value: Any, batch: tuple[int, ...]) -> Bool:
+        """See ``ActionPart.checked``."""
+        chosen = _checked(name, value, (*batch, *self.shape))
         if not ((chosen == 0) | (chosen == 1)).all():
             raise ValueError(f"expected {name} of 0 or 1, got other values")
         return chosen > 0
 
-    def _decode_bandwidth(self, bandwidth: Any, batch: tuple[int, ...], name: str = "bandwidth") -> Float:
-        shares = _checked(name, bandwidth, (*batch, self.num_devices))
+    def to_flat(self, value: NDArray[Any]) -> Float:
+        """See ``ActionPart.to_flat``."""
+        return np.where(value, 1.0, -1.0).reshape(*value.shape[:-2], self.size)
+
+    def from_flat(self, numbers: Float) -> Bool:
+        """See ``ActionPart.from_flat``."""
+        return numbers.reshape(*numbers.shape[:-1], *self.shape) > 0
+
+    @staticmethod
+    def settle(plan: Plan, value: NDArray[Any] | None) -> Plan:
+        """See ``ActionPart.settle``."""
+        block = plan.block
+        wanted = block.routed if value is None else value
+        selection, repaired = repair_selection(wanted, block.gate_probs, block.token_mask)
+        load = device_load(selection, block.links.placement)
+        return replace(plan, selection=selection, load=load, repaired_tokens=repaired)
+
+
+class BandwidthPart(ActionPart):
+    """Bandwidth shares of the devices, (U,), which sum to 1.
+
+    In a flat action the shares are a softmax of ``LOGIT_SCALE`` times the logits, where a logit of -1 stands for a
+    share of zero. Shares whose ratio to the largest is below 1/2981 are raised to that on encoding. A device that
+    serves a token never has less than the least share. Where the action does not hold this part, the shares that
+    minimise block latency are solved.
+    """
+
+    name, argument = "bandwidth", "shares"
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.shape = (sizes.num_devices,)
+        self.space = spaces.Box(0.0, 1.0, self.shape, dtype=np.float32)
+
+    def checked(self, name: str, value: Any, batch: tuple[int, ...]) -> Float:
+        """See ``ActionPart.checked``."""
+        shares = _checked(name, value, (*batch, *self.shape))
         if (shares < 0).any():
             raise ValueError(f"expected {name} of at least 0, got {shares.min():g}")
         with np.errstate(over="ignore"):
@@ -178,6 +182,212 @@ class ActionCodec:
         if np.isinf(total).any():
             raise ValueError(f"expected {name} with a finite sum, got values up to {shares.max():g}")
         return shares / total
+
+    def to_flat(self, value: NDArray[Any]) -> Float:
+        """See ``ActionPart.to_flat``. The largest share has the logit 1."""
+        relative = value / value.max(axis=-1, keepdims=True)
+        safe = np.where(relative > 0, relative, 1.0)
+        return np.where(relative > 0, np.maximum(1.0 + np.log(safe) / LOGIT_SCALE, LEAST_LOGIT), -1.0)
+
+    def from_flat(self, numbers: Float) -> Float:
+        """See ``ActionPart.from_flat``. All logits at -1 are equal shares."""
+        weight = (numbers > -1.0) * np.exp(LOGIT_SCALE * np.minimum(numbers, 1.0))
+        total = weight.sum(axis=-1, keepdims=True)
+        if not total.all():
+            weight, total = np.where(total > 0, weight, 1.0), np.where(total > 0, total, weight.shape[-1])
+        return weight / total
+
+    @staticmethod
+    def settle(plan: Plan, value: NDArray[Any] | None) -> Plan:
+        """See ``ActionPart.settle``."""
+        if value is None:
+            return replace(plan, shares=min_max_bandwidth(plan.block.links, plan.load, plan.min_share).shares)
+        return replace(plan, shares=enforce_min_share(value, plan.load.tokens > 0, plan.min_share))
+
+
+PARTS: tuple[type[ActionPart], ...] = (ExpertsPart, BandwidthPart)
+"""All parts, in the order in which they stand in a flat action and are settled."""
+
+DECISIONS: dict[DecisionKind, tuple[type[ActionPart], ...]] = {
+    "joint": (ExpertsPart, BandwidthPart),
+    "selection": (ExpertsPart,),
+    "bandwidth": (BandwidthPart,),
+}
+"""Parts that the agent decides, by ``EnvConfig.decision``."""
+
+
+def rows_of(decided: Decided, index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """What is decided for some episodes (n,) of a batch."""
+    return {name: value[index] for name, value in decided.items()}
+
+
+def parts_of(decision: DecisionKind, sizes: Sizes) -> tuple[ActionPart, ...]:
+    """The parts of an action under ``EnvConfig.decision``."""
+    return tuple(part(sizes) for part in DECISIONS[decision])
+
+
+def settled_plan(block: Block, decided: Decided, min_share: float) -> Plan:
+    """What will run in a block (N episodes): each part as decided and mended, or by the environment's own rule.
+
+    Args:
+        block: what was decided on.
+        decided: values (N, ...) of the parts that the agent decides.
+        min_share: least bandwidth share of a device that serves a token.
+    """
+    plan = Plan(block, min_share, block.routed, _NO_LOAD, _NO_SHARES, _NO_TOKENS)
+    for part in PARTS:
+        plan = part.settle(plan, decided.get(part.name))
+    return plan
+
+
+# What stands in a plan until a part settles it.
+_NO_SHARES, _NO_TOKENS = np.empty((0, 0)), np.empty(0, dtype=np.int64)
+_NO_LOAD = Load(_NO_SHARES, _NO_SHARES)
+
+
+class ActionCodec:
+    """Translates between decisions and actions; both directions take leading batch axes.
+
+    Args:
+        sizes: J, E and U.
+        decision: ``"joint"``, ``"selection"`` or ``"bandwidth"``, see ``DECISIONS``.
+        action_type: ``"box"`` or ``"dict"``.
+
+    Attributes:
+        sizes: as given.
+        parts: what the action is made of.
+        space: action space of a single environment.
+    """
+
+    def __init__(self, sizes: Sizes, decision: DecisionKind, action_type: ActionType) -> None:
+        self.sizes = sizes
+        self.parts = parts_of(decision, sizes)
+        self._coder = _CODERS[action_type](self.parts)
+        self.space = self._coder.space
+
+    def encode(self, selection: Any = None, shares: Any = None, **others: Any) -> Any:
+        """Action of a decision.
+
+        Args:
+            selection: (..., J, E); ignored where the action does not hold it.
+            shares: (..., U), not negative; ignored where the action does not hold them.
+            **others: values of further parts, by their ``argument``.
+
+        Raises:
+            ValueError: a part of the action was not given; another shape; shares that are negative, not finite or all
+                zero; leading axes that differ.
+            TypeError: no real numbers.
+        """
+        given = {"selection": selection, "shares": shares, **others}
+        values: dict[str, NDArray[Any]] = {}
+        batch = None
+        for part in self.parts:
+            value = given.get(part.argument)
+            if value is None:
+                wanted = f"{part.argument} (..., {', '.join(map(str, part.shape))})"
+                raise ValueError(f"expected {wanted}, which this action holds, got None")
+            batch = _leading(part.argument, value, part) if batch is None else batch
+            values[part.name] = part.checked(part.argument, value, batch)
+        return self._coder.encode(values)
+
+    def decode(self, action: Any, batch: tuple[int, ...] = ()) -> dict[str, NDArray[Any]]:
+        """What an action decides: the value (*batch, ...) of each part that it holds, by name.
+
+        Args:
+            action: an action of this codec's type.
+            batch: its leading axes, ``()`` or ``(N,)``.
+
+        Raises:
+            ValueError: wrong shape, NaN, a negative share, no bandwidth at all.
+            TypeError: not an action of this type, or no real numbers.
+        """
+        return self._coder.decode(action, batch)
+
+    def decode_one(self, action: Any) -> dict[str, NDArray[Any]]:
+        """What an action without leading axes decides, as a batch of one; see ``decode``."""
+        return {name: value[None] for name, value in self.decode(action).items()}
+
+    def arguments(self, decided: Decided) -> dict[str, NDArray[Any]]:
+        """What ``encode`` takes, out of what ``decode`` gave, by the names of its arguments."""
+        return {part.argument: decided[part.name] for part in self.parts}
+
+    def batch_of(self, action: Any) -> tuple[int, ...]:
+        """Leading axes of an action, whose own axes are known.
+
+        Raises:
+            TypeError: not an action of this type.
+        """
+        return self._coder.batch_of(action)
+
+
+class _Coder(ABC):
+    """Actions of one type, made of parts."""
+
+    space: spaces.Space[Any]
+
+    @abstractmethod
+    def __init__(self, parts: Sequence[ActionPart]) -> None: ...
+
+    @abstractmethod
+    def encode(self, values: Decided) -> Any: ...
+
+    @abstractmethod
+    def decode(self, action: Any, batch: tuple[int, ...]) -> dict[str, NDArray[Any]]: ...
+
+    @abstractmethod
+    def batch_of(self, action: Any) -> tuple[int, ...]: ...
+
+
+class _FlatCoder(_Coder):
+    """Actions that are one vector."""
+
+    def __init__(self, parts: Sequence[ActionPart]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([part.size for part in parts]).tolist()
+        self.space = spaces.Box(-1.0, 1.0, (self._ends[-1],), dtype=np.float32)
+
+    def encode(self, values: Decided) -> Any:
+        flat = [part.to_flat(values[part.name]) for part in self._parts]
+        return np.concatenate(flat, axis=-1).astype(np.float32)
+
+    def decode(self, action: Any, batch: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+        flat = _checked("action", action, (*batch, self._ends[-1]))
+        numbers = np.split(flat, self._ends[:-1], axis=-1)
+        return {part.name: part.from_flat(own) for part, own in zip(self._parts, numbers, strict=True)}
+
+    def batch_of(self, action: Any) -> tuple[int, ...]:
+        return real_array("action", action).shape[:-1]
+
+
+class _DictCoder(_Coder):
+    """Actions that are a dict with an entry for each part."""
+
+    def __init__(self, parts: Sequence[ActionPart]) -> None:
+        self._parts = parts
+        self.space = spaces.Dict({part.name: part.space for part in parts})
+
+    def encode(self, values: Decided) -> Any:
+        return {part.name: values[part.name].astype(part.space.dtype) for part in self._parts}
+
+    def decode(self, action: Any, batch: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+        self._check_keys(action)
+        return {part.name: part.checked(part.name, action[part.name], batch) for part in self._parts}
+
+    def batch_of(self, action: Any) -> tuple[int, ...]:
+        self._check_keys(action)
+        first = self._parts[0]
+        return _leading(first.name, action[first.name], first)
+
+    def _check_keys(self, action: Any) -> None:
+        expected = sorted(part.name for part in self._parts)
+        if not isinstance(action, Mapping) or set(action) != set(expected):
+            came = (
+                f"[{', '.join(sorted(map(shown, action)))}]" if isinstance(action, Mapping) else type(action).__name__
+            )
+            raise TypeError(f"expected an action with the keys {expected}, got {came}")
+
+
+_CODERS: dict[ActionType, type[_Coder]] = {"box": _FlatCoder, "dict": _DictCoder}
 
 
 def repair_selection(selection: Bool, gate_probs: Float, token_mask: Bool) -> tuple[Bool, Any]:
@@ -233,26 +443,10 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float:
     return array
 
 
-def _leading(name: str, value: Any, own_axes: int) -> tuple[int, ...]:
-    """The axes of an array but for its own, which are its last."""
-    return real_array(name, value).shape[:-own_axes]
+def _leading(name: str, value: Any, part: ActionPart) -> tuple[int, ...]:
+    """The axes of a part's value but for its own, which are its last."""
+    return real_array(name, value).shape[: -len(part.shape)]
 
 
 def _normalised(shares: Float) -> Float:
     return shares / shares.sum(axis=-1, keepdims=True)
-
-
-def _softmax(logits: Float) -> Float:
-    """Shares of logits; -1 is a share of zero, and all at -1 are equal shares."""
-    weight = (logits > -1.0) * np.exp(LOGIT_SCALE * np.minimum(logits, 1.0))
-    total = weight.sum(axis=-1, keepdims=True)
-    if not total.all():
-        weight, total = np.where(total > 0, weight, 1.0), np.where(total > 0, total, weight.shape[-1])
-    return weight / total
-
-
-def _logits(shares: Float) -> Float:
-    """Logits of shares, the largest at 1; the inverse of ``_softmax`` within its range of ratios."""
-    relative = shares / shares.max(axis=-1, keepdims=True)
-    safe = np.where(relative > 0, relative, 1.0)
-    return np.where(relative > 0, np.maximum(1.0 + np.log(safe) / LOGIT_SCALE, LEAST_LOGIT), -1.0)

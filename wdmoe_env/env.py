@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from wdmoe_env.actions import Decision
+from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart
 from wdmoe_env.checks import check_options, check_seed, plain_array
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
@@ -198,18 +198,18 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         rollout = self._rollout
         if rollout is None or rollout.done:
             raise gym.error.ResetNeeded("expected reset() before step(): no episode is under way")
-        decision = self.codec.decode_one(action)
+        decided = self.codec.decode_one(action)
         blocks_done = rollout.blocks_done
         try:
-            return self._run_block(rollout, decision)
+            return self._run_block(rollout, decided)
         except BaseException:
             if rollout.blocks_done > blocks_done:  # what the block led to is lost, and it cannot be run again
                 self._end_episode()
             raise
 
-    def _run_block(self, rollout: Rollout, decision: Decision) -> tuple[Observation, float, bool, bool, Info]:
+    def _run_block(self, rollout: Rollout, decided: Decided) -> tuple[Observation, float, bool, bool, Info]:
         block = rollout.block
-        transition = self._process.step(rollout, decision)
+        transition = self._process.step(rollout, decided)
         if self.renderer is not None:
             self.renderer.add(block, transition.info)
         observation, info = _single(transition.observation), _single(transition.info)
@@ -239,8 +239,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
         """Selection (..., J, E) and shares (..., U) of an action; see ``ActionCodec.decode``."""
-        decision = self.codec.decode(action, self.codec.batch_of(action))
-        return decision.selection, decision.shares
+        decided = self.codec.decode(action, self.codec.batch_of(action))
+        return decided.get(ExpertsPart.name), decided.get(BandwidthPart.name)
 
     def close(self) -> None:
         """End the episode under way and close the window."""

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.actions import ActionCodec, Decision, enforce_min_share, repair_selection
+from wdmoe_env.actions import ActionCodec, Decided, settled_plan
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation, observation_space
-from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.physics.latency import Bool, Float, Load, device_load
+from wdmoe_env.physics.latency import Float
 from wdmoe_env.rewards import evaluate_reward, reward_function
 from wdmoe_env.simulator import BlockResult, EpisodeResult, Rollout, Simulator
 
@@ -65,32 +64,20 @@ class DecisionProcess:
         self.codec = ActionCodec(sizes, config.decision, config.action_type)
         self.observation_space = observation_space(sizes, config.observe_hidden_states)
 
-    def step(self, rollout: Rollout, decision: Decision) -> Transition:
+    def step(self, rollout: Rollout, decided: Decided) -> Transition:
         """Carry out a decision for every episode of a rollout.
 
         Args:
             rollout: N episodes that have not ended.
-            decision: selection (N, J, E) and shares (N, U), each ``None`` where the action held none.
+            decided: values (N, ...) of the parts that the action held, by name.
         """
-        selection, load, shares, repaired = self._complete(rollout, decision)
-        block = rollout.step(selection, load, shares)
+        plan = settled_plan(rollout.block, decided, self.config.min_share)
+        block = rollout.step(plan)
         episode = rollout.finish() if rollout.done else None
         terms = _terms(block, episode)
-        info = _block_info(block, repaired, terms) | (_episode_info(episode) if episode else {})
+        info = _block_info(block, plan.repaired_tokens, terms) | (_episode_info(episode) if episode else {})
         reward = evaluate_reward(self._reward, terms)
         return Transition(encode_observation(rollout.block), reward, rollout.done, info)
-
-    def _complete(self, rollout: Rollout, decision: Decision) -> tuple[Bool, Load, Float, NDArray[np.int64]]:
-        """Selection, its load and shares as they will be used, and the number of mended tokens (N,)."""
-        block = rollout.block
-        selection = block.routed if decision.selection is None else decision.selection
-        selection, repaired = repair_selection(selection, block.gate_probs, block.token_mask)
-        load = device_load(selection, block.links.placement)
-        if decision.shares is None:
-            shares = min_max_bandwidth(block.links, load, self.config.min_share).shares
-        else:
-            shares = enforce_min_share(decision.shares, load.tokens > 0, self.config.min_share)
-        return selection, load, shares, repaired
 
 
 def _rows_of(values: Mapping[str, Any], marked: NDArray[np.bool_]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
-from wdmoe_env.actions import Decision
+from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import EpisodeSource, check_tokens, mean_over_tokens
 from wdmoe_env.observations import Block, encode_observation
@@ -173,11 +173,11 @@ class Player:
             terms.append(self.process.step(rollout, decide(rollout.block)).info["reward_terms"])
         return {name: np.stack([block[name] for block in terms]) for name in terms[0]}
 
-    def _decisions(self, count: int) -> Callable[[Block], Decision]:
+    def _decisions(self, count: int) -> Callable[[Block], Decided]:
         """The policy's decisions on episodes that begin now."""
         state, start = None, np.ones(count, dtype=bool)
 
-        def decide(block: Block) -> Decision:
+        def decide(block: Block) -> Decided:
             nonlocal state, start
             seen = encode_observation(block)
             actions, state = self.policy.predict(seen, state=state, episode_start=start, deterministic=True)
@@ -218,9 +218,9 @@ class TextRollout(Rollout):
         )
 
 
-def _vanilla(block: Block) -> Decision:
+def _vanilla(block: Block) -> Decided:
     batch, devices = block.unit_latency_s.shape
-    return Decision(block.routed, np.full((batch, devices), 1.0 / devices))
+    return {ExpertsPart.name: block.routed, BandwidthPart.name: np.full((batch, devices), 1.0 / devices)}
 
 
 def _generator(seed: int) -> np.random.Generator:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wdmoe_env.actions import Plan
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import checked_nll, load_episodes, mean_over_tokens
 from wdmoe_env.moe.lockstep import LockStep
@@ -22,7 +23,7 @@ from wdmoe_env.observations import Sizes
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
 from wdmoe_env.physics.compute import device_flops
-from wdmoe_env.physics.latency import Bool, Float, Load
+from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.view import Radio, View
 
 
@@ -198,13 +199,11 @@ class Rollout:
         """Blocks that have run, or begun to."""
         return len(self._selections)
 
-    def step(self, selection: Bool, load: Load, shares: Float) -> BlockResult:
+    def step(self, plan: Plan) -> BlockResult:
         """Run the block's experts under a decision and go on to the next block.
 
         Args:
-            selection: (N, J, E); every token has an expert, padding has none.
-            load: what the selection asks of each device.
-            shares: (N, U), sums of 1.
+            plan: what runs; every token has an expert, padding has none.
 
         Raises:
             FloatingPointError: the model's next gates or hidden states are not finite; the episodes are over then.
@@ -212,8 +211,9 @@ class Rollout:
         if self._thread is not this_thread():
             self._forward.close()  # its own thread ends it
             self._run_again()
+        selection = plan.selection
         own = np.array_equal(selection, self.block.routed)
-        result = self._measure(selection, load, shares, own)
+        result = self._measure(plan, own)
         self._latency_s = self._latency_s + result.block_latency_s
         self._selections.append(selection.copy())  # info hands the original out
         self._advance(selection, own)
@@ -243,9 +243,10 @@ class Rollout:
         """End the paused forward pass."""
         self._forward.close()
 
-    def _measure(self, selection: Bool, load: Load, shares: Float, own: bool) -> BlockResult:
-        """Physics of a decision; ``own`` says that it selects what the model itself would use."""
+    def _measure(self, plan: Plan, own: bool) -> BlockResult:
+        """Physics of what runs; ``own`` says that it is what the model itself would use."""
         block, links = self.block, self.block.links
+        selection, load, shares = plan.selection, plan.load, plan.shares
         device_latency = latency.device_latency_s(links, load, shares)
         block_latency = latency.block_latency_s(device_latency)
         own_load = load if own else latency.device_load(block.routed, links.placement)

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, create_empty_array
 from numpy.typing import NDArray
 
-from wdmoe_env.actions import Decision
+from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart, rows_of
 from wdmoe_env.checks import check_integer, check_options, check_seed, items_of, plain, plain_array, shown
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
@@ -183,21 +183,21 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         waiting = self._waiting()
         if waiting.size and (not self._started or self.autoreset_mode != AutoresetMode.NEXT_STEP):
             raise gym.error.ResetNeeded(f"expected reset() before step(): no episode in environments {waiting[:8]}")
-        decision = self.codec.decode(actions, (self.num_envs,))
+        decided = self.codec.decode(actions, (self.num_envs,))
         before = [(cohort, cohort.rollout.blocks_done) for cohort in self._cohorts]
         try:
-            return self._run_block(decision, waiting)
+            return self._run_block(decided, waiting)
         except BaseException:  # what those blocks led to is lost, and they cannot be run again
             self._drop([cohort for cohort, done in before if cohort.rollout.blocks_done > done])
             raise
 
     def _run_block(
-        self, decision: Decision, waiting: NDArray[np.int64]
+        self, decided: Decided, waiting: NDArray[np.int64]
     ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], Info]:
         """Step all cohorts, and begin episodes where they wait for one or end in the mode ``SAME_STEP``."""
         outcome = Outcome.empty(self.num_envs)
         for cohort in list(self._cohorts):
-            self._step_cohort(cohort, decision, outcome)
+            self._step_cohort(cohort, decided, outcome)
         info, ended = outcome.info, outcome.terminated | outcome.truncated
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             info = self._reset_ended(np.nonzero(ended)[0], info)
@@ -228,8 +228,8 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
 
     def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
         """Selections (N, J, E) and shares (N, U) of actions; see ``ActionCodec.decode``."""
-        decision = self.codec.decode(action, self.codec.batch_of(action))
-        return decision.selection, decision.shares
+        decided = self.codec.decode(action, self.codec.batch_of(action))
+        return decided.get(ExpertsPart.name), decided.get(BandwidthPart.name)
 
     def close_extras(self, **kwargs: Any) -> None:
         """End all episodes."""
@@ -270,9 +270,9 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             self.renderer.begin(rollout, rows.tolist())
         return spread({"window": rollout.windows.copy()}, rows, self.num_envs)
 
-    def _step_cohort(self, cohort: Cohort, decision: Decision, outcome: Outcome) -> None:
+    def _step_cohort(self, cohort: Cohort, decided: Decided, outcome: Outcome) -> None:
         """Step one cohort and write what came out for its live rows."""
-        taken = decision if len(cohort.rows) == self.num_envs else decision.rows(cohort.rows)
+        taken = decided if len(cohort.rows) == self.num_envs else rows_of(decided, cohort.rows)
         block = cohort.rollout.block
         transition = self._process.step(cohort.rollout, taken)
         truncated = cohort.rollout.blocks_done >= self._most_steps

@@ -39,7 +39,7 @@ class FlatPolicy:
     def __init__(self, network: Any, codec: ActionCodec) -> None:
         self.network = network
         self.codec = codec
-        self._own = ActionCodec(Sizes(*codec.scores_shape, codec.num_devices, 0, 0), "joint", "box")
+        self._own = ActionCodec(codec.sizes, "joint", "box")
 
     def predict(
         self,
@@ -60,7 +60,7 @@ class FlatPolicy:
         with torch.no_grad():
             flat = check_outputs(self.network(rows), "outputs").numpy()
         decided = self._own.decode(np.clip(flat, -1.0, 1.0), (len(flat),))
-        actions = self.codec.encode(decided.selection, decided.shares)
+        actions = self.codec.encode(**self._own.arguments(decided))
         return (first(actions) if single else actions), state
 
 

@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 
-from wdmoe_env.actions import ActionCodec, repair_selection
+from wdmoe_env.actions import ActionCodec, settled_plan
 from wdmoe_env.config import DecisionKind
-from wdmoe_env.observations import Sizes
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.flat import FlatPolicy, flattened_size
 from wdmoe_env.policies.network import TokenSharedNetwork, check_sizes
 from wdmoe_env.policies.policy import Observation, Policy, State, batched, first
 from wdmoe_env.policies.policy_file import read_policy
-from wdmoe_env.policies.rules import with_optimal_shares
 
 
 class LearnedPolicy:
@@ -30,8 +28,7 @@ class LearnedPolicy:
         self.network = network
         self.decision = decision
         self.codec = codec
-        sizes = Sizes(*codec.scores_shape, codec.num_devices, 0, 0)
-        self._own = ActionCodec(sizes, decision, "box")
+        self._own = ActionCodec(codec.sizes, decision, "box")
 
     def predict(
         self,
@@ -52,12 +49,10 @@ class LearnedPolicy:
         with torch.no_grad():
             distribution = ActionDistribution(self.network, tensors, self.decision)
             flat = distribution.act(deterministic).numpy()
-        decided, block = self._own.decode(flat, (len(flat),)), distribution.seen.pairs.block
-        selection = block.routed
-        if decided.selection is not None:  # mended here too: the shares are for what the environment will run
-            selection, _ = repair_selection(decided.selection, block.gate_probs, block.token_mask)
-        shares = with_optimal_shares(block, selection)[1] if decided.shares is None else decided.shares
-        actions = self.codec.encode(selection, shares)
+        decided = self._own.decode(flat, (len(flat),))
+        # Settled here too: shares that the network did not learn are solved for what the environment will run.
+        plan = settled_plan(distribution.seen.pairs.block, decided, min_share=0.0)
+        actions = self.codec.encode(plan.selection, plan.shares)
         return (first(actions) if single else actions), state
 
     def _check_hidden_states(self, batch: dict[str, Any]) -> None:

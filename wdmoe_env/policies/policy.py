@@ -97,7 +97,8 @@ def batched(observation: Observation, codec: ActionCodec) -> tuple[dict[str, Any
         raise ValueError(f"expected a WDMoE observation, got one without {', '.join(missing)}")
     single = np.ndim(observation["gate_probs"]) == 2
     shapes = np.shape(observation["gate_probs"])[-2:], np.shape(observation["placement"])[-2:]
-    own = codec.scores_shape, (codec.scores_shape[1], codec.num_devices)
+    sizes = codec.sizes
+    own = (sizes.num_tokens, sizes.num_experts), (sizes.num_experts, sizes.num_devices)
     if shapes != own:
         raise ValueError(
             f"this policy was made for an environment with gate_probs {own[0]} and placement {own[1]}, got an "

@@ -207,6 +207,8 @@ class EnvConfig:
         deployment: widths that latency is simulated for; ``"model"`` takes the running model's own.
         device: torch device on which the model runs.
         dtype: type of the model's weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        runner: who runs the experts: ``"local"`` is this process, ``"KIND:ARGUMENT"`` a kind registered in
+            ``wdmoe_env.moe.runner``.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -228,6 +230,7 @@ class EnvConfig:
     deployment: DeploymentConfig | Literal["model"] = field(default_factory=DeploymentConfig)
     device: str = "cpu"
     dtype: Dtype = "float32"
+    runner: str = "local"
 
     def __post_init__(self) -> None:
         """Turn nested mappings into dataclasses and check every field."""
@@ -247,7 +250,7 @@ class EnvConfig:
         rows: Any = self.placement if is_tuple_of(self.placement, tuple) else (self.placement,)
         if self.placement is not None and not all(is_tuple_of(row, int) for row in rows):
             raise ValueError(f"placement must be a tuple of device numbers or of such tuples, got {self.placement!r}")
-        for name, plain in (("model", str), ("device", str), ("observe_hidden_states", bool)):
+        for name, plain in (("model", str), ("device", str), ("runner", str), ("observe_hidden_states", bool)):
             if not isinstance(getattr(self, name), plain):
                 raise TypeError(f"{name} must be a {plain.__name__}, got {getattr(self, name)!r}")
         check_integer("num_tokens", self.num_tokens, at_least=1)

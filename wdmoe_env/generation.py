@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.runner import Service
 from wdmoe_env.moe.split import SplitForward
 from wdmoe_env.scoring import Player, Scorer, Terms
 from wdmoe_env.simulator import EpisodeResult, Rollout
@@ -45,7 +47,10 @@ def generate(
     ids = torch.tensor([list(prompt)], device=scorer.model.device)
     criteria = StoppingCriteriaList([_Stop(len(prompt), stop)])
     options = {"do_sample": False, "max_new_tokens": max_new_tokens, "stopping_criteria": criteria, **sampling}
-    forward = scorer.model.run(lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options))
+    runner = scorer.player(scorer.padded(len(prompt))).process.simulator.runner
+    forward = scorer.model.run(
+        lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options), Service(runner, (0,))
+    )
     passes = []
     try:
         while forward.block is not None:
@@ -112,6 +117,11 @@ class _Pass:
         """Go on to the next block."""
         self._left -= 1
         self._generation.resume(None if selection is None else selection[: len(self.paused.routed)])
+
+    def unserved_pairs(self) -> NDArray[np.int64]:
+        """Pairs (1,) that were selected in the last block and not served."""
+        service = self._generation.service
+        return np.zeros(1, dtype=np.int64) if service is None else service.unserved_pairs
 
     def close(self) -> None:
         """Nothing: the generation is its maker's to close."""

@@ -24,9 +24,9 @@ import transformers
 from torch.nn import functional
 from transformers.utils import logging
 
-from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.hook import install_hook
 from wdmoe_env.moe.routing import GATE_SCORES
+from wdmoe_env.moe.runner import LocalRunner
 from wdmoe_env.moe.split import SplitModel
 
 MODELS = Path(transformers.__file__).parent / "models"
@@ -162,7 +162,7 @@ def _split(model: Any, finding: Finding) -> SplitModel:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if not hasattr(model.config.get_text_config(), "vocab_size"):  # a model of images
-            install_hook(model, run_experts, torch.zeros(1, 1, dtype=torch.long))
+            install_hook(model, LocalRunner(), torch.zeros(1, 1, dtype=torch.long))
         split = SplitModel(model)
     score = split.experts[0]._split_block.gate_score
     finding.rule = next(name for name, known in GATE_SCORES.items() if known is score)

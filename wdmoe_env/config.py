@@ -242,6 +242,8 @@ class EnvConfig:
         deployment: widths that latency is simulated for; ``"model"`` takes the running model's own.
         device: torch device on which the model runs.
         dtype: type of the model's weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        runner: who runs the experts: ``"local"`` is this process, ``"KIND:ARGUMENT"`` a kind registered in
+            ``wdmoe_env.moe.runner``.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -263,13 +265,14 @@ class EnvConfig:
     deployment: DeploymentConfig | Literal["model"] = field(default_factory=DeploymentConfig)
     device: str = "cpu"
     dtype: Dtype = "float32"
+    runner: str = "local"
 
     def __post_init__(self) -> None:
         """Turn nested mappings into dataclasses, check every field, and make it Python's own."""
         self._check_nested()
         _put(self, "placement", _placement(self.placement))
         _put(self, "model", plain_path(self.model))
-        for name, kind in (("model", str), ("device", str), ("observe_hidden_states", bool)):
+        for name, kind in (("model", str), ("device", str), ("runner", str), ("observe_hidden_states", bool)):
             _put(self, name, plain(getattr(self, name)))
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")

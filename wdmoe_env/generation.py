@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import (
@@ -25,6 +26,7 @@ from wdmoe_env.checks import check_integer
 from wdmoe_env.episodes import check_tokens
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.runner import Service
 from wdmoe_env.moe.split import SplitForward
 from wdmoe_env.scoring import Player, Scorer, Terms
 from wdmoe_env.simulator import EpisodeResult, Rollout
@@ -86,7 +88,10 @@ def generate(
     # Before the caller's own, which may rule tokens out by scores that are not finite.
     checks = [_Check(scorer.model.model), *(given.get("logits_processor") or ())]
     options["logits_processor"] = LogitsProcessorList(checks)
-    forward = scorer.model.run(lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options))
+    runner = scorer.player(scorer.padded(len(prompt))).process.simulator.runner
+    forward = scorer.model.run(
+        lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options), Service(runner, (0,))
+    )
     passes = []
     try:
         while forward.block is not None:
@@ -209,6 +214,11 @@ class _Pass:
         """Go on to the next block."""
         self._left -= 1
         self._generation.resume(None if selection is None else selection[: len(self.paused.routed)])
+
+    def unserved_pairs(self) -> NDArray[np.int64]:
+        """Pairs (1,) that were selected in the last block and not served."""
+        service = self._generation.service
+        return np.zeros(1, dtype=np.int64) if service is None else service.unserved_pairs
 
     def close(self) -> None:
         """Nothing: the generation is its maker's to close."""

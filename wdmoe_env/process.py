@@ -99,7 +99,8 @@ def _terms(block: BlockResult, episode: EpisodeResult | None) -> dict[str, Float
 
 
 def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: dict[str, Float]) -> Info:
-    return {
+    unserved = {} if block.unserved_pairs is None else {"unserved_pairs": block.unserved_pairs}
+    return unserved | {
         "block_latency_ms": terms["block_latency_ms"],
         "device_latency_ms": 1e3 * block.device_latency_s,
         "load": block.tokens,

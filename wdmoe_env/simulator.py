@@ -6,8 +6,9 @@ forward pass over N windows, paused at the same MoE block. The single environmen
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from wdmoe_env.actions import Plan
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import checked_nll, load_episodes, mean_over_tokens
 from wdmoe_env.moe.lockstep import LockStep
+from wdmoe_env.moe.runner import make_runner
 from wdmoe_env.moe.split import this_thread
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics import latency, metric
@@ -42,6 +44,8 @@ class BlockResult:
         gate_weight_kept: (N,) W over that of the model's own routing.
         wlr: (N,) 1/ms, block form.
         wlr_device: (N,) 1/ms, device form.
+        unserved_pairs: (N,) pairs of token and expert that were selected and not served; ``None`` where the experts of
+            the model itself run, which serve all.
     """
 
     selection: Bool
@@ -54,6 +58,7 @@ class BlockResult:
     gate_weight_kept: Float
     wlr: Float
     wlr_device: Float
+    unserved_pairs: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Simulator:
         self.config = config
         flops = device_flops(config.devices)
         check_channel(config.channel, config.devices)  # before the model, which may take minutes
+        runner = make_runner(config.runner)
         self.source = load_episodes(config.model, config.num_tokens, config.split, config.device, config.dtype)
         model = self.source.model
         self.sizes = Sizes(
@@ -99,6 +105,10 @@ class Simulator:
         deployment = config.deployment
         if not isinstance(deployment, DeploymentConfig):
             deployment = DeploymentConfig(model.hidden_size, model.intermediate_size)
+        self.runner = None if config.runner == "local" else runner
+        if self.runner is not None:
+            self.runner.open(model)
+            weakref.finalize(self, self.runner.close)
         self._payload_s = deployment.payload_bits / config.channel.bandwidth_hz
         self._compute_s = deployment.expert_flops / flops
 
@@ -178,7 +188,7 @@ class Rollout:
 
     def _begin(self) -> None:
         source = self.simulator.source
-        self._forward = LockStep(source.model, *source.tokens(self.windows))
+        self._forward = LockStep(source.model, *source.tokens(self.windows), runner=self.simulator.runner)
         self._look()
 
     def _look(self) -> None:
@@ -217,6 +227,8 @@ class Rollout:
         self._latency_s = self._latency_s + result.block_latency_s
         self._selections.append(selection.copy())  # info hands the original out
         self._advance(selection, own)
+        if self.simulator.runner is not None:
+            result = replace(result, unserved_pairs=self._forward.unserved_pairs())
         return result
 
     def finish(self) -> EpisodeResult:

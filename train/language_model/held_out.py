@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wdmoe_env.moe.hook import BlockInput, Policy, policy_of_context
-from wdmoe_env.moe.modes import neutral_modes
-from wdmoe_env.moe.split import SplitModel
+from wdmoe_env.moe.split import SplitModel, neutral_modes
 from wdmoe_env.moe.token_scores import score_tokens
 
 BATCH = 32

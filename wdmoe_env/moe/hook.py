@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from wdmoe_env.moe.blank import reason_of
-from wdmoe_env.moe.experts import ExpertRunner, run_experts
+from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.finite import clues
 from wdmoe_env.moe.patches import check_served, check_unquantised, patch_undecorated, served_experts
 from wdmoe_env.moe.routing import (
@@ -29,6 +29,7 @@ from wdmoe_env.moe.routing import (
     fit_gate_score,
     relaxed_weights,
 )
+from wdmoe_env.moe.runner import ExpertCall, ExpertRunner, Service, serve
 
 _IMPLEMENTATION = "wdmoe"
 _ROUTER_NAMES = ("gate", "router")
@@ -59,6 +60,8 @@ Policy = Callable[[BlockInput], Tensor | RelaxedSelection | None]
 """Block input to selection (T, E) bool, or one with a gradient, or ``None`` for the model's own routing."""
 
 policy_of_context: ContextVar[Policy | None] = ContextVar("policy_of_context", default=None)
+service_of_context: ContextVar[Service | None] = ContextVar("service_of_context", default=None)
+_probing: ContextVar[bool] = ContextVar("_probing", default=False)
 _router_logits: ContextVar[Tensor] = ContextVar("_router_logits")
 
 
@@ -81,19 +84,16 @@ class _SplitBlock:
     runner: ExpertRunner
 
 
-# A model built from the configuration of a split one inherits the name of the hook, but is not split.
-_UNSPLIT = _SplitBlock(-1, torch.sigmoid, run_experts)
-
-
 def install_hook(model: Any, runner: ExpertRunner, probe_tokens: Tensor) -> tuple[list[Any], int]:
     """Send every MoE block of a model through the policy of its context.
 
     No module is replaced and no parameter renamed: the model saves and loads as before.
 
     Args:
-        model: a transformers model.
-        runner: who runs the experts.
-        probe_tokens: (1, T) token ids, run once to see which score the model's own weights follow.
+        model: a transformers model; its experts may be without weights, on torch's meta device.
+        runner: who runs the experts of a pass that names no runner.
+        probe_tokens: (1, T) token ids, run once, without the experts, to see which score the model's own weights
+            follow.
 
     Returns:
         The experts modules that text meets, in its order, and how many experts the model gives a token.
@@ -114,7 +114,8 @@ def install_hook(model: Any, runner: ExpertRunner, probe_tokens: Tensor) -> tupl
         if keep not in router._forward_hooks.values():
             router.register_forward_hook(keep)
     model.set_experts_implementation(_IMPLEMENTATION)
-    seen = _probe(model, modules, probe_tokens)
+    with without_experts():
+        seen = _probe(model, modules, probe_tokens)
     gate_score = fit_gate_score([sample for sample in seen.values() if len(sample[0])])
     blocks = list(seen)
     for index, experts in enumerate(blocks):
@@ -195,23 +196,40 @@ def _observe(model: Any, modules: list[Any], token_ids: Tensor) -> dict[Any, tup
     return seen
 
 
+@contextmanager
+def without_experts() -> Iterator[None]:
+    """A context in which all experts answer zeros: enough to see what the rest of a model does."""
+    token = _probing.set(True)
+    try:
+        yield
+    finally:
+        _probing.reset(token)
+
+
 def _split_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """What runs in place of the forward of every experts module."""
+    if _probing.get():
+        return torch.zeros_like(hidden_states)
     own = OwnRouting(top_k_index, top_k_weights, experts.num_experts)
     routed = own.routed()
     policy = policy_of_context.get()
-    block: _SplitBlock = getattr(experts, "_split_block", _UNSPLIT)
+    block: _SplitBlock | None = getattr(experts, "_split_block", None)
+    if block is None:  # a model built from the configuration of a split one inherits the name of the hook alone
+        return run_experts(experts, hidden_states, routed, own.weights())
     choice = None
-    if policy is not None and block is not _UNSPLIT:
+    if policy is not None:
         gate_probs = block.gate_score(_logits(experts.num_experts))
         choice = policy(BlockInput(block.index, hidden_states, gate_probs, routed))
     if choice is None:
-        return block.runner(experts, hidden_states, routed, own.weights())
-    if isinstance(choice, RelaxedSelection):
-        weights = relaxed_weights(own, gate_probs, choice.values)
-        return block.runner(experts, hidden_states, choice.candidates, weights)
-    weights = combination_weights(own, gate_probs, choice.to(routed.device))
-    return block.runner(experts, hidden_states, choice, weights)
+        selection, weights = routed, own.weights()
+    elif isinstance(choice, RelaxedSelection):
+        selection, weights = choice.candidates, relaxed_weights(own, gate_probs, choice.values)
+    else:
+        selection, weights = choice, combination_weights(own, gate_probs, choice.to(routed.device))
+    service = service_of_context.get()
+    runner = block.runner if service is None or service.runner is None else service.runner
+    sequences = () if service is None else service.sequences
+    return serve(runner, ExpertCall(block.index, hidden_states, selection, weights, sequences), service)
 
 
 ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _split_experts)

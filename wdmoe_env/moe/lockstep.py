@@ -2,38 +2,42 @@
 
 On a CPU one pass over a large batch is slower than several over parts of it: what a part needs stays in the caches and
 in memory that the process holds already, and its logits are gone before those of the next part are made. So a pass
-takes at most ``TOKENS_PER_PASS`` tokens for each of its threads, and where there are many tokens the passes are spread
-over lanes. On another device one pass takes the whole batch.
+takes at most ``TOKENS_PER_PASS`` tokens for each of its threads. On another device one pass takes the whole batch.
 
-A thread that has few tokens costs more than it brings. So a pass of few tokens runs on one thread, one of some on one
-and a helper (``helper``), a larger one on a thread for every ``TOKENS_PER_THREAD`` tokens. All lanes together never use
-more than torch is set to, and the setting is the user's again whenever the passes are paused.
+A thread that has few tokens costs more than it brings. So a batch runs on a thread for every ``TOKENS_PER_THREAD``
+tokens, never on more than torch is set to, and the setting is the user's again whenever it is paused.
+
+From two times ``TOKENS_PER_LANE`` tokens on, passes run side by side on two lanes: the many small operators of a pass
+wait for each other on two threads, and not on a thread for each pass. Only the thread that started a pass can resume
+it. So one lane is the caller's thread, and the other a thread that lives as long as the process.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from wdmoe_env.moe.helper import helped
 from wdmoe_env.moe.hook import BlockInput
-from wdmoe_env.moe.lanes import MOST_LANES, Result, side_by_side
-from wdmoe_env.moe.modes import neutral_modes
-from wdmoe_env.moe.split import SplitForward, SplitModel
+from wdmoe_env.moe.runner import ExpertRunner, Service
+from wdmoe_env.moe.split import SplitForward, SplitModel, neutral_modes
 from wdmoe_env.moe.token_scores import Scores, score_tokens
 
 TOKENS_PER_PASS = 1024
 TOKENS_PER_LANE = 512
 TOKENS_PER_THREAD = 128
-TOKENS_FOR_HELPER = 128  # from which it is worth being woken
-ONE_THREAD_ACTIVATIONS = 2**15  # tokens times width, up to which torch itself runs most operators on one thread
+MOST_LANES = 2  # more would wait for Python's lock, and have not been measured
+
+Result = TypeVar("Result")
 
 
 class LockStep:
@@ -44,16 +48,24 @@ class LockStep:
         token_ids: (N, J) int64, on the CPU like the rest.
         attention_mask: (N, J), 0 at padding.
         targets: (N, J) int64, the tokens that the text goes on with.
+        runner: runs the experts; ``None`` is the model's own.
 
     Attributes:
         blocks: where each pass is paused, in the order of the sequences; empty after the last block.
     """
 
-    def __init__(self, model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> None:
+    def __init__(
+        self,
+        model: SplitModel,
+        token_ids: Tensor,
+        attention_mask: Tensor,
+        targets: Tensor,
+        runner: ExpertRunner | None = None,
+    ) -> None:
         self._thread = threading.get_ident()
         self._plan = _Plan.of(model, token_ids)
-        parts = self._plan.parts(token_ids, attention_mask, targets)
-        self._passes = self._plan.run([partial(_start, model, *part) for part in parts])
+        parts = self._plan.parts(token_ids, attention_mask, targets, torch.arange(len(token_ids)))
+        self._passes = self._plan.run([partial(_start, model, runner, *part) for part in parts])
         self.blocks = self._paused()
 
     def resume(self, selection: Tensor | None) -> None:
@@ -66,7 +78,7 @@ class LockStep:
             RuntimeError: another thread started it; the batch stays where it was.
             Exception: whatever the model's code raises.
         """
-        if self._thread != threading.get_ident():  # some passes belong to other lanes, and would go on
+        if self._thread != threading.get_ident():  # some passes belong to another lane, and would go on
             raise RuntimeError("a batch can be resumed only by the thread that started it")
         rows = [len(block.routed) for block in self.blocks]
         parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
@@ -77,6 +89,10 @@ class LockStep:
                 self.close()
             raise
         self.blocks = self._paused()
+
+    def unserved_pairs(self) -> NDArray[np.int64]:
+        """Pairs (N,) of each sequence that were selected in the last block and not served."""
+        return np.concatenate([one.service.unserved_pairs for one in self._passes if one.service])
 
     def scores(self) -> Scores:
         """Scores of the text, after the last block."""
@@ -112,15 +128,13 @@ class _Plan:
 
     Attributes:
         passes: number of parts of the batch.
-        lanes: on which they run side by side.
+        lanes: on which they run side by side, one or two.
         threads: torch's threads of each lane.
-        helper: whether the only lane has a helper.
     """
 
     passes: int
     lanes: int
     threads: int
-    helper: bool = False
 
     @classmethod
     def of(cls, model: SplitModel, token_ids: Tensor) -> _Plan:
@@ -130,28 +144,56 @@ class _Plan:
             return cls(passes=1, lanes=1, threads=setting)
         sequences, tokens = len(token_ids), token_ids.numel()
         lanes = max(1, min(MOST_LANES, setting, sequences, tokens // TOKENS_PER_LANE))
-        narrow = tokens * model.hidden_size <= ONE_THREAD_ACTIVATIONS
-        if lanes == 1 and setting > 1 and narrow and tokens >= TOKENS_FOR_HELPER:
-            return cls(passes=1, lanes=1, threads=1, helper=True)
         threads = max(1, min(setting, tokens // TOKENS_PER_THREAD) // lanes)
         passes = max(lanes, -(-tokens // (TOKENS_PER_PASS * threads)))
         return cls(min(passes, sequences), lanes, threads)
 
-    def parts(self, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The batch of each pass, as equal as can be."""
-        whole = (token_ids, attention_mask, targets)
+    def parts(self, *whole: Tensor) -> list[tuple[Tensor, ...]]:
+        """The batch (N, ...) of each pass, as equal as can be."""
         return list(zip(*(tensor.tensor_split(self.passes) for tensor in whole), strict=True))
 
     def run(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Results of a task for each pass."""
-        with helped() if self.helper else nullcontext():
-            return side_by_side(tasks, self.lanes, self.threads)
+        """Results of a task for each pass, in their order; all have ended when it returns or raises.
+
+        Raises:
+            Exception: what a task raised; the caller's own lane goes first if there are many.
+        """
+        setting = torch.get_num_threads()
+        there = {number: _lane(os.getpid()).submit(self._run, tasks[number]) for number in self._elsewhere(tasks)}
+        try:
+            here = {number: self._run(task) for number, task in enumerate(tasks) if number not in there}
+        finally:
+            wait(there.values())
+            torch.set_num_threads(setting)  # the caller's, and what threads begin with that are started from here on
+        return [there[number].result() if number in there else here[number] for number in range(len(tasks))]
+
+    def _elsewhere(self, tasks: Sequence[Any]) -> range:
+        """The tasks that are not the caller's own; a pass is always on the same lane."""
+        return range(1, len(tasks), 2) if self.lanes > 1 else range(0)
+
+    def _run(self, task: Callable[[], Result]) -> Result:
+        torch.set_num_threads(self.threads)
+        return task()
 
 
-def _start(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> SplitForward:
+@cache
+def _lane(process: int) -> ThreadPoolExecutor:
+    """The second lane of a process; a forked child has none of its parent's threads, and makes its own."""
+    return ThreadPoolExecutor(1, "wdmoe-lane")
+
+
+def _start(
+    model: SplitModel,
+    runner: ExpertRunner | None,
+    token_ids: Tensor,
+    attention_mask: Tensor,
+    targets: Tensor,
+    sequences: Tensor,
+) -> SplitForward:
     """A pass, paused at its first block, that is scored where it ends."""
     read_out = partial(score_tokens, targets=targets, layer=model.output_layer)
-    return model.forward(token_ids, attention_mask, read_out, inference=True)
+    service = Service(runner, tuple(sequences.tolist()))
+    return model.forward(token_ids, attention_mask, read_out, inference=True, service=service)
 
 
 def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:

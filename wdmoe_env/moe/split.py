@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,16 +19,24 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from greenlet import error as greenlet_error
 from torch import Tensor
 
-from wdmoe_env.moe.experts import ExpertRunner, expert_widths, run_experts
-from wdmoe_env.moe.hook import BlockInput, Policy, install_hook, policy_of_context, under
-from wdmoe_env.moe.modes import neutral_modes
-from wdmoe_env.moe.packing import pack_linear_layers
+from wdmoe_env.moe.experts import ExpertFunction, expert_widths, order_weights
+from wdmoe_env.moe.hook import (
+    BlockInput,
+    Policy,
+    install_hook,
+    policy_of_context,
+    service_of_context,
+    under,
+    without_experts,
+)
+from wdmoe_env.moe.runner import ExpertRunner, LocalRunner, Service
 from wdmoe_env.moe.token_scores import output_layer
 
-__all__ = ["BlockInput", "SplitForward", "SplitModel"]
+__all__ = ["BlockInput", "SplitForward", "SplitModel", "neutral_modes"]
 
 _PROBE_TOKENS = 16
 _PENDING = object()
+_NEUTRAL_ALREADY: AbstractContextManager[None] = nullcontext()
 _Modes = Callable[[], AbstractContextManager[Any]]
 _orphans: list[tuple[greenlet, _Modes, int]] = []
 
@@ -41,12 +49,14 @@ class SplitModel:
     Args:
         model: a causal language model whose experts transformers' experts registry serves.
         tokenizer: anything with ``encode(text) -> list[int]``.
-        runner: who runs the experts; the local ones by default.
+        runner: runs the experts of a pass that names no other; the model's own by default. A function with the
+            signature of ``run_experts`` is short for a ``LocalRunner`` of it.
         rebuild: function and arguments that load the same model again, for pickling.
 
     Attributes:
         model: the transformers model.
         tokenizer: as given.
+        runner: as given, open.
         experts: the experts module of each block, in order.
         output_layer: makes the logits of the last hidden states; ``None`` where it is not that layer alone.
         num_blocks: number of MoE blocks, not of layers.
@@ -67,11 +77,12 @@ class SplitModel:
         self,
         model: Any,
         tokenizer: Any = None,
-        runner: ExpertRunner = run_experts,
+        runner: ExpertRunner | ExpertFunction | None = None,
         rebuild: tuple[Callable[..., SplitModel], tuple[Any, ...]] | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.runner = _runner(runner)
         self._rebuild = rebuild
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
@@ -83,12 +94,14 @@ class SplitModel:
         length = min(_PROBE_TOKENS, self.context_length, self.vocabulary_size)
         probe = torch.linspace(0, self.vocabulary_size - 1, length, device=self.device).long()[None]
         with neutral_modes(self.device.type):
-            self.experts, self.top_k = install_hook(model, runner, probe)
-            pack_linear_layers(model)
-            self.output_layer = output_layer(model, probe)
+            self.experts, self.top_k = install_hook(model, self.runner, probe)
+            with without_experts():
+                self.output_layer = output_layer(model, probe)
         self.num_blocks = len(self.experts)
         self.num_experts = int(self.experts[0].num_experts)
         self.hidden_size, self.intermediate_size = expert_widths(self.experts[0])
+        order_weights(model, self.experts)
+        self.runner.open(self)
 
     def forward(
         self,
@@ -96,6 +109,7 @@ class SplitModel:
         attention_mask: Tensor | None = None,
         read_out: Callable[[Any], Any] | None = None,
         inference: bool = False,
+        service: Service | None = None,
     ) -> SplitForward:
         """Start a forward pass and stop at its first block.
 
@@ -104,22 +118,26 @@ class SplitModel:
             attention_mask: (N, J), 0 at padding; ``None`` means no padding.
             read_out: gets rows as of ``own_rows`` and returns the ``result``; the model's output is it by default.
             inference: run in torch's inference mode, which is faster; a learner's graph cannot use the tensors then.
+            service: who runs the experts, for whom, and where it is kept what was not served; ``None`` is the model's
+                own runner, for N episodes numbered from 0.
 
         Raises:
             ValueError: wrong shapes, types or token ids, or more tokens than the model's context.
         """
         inputs = self._inputs(token_ids, attention_mask)
+        service = service or Service(None, tuple(range(len(token_ids))))
         if read_out is None:
-            return SplitForward(self.model, lambda model: model(**inputs), inference)
-        return SplitForward(self.model, lambda _: read_out(self._rows(inputs)), inference)
+            return SplitForward(self.model, lambda model: model(**inputs), inference, service)
+        return SplitForward(self.model, lambda _: read_out(self._rows(inputs)), inference, service)
 
-    def run(self, function: Callable[[Any], Any]) -> SplitForward:
+    def run(self, function: Callable[[Any], Any], service: Service | None = None) -> SplitForward:
         """Start any use of the model, such as ``lambda model: model.generate(...)``, and stop at its first block.
 
         Args:
             function: gets the transformers model; what it returns is the ``result``. It runs without gradients.
+            service: who runs the experts, and for whom; ``None`` is the model's own runner, for no episode.
         """
-        return SplitForward(self.model, function)
+        return SplitForward(self.model, function, service=service)
 
     def own_logits(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (N, J, V) with the model's own routing, without stopping.
@@ -195,17 +213,22 @@ class SplitForward:
         model: a transformers model with the hook installed.
         function: what to run; it holds no reference to this object.
         inference: whether to run it in inference mode.
+        service: who runs the experts, and for whom; ``None`` is the model's own runner, for no episode.
 
     Attributes:
         block: where it is paused; ``None`` when it has finished, failed or was closed.
+        service: as given.
     """
 
-    def __init__(self, model: Any, function: Callable[[Any], Any], inference: bool = False) -> None:
+    def __init__(
+        self, model: Any, function: Callable[[Any], Any], inference: bool = False, service: Service | None = None
+    ) -> None:
         self.block: BlockInput | None = None
+        self.service = service
         self._result: Any = _PENDING
         self._modes = partial(neutral_modes, model.device.type, inference)
         self._thread = threading.get_ident()
-        self._greenlet = greenlet(partial(_run, model, function, self._modes, inference))
+        self._greenlet = greenlet(partial(_run, model, function, self._modes, inference, service))
         _this.passes.add(self)
         # A finalizer rather than __del__, which may come too late at the end of the process.
         self._finalize = weakref.finalize(self, _end, self._greenlet, self._modes, self._thread)
@@ -268,9 +291,10 @@ class SplitForward:
         raise TypeError("a paused forward pass cannot be pickled or copied; start it again and replay the selections")
 
 
-def _run(model: Any, function: Callable[[Any], Any], modes: _Modes, inference: bool) -> Any:
+def _run(model: Any, function: Callable[[Any], Any], modes: _Modes, inference: bool, service: Service | None) -> Any:
     """Body of the greenlet. It must not refer to the ``SplitForward``, or neither would ever be freed."""
     policy_of_context.set(partial(_pause, modes, inference))
+    service_of_context.set(service)
     return function(model)
 
 
@@ -341,6 +365,48 @@ def _end_all(passes: weakref.WeakSet[SplitForward]) -> None:
 
 
 _this = _Thread()
+
+
+def _runner(runner: ExpertRunner | ExpertFunction | None) -> ExpertRunner:
+    if runner is None:
+        return LocalRunner()
+    return runner if isinstance(runner, ExpertRunner) else LocalRunner(runner)
+
+
+def neutral_modes(device_type: str, inference: bool = False) -> AbstractContextManager[Any]:
+    """A context without gradients and autocast, in inference mode or not; the former modes come back after it.
+
+    These modes belong to the thread, and a greenlet switch does not exchange them. Where both sides of every
+    switch are in this context, neither sees the other's modes: a learner's ``backward`` works while a forward
+    pass is paused, and a learner's autocast does not reach the model.
+
+    Args:
+        device_type: of the model, ``"cpu"`` or ``"cuda"``.
+        inference: whether in inference mode, which is faster; a learner's graph cannot use what is made there.
+    """
+    if torch.is_autocast_enabled(device_type):
+        return _without_autocast(device_type, inference)
+    if torch.is_inference_mode_enabled() != inference:
+        return torch.inference_mode() if inference else _OutsideInference()
+    return torch.no_grad() if torch.is_grad_enabled() else _NEUTRAL_ALREADY
+
+
+class _OutsideInference(torch.inference_mode):
+    """No inference mode, and no gradients either, which leaving it alone would turn on."""
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        torch.set_grad_enabled(False)  # the former mode comes back with the inference mode
+
+
+@contextmanager
+def _without_autocast(device_type: str, inference: bool) -> Iterator[None]:
+    # Without the cache, or the other side's autocast would go on using casts of weights that have changed.
+    with torch.autocast(device_type, enabled=False, cache_enabled=False), neutral_modes(device_type, inference):
+        yield
 
 
 def _describe(value: Any) -> str:

@@ -7,7 +7,6 @@ while they are in a core's cache. A model that does more, such as a soft cap, ha
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-
-from wdmoe_env.moe.helper import share, workers
 
 LOGITS_AT_ONCE = 2**17  # 512 KiB, which stay in a core's cache from one use to the next
 ROWS_AT_ONCE = 32  # at least, however wide: the weights of the output layer are read for each part
@@ -48,9 +45,7 @@ def score_tokens(rows: Tensor, targets: Tensor, layer: nn.Linear | None = None) 
         targets: (n, J) int64, the token that follows each.
         layer: the output layer.
     """
-    flat = rows.flatten(0, 1), targets.flatten()
-    parts = zip(*(tensor.tensor_split(workers()) for tensor in flat), strict=True)
-    both = torch.cat(share([partial(_score_rows, layer, *part) for part in parts]), dim=1)
+    both = _score_rows(layer, rows.flatten(0, 1), targets.flatten())
     nll, correct = both.view(2, *targets.shape).cpu().numpy()
     return nll.astype(np.float64), correct > 0
 

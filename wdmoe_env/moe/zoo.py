@@ -25,6 +25,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from wdmoe_env.moe.blank import auto_class, no_model, read_config, reason_of
 from wdmoe_env.moe.checkpoint import INDEX, WEIGHTS, check_tensors
+from wdmoe_env.moe.patches import served_experts
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.optional import optional
 
@@ -37,7 +38,11 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32,
 
 
 def load_model(
-    name: str, device: str = "cpu", dtype: str = "float32", device_map: str | Mapping[str, int | str] | None = None
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    device_map: str | Mapping[str, int | str] | None = None,
+    experts: str = "local",
 ) -> SplitModel:
     """Load a split model, once per process for each set of arguments.
 
@@ -46,12 +51,16 @@ def load_model(
         device: as torch names it, such as ``"cpu"`` or ``"cuda:0"``.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         device_map: in place of ``device``, as transformers takes it: ``"auto"``, or module names to devices.
+        experts: ``"local"`` keeps the weights of the experts; ``"meta"`` lets go of them once they are read, so
+            that they run only under a runner that holds some.
 
     Raises:
         FileNotFoundError: no such folder.
         ImportError: a ``device_map`` without accelerate.
         ValueError: an unknown name, a model that cannot be read, or one that cannot be split.
     """
+    if experts not in ("local", "meta"):
+        raise ValueError(f"experts must be 'local' or 'meta', got {experts!r}")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     try:
@@ -61,7 +70,7 @@ def load_model(
     places = tuple(sorted(device_map.items())) if isinstance(device_map, Mapping) else device_map
     if places is not None:
         _check_device_map(name, device)
-    return _load(name if name in KNOWN_MODELS else _source(name), str(torch.device(device)), dtype, places)
+    return _load(name if name in KNOWN_MODELS else _source(name), str(torch.device(device)), dtype, places, experts)
 
 
 def read_tokenizer(name: str) -> None:
@@ -112,19 +121,30 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 @cache
-def _load(source: str, device: str, dtype: str, places: str | tuple[tuple[str, int | str], ...] | None) -> SplitModel:
+def _load(
+    source: str, device: str, dtype: str, places: str | tuple[tuple[str, int | str], ...] | None, experts: str
+) -> SplitModel:
     device_map = dict(places) if isinstance(places, tuple) else places
-    rebuild = (load_model, (source, device, dtype, device_map))
-    if source == "micro":
-        return SplitModel(_micro().to(device, _DTYPES[dtype]), _tokenizer(str(_TINY)), rebuild=rebuild)
-    path = str(_TINY) if source == "tiny" else source
-    model = _pretrained(path, _DTYPES[dtype], device_map)
+    rebuild = (load_model, (source, device, dtype, device_map, experts))
+    path = str(_TINY) if source in KNOWN_MODELS else source
+    model = _micro().to(_DTYPES[dtype]) if source == "micro" else _pretrained(path, _DTYPES[dtype], device_map)
+    if experts == "meta":
+        for module in served_experts(model).values():
+            module.to("meta")
     if device_map is None:
-        model = model.to(device)
+        model = _to(model, device)
     try:
         return SplitModel(model, _tokenizer(path), rebuild=rebuild)
     except ValueError as error:
         raise ValueError(f"cannot split the model {source}: {error}") from error
+
+
+def _to(model: Any, device: str) -> Any:
+    """The model on a device, but for what has no weights."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_meta:
+            tensor.data = tensor.data.to(device)
+    return model
 
 
 def _pretrained(path: str, dtype: torch.dtype, device_map: Any) -> Any:

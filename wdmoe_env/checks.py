@@ -81,6 +81,16 @@ def is_tuple_of(value: object, kind: type) -> bool:
 def check_numbers(name: str, values: object, count: int, at_least: float, at_most: float) -> tuple[float, ...]:
     """Refuse all but a tuple, a list or an array of ``count`` numbers within the bounds.
 
+    Args:
+        name: of the setting, for the message.
+        values: what came.
+        count: of numbers.
+        at_least: inclusive lower bound.
+        at_most: inclusive upper bound.
+
+    Returns:
+        The numbers as Python's own.
+
     Raises:
         ValueError: it is anything else.
     """
@@ -92,6 +102,15 @@ def check_numbers(name: str, values: object, count: int, at_least: float, at_mos
 
 def check_integer(name: str, value: object, at_least: int, at_most: float = math.inf) -> int:
     """Refuse all but a whole number within the bounds.
+
+    Args:
+        name: of the setting, for the message.
+        value: what came.
+        at_least: inclusive lower bound.
+        at_most: inclusive upper bound.
+
+    Returns:
+        The number as Python's own.
 
     Raises:
         ValueError: it is anything else, a ``bool`` included.
@@ -179,15 +198,18 @@ def real_array(name: str, value: Any) -> NDArray[np.float64]:
 
     Args:
         name: for the message.
-        value: what came.
+        value: what came, (...).
+
+    Returns:
+        (...) float64.
 
     Raises:
         TypeError: it is masked, or holds no real numbers, such as complex ones or objects.
         ValueError: its rows differ in length.
     """
-    if type(value) is np.ndarray and value.dtype is FLOAT64:
-        return value
-    array = plain_array(name, value)
+    array = value if type(value) is np.ndarray else plain_array(name, value)
+    if array.dtype is FLOAT64:
+        return array
     if array.dtype.kind not in REAL_KINDS:
         kind = f"an array of dtype {array.dtype}" if array.ndim else f"a value of type {type(value).__name__}"
         raise TypeError(f"{name} must hold real numbers, got {kind}")
@@ -196,7 +218,7 @@ def real_array(name: str, value: Any) -> NDArray[np.float64]:
 
 
 def plain_array(name: str, value: Any) -> NDArray[Any]:
-    """An array, or nested lists, as an array of whatever kind it is.
+    """An array, or nested lists, as an array (...) of whatever kind it is.
 
     Raises:
         TypeError: it is masked, and what is masked would be read as if it were not.

@@ -100,7 +100,7 @@ def check_selection(links: BlockLinks, weights: Any, *masks: tuple[str, Any]) ->
         *masks: names, and boolean arrays (N, J, E).
 
     Returns:
-        The weights as float64, and the masks as arrays.
+        The weights (N, J, E) as float64, and the masks as arrays (N, J, E).
 
     Raises:
         TypeError: a mask is not boolean, or the weights are no real numbers.

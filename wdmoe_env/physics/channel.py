@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wdmoe_env.checks import real_array, shown
+from wdmoe_env.checks import FLOAT64, real_array, shown
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import DOWNLINK, UPLINK, Float, carrier_to_noise_hz
@@ -64,39 +64,32 @@ class Channel:
             ValueError: the source gave gains of another shape, gains that are not finite or not above 0, negative
                 distances, or gains that lead to a signal-to-noise ratio which no radio has.
         """
-        gains = self._checked(self.source.sample(generators), len(generators))
+        gains = self._of_episodes(self.source.sample(generators), len(generators))
+        snr = self._full_band_snr(gains)
+        # Gains that are 0, negative, infinite or NaN lead out of the range too.
+        low, high = snr.min(initial=math.inf), snr.max(initial=0.0)
+        if not (low >= LEAST_SNR and high <= MOST_SNR):
+            raise ValueError(self._what_is_wrong(gains, low, high))
         return ChannelTrace(
-            gain=gains.gain,
-            uplink_gain=gains.uplink_gain,
-            distance_m=gains.distance_m,
-            full_band_snr=self._full_band_snr(gains),
+            gain=gains.gain, uplink_gain=gains.uplink_gain, distance_m=gains.distance_m, full_band_snr=snr
         )
 
-    def _checked(self, gains: Gains, count: int) -> Gains:
-        """What a source gave, in float64, where both directions are gains of N episodes."""
+    def _of_episodes(self, gains: Gains, count: int) -> Gains:
+        """What a source gave, as float64, where it is of N episodes."""
         if not isinstance(gains, Gains):
             raise TypeError(f"expected Gains from {self._name}, got {shown(gains)}")
-        gain = self._positive("gains", gains.gain, count)
+        shape = (self.num_blocks, count, self.devices.count)
+        gain = self._array("gains", gains.gain, shape)
         same = gains.uplink_gain is gains.gain
-        uplink_gain = gain if same else self._positive("uplink gains", gains.uplink_gain, count)
-        distance_m = self._of_episodes("distances", gains.distance_m, count)
+        uplink_gain = gain if same else self._array("uplink gains", gains.uplink_gain, shape)
+        distance_m = self._array("distances", gains.distance_m, shape)
         if (distance_m < 0.0).any():  # NaN stands for one that is not known
             raise ValueError(f"expected distances of at least 0 or NaN from {self._name}, got {distance_m.min():g}")
         return Gains(gain, uplink_gain, distance_m)
 
-    def _positive(self, name: str, value: Float, count: int) -> Float:
-        value = self._of_episodes(name, value, count)
-        low, high = value.min(initial=math.inf), value.max(initial=0.0)
-        if not (low > 0.0 and high < math.inf):  # a NaN fails both
-            fine = (value > 0.0) & (value < math.inf)
-            block, episode, device = np.argwhere(~fine)[0]
-            came = f"{value[block, episode, device]:g} for device {device} in block {block}"
-            raise ValueError(f"expected finite {name} above 0 from {self._name}, got {came}")
-        return value
-
-    def _of_episodes(self, name: str, value: Float, count: int) -> Float:
-        shape = (self.num_blocks, count, self.devices.count)
-        value = real_array(f"{name} from {self._name}", value)
+    def _array(self, name: str, value: Float, shape: tuple[int, ...]) -> Float:
+        if type(value) is not np.ndarray or value.dtype is not FLOAT64:  # to make the name takes longer than to look
+            value = real_array(f"{name} from {self._name}", value)
         if value.shape != shape:
             raise ValueError(f"expected {name} of shape {shape} from {self._name}, got {value.shape}")
         return value
@@ -108,20 +101,24 @@ class Channel:
     def _full_band_snr(self, gains: Gains) -> Float:
         """Return gamma / B (I, N, 2, U) with the base station's power down and the device's up."""
         radio, links = self.channel, np.empty((*gains.gain.shape[:-1], 2, gains.gain.shape[-1]))
+        down, up = radio.base_station_power_w, radio.device_power_w
         with np.errstate(over="ignore"):
-            links[..., DOWNLINK, :] = carrier_to_noise_hz(
-                gains.gain, radio.base_station_power_w, radio.noise_dbm_per_hz
-            )
-            links[..., UPLINK, :] = carrier_to_noise_hz(gains.uplink_gain, radio.device_power_w, radio.noise_dbm_per_hz)
-            snr = links / radio.bandwidth_hz
-        low, high = snr.min(initial=math.inf), snr.max(initial=0.0)
-        if low < LEAST_SNR or high > MOST_SNR:
-            raise ValueError(
-                f"expected a signal-to-noise ratio from {LEAST_SNR:g} to {MOST_SNR:g} over the whole band, got "
-                f"{low:g} to {high:g}: the gains from {self._name} do not fit the channel's powers, noise and "
-                "bandwidth"
-            )
-        return snr
+            links[..., DOWNLINK, :] = carrier_to_noise_hz(gains.gain, down, radio.noise_dbm_per_hz)
+            links[..., UPLINK, :] = carrier_to_noise_hz(gains.uplink_gain, up, radio.noise_dbm_per_hz)
+            return links / radio.bandwidth_hz
+
+    def _what_is_wrong(self, gains: Gains, low: float, high: float) -> str:
+        """Why the signal-to-noise ratio, from ``low`` to ``high``, is out of its range."""
+        for name, value in (("gains", gains.gain), ("uplink gains", gains.uplink_gain)):
+            wrong = np.argwhere(~((value > 0.0) & (value < math.inf)))
+            if len(wrong):
+                block, _, device = wrong[0]
+                came = f"{value[tuple(wrong[0])]:g} for device {device} in block {block}"
+                return f"expected finite {name} above 0 from {self._name}, got {came}"
+        return (
+            f"expected a signal-to-noise ratio from {LEAST_SNR:g} to {MOST_SNR:g} over the whole band, got {low:g} to "
+            f"{high:g}: the gains from {self._name} do not fit the channel's powers, noise and bandwidth"
+        )
 
 
 def check_channel(channel: ChannelConfig, devices: DeviceConfig) -> None:

@@ -422,14 +422,18 @@ def test_ctrl_c_is_one_line_and_nothing_half_done(here):
     process = subprocess.Popen(
         [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
     )
-    seen = ""
-    while "vanilla" not in seen:  # the bar: episodes are running
-        character = process.stderr.read(1)
-        assert character, seen
-        seen += character
-    assert (here / "deep" / "run").is_dir()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        seen = ""
+        while "vanilla" not in seen:  # the bar: episodes are running
+            character = process.stderr.read(1)
+            assert character, seen
+            seen += character
+        assert (here / "deep" / "run").is_dir()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)  # long, for a machine at work
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "python -m eval: interrupted; what was not complete is not written"

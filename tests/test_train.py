@@ -697,13 +697,17 @@ def test_ctrl_c_is_one_line_and_leaves_a_checkpoint_or_none(tmp_path, checkpoint
         cwd=ROOT,
         env=environment,
     )
-    seen = ""
-    while "_loss=" not in seen:  # the bar's first figures: some updates are over
-        character = process.stderr.read(1)
-        assert character, seen
-        seen += character
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        seen = ""
+        while "_loss=" not in seen:  # the bar's first figures: some updates are over
+            character = process.stderr.read(1)
+            assert character, seen
+            seen += character
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)  # long, for a machine at work
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err

@@ -31,7 +31,7 @@ def rows(settings: Settings) -> list[Row]:
     paper = make_policy("wdmoe:0.9", env)
 
     def with_slsqp() -> None:
-        with patch("wdmoe_env.optimize.joint.solve_min_max", slsqp_bandwidth):
+        with patch("wdmoe_env.optimize.problem.solve_min_max", slsqp_bandwidth):
             paper.predict(observation)
 
     taken = in_turn(timed | {PAPERS: clocked(with_slsqp)}, settings.seconds(10.0))

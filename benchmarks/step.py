@@ -35,9 +35,9 @@ PARTS = {
         (Channel, "sample"),
         (view.Radio, "of"),
         (simulator.Rollout, "_measure"),
-        (process, "device_load"),
+        (actions, "device_load"),
     ],
-    "solver": [(process, "min_max_bandwidth")],
+    "solver": [(actions, "min_max_bandwidth")],
     "codecs": [
         (actions.ActionCodec, "decode"),
         (actions, "repair_selection"),

@@ -351,10 +351,17 @@ def test_settings_are_read_whoever_saved_them(tmp_path, encoding):
     assert read_settings(path) == {"channel": {"fading": "none"}}
 
 
-@pytest.mark.parametrize("name", ["a\0b.json", "a\ud800.json", "a\nb.json"])
-def test_a_name_of_settings_that_no_file_has_is_one_sentence(tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a\0b.json", "expected a file of settings behind --config, but there is no a\\"),
+        ("a\ud800.json", "expected arguments in UTF-8, got 'a\\ud800.json'"),
+        ("a\nb.json", "expected a file of settings behind --config, but there is no a\\"),
+    ],
+)
+def test_a_name_of_settings_that_no_file_has_is_one_sentence(tmp_path, capsys, name, expected):
     sentence = refused(capsys, *SMALL, "--out", str(tmp_path / "out"), "--config", name)
-    assert "expected a file of settings behind --config, but there is no a\\" in sentence
+    assert expected in sentence
 
 
 def test_domains_and_transfer_are_not_of_the_suite(tmp_path, capsys):
@@ -411,10 +418,17 @@ def test_replay_reads_a_folder_whoever_saved_it(copied, capsys, encoding, delimi
     assert saved.config.environment.model == "micro"
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
-@pytest.mark.parametrize("flag", ["--replay", "--report"])
-def test_a_name_that_no_folder_has_is_one_sentence(capsys, flag, name):
-    assert "expected a results folder, but a\\" in refused(capsys, flag, name)
+@pytest.mark.parametrize(
+    ("flag", "name", "expected"),
+    [
+        ("--replay", "a\0b", "expected a results folder, but a\\"),
+        ("--report", "a\0b", "expected a path without the character NUL, got 'a\\x00b/report.html'"),
+        ("--replay", "a\ud800", "expected arguments in UTF-8, got 'a\\ud800'"),
+        ("--report", "a\ud800", "expected arguments in UTF-8, got 'a\\ud800'"),
+    ],
+)
+def test_a_name_that_no_folder_has_is_one_sentence(capsys, flag, name, expected):
+    assert expected in refused(capsys, flag, name)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ FLOORS = (
     "policies",
     "moe",
     "text",
+    "references",
     "episodes",
     "view",
     "simulator",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -15,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from lockstep_runs import exit_code_of_fork, run_to_the_end
 from moe_models import CONFIGS, random_model, random_tokens
 
 from benchmarks.timing import on_threads
@@ -102,21 +102,6 @@ def side_by_side(tasks, lanes, threads):
 
 def threads_of(count):
     return side_by_side([threading.get_ident] * count, lanes=2, threads=1)
-
-
-def run_to_the_end(model, batch):
-    passes = LockStep(model, *batch)
-    while passes.blocks:
-        passes.resume(None)
-    return passes.scores()
-
-
-def exit_code_of_fork(function, *args):
-    """Exit code of a forked child that calls a function, ``None`` if it has not ended within a minute."""
-    child = multiprocessing.get_context("fork").Process(target=function, args=args)
-    child.start()
-    child.join(timeout=60)
-    return child.exitcode
 
 
 def test_a_lane_is_always_the_same_thread(two_threads):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import rules
+from wdmoe_env.policies import rules
 from wdmoe_env.config import CHANNEL_RANGES, ChannelConfig, DeploymentConfig, DeviceConfig, Fading, PathLoss
 from wdmoe_env.observations import Block, Sizes, decode_observation, encode_observation, observation_space
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth

@@ -97,6 +97,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `wlr`, `wlr_device`   | ()        | step | equation (8) in its block and device form           | 1/ms |
     | `gate_weight_kept`    | ()        | step | gate weight served over that of the own routing     | -    |
     | `repaired_tokens`     | ()        | step | tokens that the action left without an expert       | -    |
+    | `unserved_pairs`      | ()        | step | selected, not served; with a runner of one's own    | -    |
     | `reward_terms`        | dict      | step | the terms of the reward                             | -    |
     | `latency_ms`          | ()        | last | sum of t over the blocks                            | ms   |
     | `nll`, `reference_nll`| ()        | last | NLL per token: of this episode, of the own routing  | nats |

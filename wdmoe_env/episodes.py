@@ -19,6 +19,7 @@ from wdmoe_env.moe.lockstep import own_scores
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model, read_tokenizer
 from wdmoe_env.physics.latency import Float
+from wdmoe_env.references import shipped_references
 from wdmoe_env.text.suite import SuiteWindows, load_suite, suite_windows
 from wdmoe_env.text.windows import TokenWindows, load_documents, token_windows
 
@@ -29,12 +30,14 @@ class EpisodeSource:
     Args:
         model: the split model.
         windows: token windows made with its tokenizer.
+        reference_nll: (M,) mean NLL of the model's own routing on each window where it is known; else it is computed
+            when a window is first asked for.
     """
 
-    def __init__(self, model: SplitModel, windows: TokenWindows) -> None:
+    def __init__(self, model: SplitModel, windows: TokenWindows, reference_nll: Float | None = None) -> None:
         self.model = model
         self.windows = windows
-        self._reference_nll = np.full(len(windows), np.nan)
+        self._reference_nll = np.full(len(windows), np.nan) if reference_nll is None else reference_nll
 
     def tokens(self, index: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token ids, mask and targets, all (N, J), of windows (N,)."""
@@ -122,7 +125,7 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
     else:
         windows = load_suite_windows(model, num_tokens, split, device, dtype).windows
     check_tokens(split_model, windows.token_ids, windows.targets)
-    return EpisodeSource(split_model, windows)
+    return EpisodeSource(split_model, windows, shipped_references(model, device, dtype, windows))
 
 
 @lru_cache(maxsize=4)

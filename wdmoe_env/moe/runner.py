@@ -68,7 +68,7 @@ class ExpertAnswer:
 
 @runtime_checkable
 class ExpertRunner(Protocol):
-    """Runs the experts of a split model. One runner may be asked by several passes in turn."""
+    """Runs the experts of a split model. A large batch on the CPU asks it from two threads at once."""
 
     def open(self, model: Any) -> None:
         """Get ready.

@@ -14,7 +14,7 @@ import torch
 from conftest import MICRO
 from gymnasium.utils.env_checker import check_env
 
-from wdmoe_env import ENV_IDS, actions
+from wdmoe_env import ENV_IDS
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.text.windows import load_documents
@@ -338,7 +338,7 @@ def test_a_step_that_fails_before_its_block_has_run_leaves_the_episode_as_it_was
         one.reset(seed=0)
         one.step(actions[0])
     with monkeypatch.context() as patch:
-        patch.setattr(actions, "min_max_bandwidth", lambda *args: 1 / 0)
+        patch.setattr(wdmoe_actions, "min_max_bandwidth", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             env.step(actions[1])
     assert_same([env.step(action) for action in actions[1:]], [twin.step(action) for action in actions[1:]])

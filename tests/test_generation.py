@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from wdmoe_env.policies import make_policy
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.generation import REFUSED, TAKEN, check_settings, generate
 from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.policies import make_policy
 from wdmoe_env.scoring import Scorer
 
 CONFIG = EnvConfig(model="micro", num_tokens=64)

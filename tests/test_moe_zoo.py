@@ -386,7 +386,10 @@ def test_a_tensor_that_the_index_names_is_missing(sharded):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "[" * 100_000, '{"weight_map": 3}'])
 def test_an_index_that_is_none(sharded, content):
     (sharded[0] / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(ValueError, match=r"expected (JSON|a JSON object|a weight_map from tensors to names of files) in .*index\.json, got"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected (JSON|a JSON object|a weight_map .*) in .*index\.json, got",
+    ):
         load_model(str(sharded[0]))
 
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wdmoe_env.policies import rules
 from wdmoe_env.config import CHANNEL_RANGES, ChannelConfig, DeploymentConfig, DeviceConfig, Fading, PathLoss
 from wdmoe_env.observations import Block, Sizes, decode_observation, encode_observation, observation_space
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
@@ -17,6 +16,7 @@ from wdmoe_env.physics.channel import LEAST_SNR, MOST_SNR, Channel, check_channe
 from wdmoe_env.physics.compute import device_flops
 from wdmoe_env.physics.latency import block_latency_s, device_latency_s, device_load, equal_shares
 from wdmoe_env.physics.metric import wlr_device_per_ms
+from wdmoe_env.policies import rules
 from wdmoe_env.view import Radio
 
 BLOCKS, EPISODES, TOKENS = 2, 2, 4

@@ -86,7 +86,7 @@ class ActionPart(ABC):
 
     @abstractmethod
     def checked(self, name: str, value: Any, batch: tuple[int, ...]) -> NDArray[Any]:
-        """The part's value (*batch, *shape) out of what a ``dict`` action or a caller holds.
+        """The part's value (..., shape) out of what a ``dict`` action or a caller holds.
 
         Args:
             name: what a message calls it.
@@ -131,23 +131,36 @@ class ExpertsPart(ActionPart):
         self.space = spaces.MultiBinary(self.shape)
 
     def checked(self, name: str, value: Any, batch: tuple[int, ...]) -> Bool:
-        """See ``ActionPart.checked``."""
+        """See ``ActionPart.checked``.
+
+        Args:
+            name: what a message calls it.
+            value: what came.
+            batch: its leading axes.
+
+        Returns:
+            (..., J, E) the experts chosen.
+
+        Raises:
+            ValueError: another shape, or values other than 0 and 1.
+            TypeError: no real numbers.
+        """
         chosen = _checked(name, value, (*batch, *self.shape))
         if not ((chosen == 0) | (chosen == 1)).all():
             raise ValueError(f"expected {name} of 0 or 1, got other values")
         return chosen > 0
 
     def to_flat(self, value: NDArray[Any]) -> Float:
-        """See ``ActionPart.to_flat``."""
+        """Scores (..., J * E) of +-1 of a selection (..., J, E)."""
         return np.where(value, 1.0, -1.0).reshape(*value.shape[:-2], self.size)
 
     def from_flat(self, numbers: Float) -> Bool:
-        """See ``ActionPart.from_flat``."""
+        """Selection (..., J, E) of scores (..., J * E)."""
         return numbers.reshape(*numbers.shape[:-1], *self.shape) > 0
 
     @staticmethod
     def settle(plan: Plan, value: NDArray[Any] | None) -> Plan:
-        """See ``ActionPart.settle``."""
+        """The plan with the selection (N, J, E), mended, or the model's own choice where ``value`` is ``None``."""
         block = plan.block
         wanted = block.routed if value is None else value
         selection, repaired = repair_selection(wanted, block.gate_probs, block.token_mask)
@@ -171,7 +184,20 @@ class BandwidthPart(ActionPart):
         self.space = spaces.Box(0.0, 1.0, self.shape, dtype=np.float32)
 
     def checked(self, name: str, value: Any, batch: tuple[int, ...]) -> Float:
-        """See ``ActionPart.checked``."""
+        """See ``ActionPart.checked``.
+
+        Args:
+            name: what a message calls it.
+            value: what came.
+            batch: its leading axes.
+
+        Returns:
+            (..., U) the shares, scaled to a sum of 1.
+
+        Raises:
+            ValueError: another shape, a negative share, or no share at all.
+            TypeError: no real numbers.
+        """
         shares = _checked(name, value, (*batch, *self.shape))
         if (shares < 0).any():
             raise ValueError(f"expected {name} of at least 0, got {shares.min():g}")
@@ -184,13 +210,13 @@ class BandwidthPart(ActionPart):
         return shares / total
 
     def to_flat(self, value: NDArray[Any]) -> Float:
-        """See ``ActionPart.to_flat``. The largest share has the logit 1."""
+        """Logits (..., U) of shares (..., U); the largest share has the logit 1."""
         relative = value / value.max(axis=-1, keepdims=True)
         safe = np.where(relative > 0, relative, 1.0)
         return np.where(relative > 0, np.maximum(1.0 + np.log(safe) / LOGIT_SCALE, LEAST_LOGIT), -1.0)
 
     def from_flat(self, numbers: Float) -> Float:
-        """See ``ActionPart.from_flat``. All logits at -1 are equal shares."""
+        """Shares (..., U) of logits (..., U); all logits at -1 are equal shares."""
         weight = (numbers > -1.0) * np.exp(LOGIT_SCALE * np.minimum(numbers, 1.0))
         total = weight.sum(axis=-1, keepdims=True)
         if not total.all():
@@ -199,7 +225,7 @@ class BandwidthPart(ActionPart):
 
     @staticmethod
     def settle(plan: Plan, value: NDArray[Any] | None) -> Plan:
-        """See ``ActionPart.settle``."""
+        """The plan with the shares (N, U), raised to the least one, or solved where ``value`` is ``None``."""
         if value is None:
             return replace(plan, shares=min_max_bandwidth(plan.block.links, plan.load, plan.min_share).shares)
         return replace(plan, shares=enforce_min_share(value, plan.load.tokens > 0, plan.min_share))
@@ -221,9 +247,7 @@ def rows_of(decided: Decided, index: NDArray[np.int64]) -> dict[str, NDArray[Any
     return {name: value[index] for name, value in decided.items()}
 
 
-def settled_plan(
-    block: Block, decided: Decided, min_share: float, parts: Sequence[type[ActionPart]] = PARTS
-) -> Plan:
+def settled_plan(block: Block, decided: Decided, min_share: float, parts: Sequence[type[ActionPart]] = PARTS) -> Plan:
     """What will run in a block (N episodes): each part as decided and mended, or by the environment's own rule.
 
     Args:
@@ -292,7 +316,7 @@ class ActionCodec:
         return self._coder.encode(values)
 
     def decode(self, action: Any, batch: tuple[int, ...] = ()) -> dict[str, NDArray[Any]]:
-        """What an action decides: the value (*batch, ...) of each part that it holds, by name.
+        """What an action decides: the value (..., shape) of each part that it holds, by name.
 
         Args:
             action: an action of this codec's type.
@@ -305,11 +329,11 @@ class ActionCodec:
         return self._coder.decode(action, batch)
 
     def decode_one(self, action: Any) -> dict[str, NDArray[Any]]:
-        """What an action without leading axes decides, as a batch of one; see ``decode``."""
+        """What an action without leading axes decides, as a batch of one: values (1, ...); see ``decode``."""
         return {name: value[None] for name, value in self.decode(action).items()}
 
     def arguments(self, decided: Decided) -> dict[str, NDArray[Any]]:
-        """What ``encode`` takes, out of what ``decode`` gave, by the names of its arguments."""
+        """What ``encode`` takes, out of the values (N, ...) that ``decode`` gave, by the names of its arguments."""
         return {part.argument: decided[part.name] for part in self.parts}
 
     def batch_of(self, action: Any) -> tuple[int, ...]:

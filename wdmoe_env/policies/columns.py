@@ -91,7 +91,7 @@ def work_ms(pairs: Pairs, own: Draft) -> Float:
 
 
 def log_ratio(above: Any, below: Any) -> Float:
-    """Logarithm of a ratio, bounded."""
+    """Bounded logarithm (M, ...) of the ratio of two arrays of one shape (M, ...), or of an array and a number."""
     return np.clip(np.log(np.maximum(above, TINY) / np.maximum(below, TINY)), -LARGEST_LOG, LARGEST_LOG)
 
 

@@ -239,7 +239,11 @@ class TokenSharedNetwork(nn.Module):
 
 
 def check_outputs(values: Tensor, name: str) -> Tensor:
-    """Values that a network hands out, as they are.
+    """Values (N, ...) that a network hands out, as they are.
+
+    Args:
+        values: (N, ...) what to check.
+        name: what a message calls them.
 
     Raises:
         ValueError: one of them is not finite: finite weights can overflow too.

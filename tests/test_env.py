@@ -15,6 +15,7 @@ from conftest import MICRO
 from gymnasium.utils.env_checker import check_env
 
 from wdmoe_env import ENV_IDS
+from wdmoe_env import actions as wdmoe_actions
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.physics import latency, metric
 from wdmoe_env.text.windows import load_documents

@@ -26,7 +26,7 @@ FLOORS = (
     "optimize",
     "observations",
     "actions",
-    "rewards",
+    "metrics",
     "policies",
     "moe",
     "text",

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.drops import BLOCK_LATENCY, DROPPED, GROUPINGS, OUTSIDE, PAIRS
-from eval.plan import REFERENCE
 from eval.results import EpisodeResults
 from eval.summary import Summary
+from wdmoe_env.evaluation import REFERENCE
 
 
 def breakdowns(results: EpisodeResults) -> list[Summary]:

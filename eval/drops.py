@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.results import Measurements
+from wdmoe_env.evaluation import Measurements
 from wdmoe_env.physics.metric import gate_weights
 
 Counts = NDArray[np.int64]

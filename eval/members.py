@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.names import short_names
 from wdmoe_env.policies import policy_names
-from wdmoe_env.policies.registry import weights_file
+from wdmoe_env.policies.registry import policy_card
 
 # What trained a policy whose card, of before families, does not say.
 DEFAULT_FAMILY = "ppo"
@@ -66,25 +66,6 @@ class Setting:
         if not self.setting:
             return self.family
         return f"{self.family} {self.setting}" if self.learned else f"{self.family}:{self.setting}"
-
-
-def policy_card(policy: str) -> dict[str, Any] | None:
-    """The card of a learned policy, ``None`` for a rule and where there is no file.
-
-    Raises:
-        ValueError: the file is not the JSON of a policy.
-    """
-    from wdmoe_env.policies.policy_file import read_card  # only here: torch takes seconds to import
-
-    file = weights_file(policy)
-    card = file.with_suffix(".json") if file and file.name else None
-    return read_card(card) if card and card.is_file() else None
-
-
-def reads_hidden_states(policy: str) -> bool:
-    """Whether a policy's card says that it reads hidden states."""
-    size = (policy_card(policy) or {}).get("hidden_size", 0)
-    return isinstance(size, int) and size > 0
 
 
 def member(policy: str) -> Member:

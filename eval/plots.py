@@ -19,9 +19,9 @@ from eval.fronts import family_fronts
 from eval.labels import place_labels
 from eval.names import point_label
 from eval.placing import sampled
-from eval.plan import REFERENCE
 from eval.statistics import Float
 from eval.summary import Summary
+from wdmoe_env.evaluation import REFERENCE
 
 # Added NLL up to here is drawn linearly and beyond it by its logarithm, so that the worst policies fit too.
 LINEAR_UP_TO = 0.02

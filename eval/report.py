@@ -6,9 +6,9 @@ import json
 
 from eval.leaderboard import leaderboard_table, matched_table
 from eval.names import short_names
-from eval.plan import REFERENCE
 from eval.summary import Summary
 from eval.tables import Table, aligned, cell, indented, markdown, plain
+from wdmoe_env.evaluation import REFERENCE
 
 NOTES = """\
 Every policy ran the same episodes: the same windows of text, devices, shadowing and fading. In brackets stand 95 %

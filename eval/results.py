@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from numpy.typing import NDArray
+from typing import ClassVar
 
 from eval.members import Member
-from eval.plan import Episodes, RunConfig
+from eval.plan import RunConfig
 from eval.tables import csv_text
+from wdmoe_env.evaluation import Episodes, Measurements
 
 WALL_CLOCK = frozenset({"decision_ms"})
 """What is not equal again when an evaluation is replayed."""
-
-Measurements = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +66,7 @@ class EpisodeResults(Results):
     Attributes:
         episodes: what every policy ran.
         domains: n names, the kind of text of each episode.
-        measurements: for each policy the metrics, each (n,):
-
-            - ``latency_ms``: sum over blocks of equation (7), ms;
-            - ``wlr``: mean over blocks of equation (8) in its block form, 1/ms;
-            - ``nll``: nats per token;
-            - ``added_nll``: that minus the NLL of ``vanilla`` on the same episode;
-            - ``next_token_accuracy``: share of tokens whose most probable successor was right;
-            - ``gate_weight_kept``: mean over blocks of the gate weight served over that of the own routing;
-            - ``repaired_tokens``: sum over blocks of tokens that were left without an expert;
-            - ``decision_ms``: wall time of ``predict`` per block and episode, ms; a batch shares its time evenly.
+        measurements: for each policy the metrics of ``wdmoe_env.evaluate``, each (n,), and what ``eval.drops`` counts.
     """
 
     UNIT = ("episode", "window", "domain", "seed")

@@ -7,11 +7,11 @@ from dataclasses import asdict
 import numpy as np
 
 from eval.members import Setting, settings_of
-from eval.plan import REFERENCE
 from eval.resamples import SeededBootstrap
 from eval.results import Results
 from eval.statistics import Float, Interval, interval_of
 from eval.summary import Summary
+from wdmoe_env.evaluation import REFERENCE
 
 # The analytical optimizer, which a learned policy's WLR is compared with at its best threshold.
 OPTIMIZER = "wdmoe"

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.members import Setting
-from eval.plan import REFERENCE
 from eval.statistics import PairedBootstrap, mcnemar_p
 from eval.study import Study, described
 from eval.suite import SuiteResults
 from eval.summary import Summary
+from wdmoe_env.evaluation import REFERENCE
 
 GROUPINGS = ("format", "domain")
 

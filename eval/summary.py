@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.plan import REFERENCE
-from eval.results import WALL_CLOCK, EpisodeResults, Measurements
+from eval.results import WALL_CLOCK, EpisodeResults
 from eval.statistics import Float, Interval, PairedBootstrap
+from wdmoe_env.evaluation import REFERENCE, Measurements
 
 Summary = dict[str, Any]
 

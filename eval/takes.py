@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import gymnasium as gym
 
-from eval.members import member, reads_hidden_states
+from eval.members import member
 from eval.names import short_names
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.policies import make_policy
+from wdmoe_env.policies import make_policy, reads_hidden_states
 from wdmoe_env.rendering.scene import Scene
 
 

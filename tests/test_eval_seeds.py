@@ -14,10 +14,11 @@ from eval.fronts import hull, is_within, latency_at, mixture_at
 from eval.iqm import interquartile_mean
 from eval.matched import matched_quality
 from eval.members import Member, Setting, member, settings_of
-from eval.plan import Episodes, EvaluationConfig
+from eval.plan import EvaluationConfig
 from eval.resamples import SeededBootstrap
 from eval.results import EpisodeResults
 from eval.study import Study, setting_summaries
+from wdmoe_env.evaluation import Episodes
 from wdmoe_env.policies.policy_file import FORMAT
 
 EPISODES = 120

@@ -40,6 +40,7 @@ FLOORS = (
     "mo_env",
     "vector_info",
     "vector_env",
+    "evaluation",
     "scoring",
     "generation",
     "integrations",

@@ -8,8 +8,8 @@ from eval.leaderboard import OUTSIDE, WLR_RATIOS
 from eval.page.chart import mark
 from eval.page.colors import mark_kind
 from eval.page.html import Child, Markup, table, tag
-from eval.plan import REFERENCE
 from eval.summary import Summary
+from wdmoe_env.evaluation import REFERENCE
 
 
 def figure(statistic: Summary | None, form: str, scale: float = 1.0) -> Markup:

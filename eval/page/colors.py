@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from eval.plan import REFERENCE
 from eval.summary import Summary
+from wdmoe_env.evaluation import REFERENCE
 
 NUM_COLORS = 12
 REFERENCE_CLASS = "ink"

@@ -82,7 +82,7 @@ def differences(saved: SavedResults, results: Results) -> Iterator[str]:
         yield f"{stem}.csv: {len(saved.rows)} rows saved, {len(rows)} recomputed"
     for line, (old, new) in enumerate(zip(saved.rows, rows, strict=False), start=2):
         for column in results.columns():
-            measured = column in results.METRICS
+            measured = column in results.metrics()
             if column not in WALL_CLOCK and not _same_cell(measured, old[column], new[column]):
                 yield f"{stem}.csv line {line}, {column}: {old[column]} saved, {new[column]} recomputed"
     recomputed = saved.kind.statistics(results)

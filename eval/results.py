@@ -10,6 +10,7 @@ from eval.members import Member
 from eval.plan import RunConfig
 from eval.tables import csv_text
 from wdmoe_env.evaluation import Episodes, Measurements
+from wdmoe_env.metrics import result_metrics
 
 WALL_CLOCK = frozenset({"decision_ms"})
 """What is not equal again when an evaluation is replayed."""
@@ -28,9 +29,6 @@ class Results(ABC):
 
     UNIT: ClassVar[tuple[str, ...]]
     """Columns that say which unit a row is about."""
-    METRICS: ClassVar[tuple[str, ...]]
-    """Columns that were measured."""
-
     config: RunConfig
     sha256: dict[str, str]
     members: tuple[Member, ...]
@@ -41,15 +39,20 @@ class Results(ABC):
         """Of each unit the values of ``UNIT``."""
 
     @classmethod
+    @abstractmethod
+    def metrics(cls) -> tuple[str, ...]:
+        """Columns that were measured."""
+
+    @classmethod
     def columns(cls) -> tuple[str, ...]:
         """Columns of the CSV."""
-        return ("policy", *cls.UNIT, *cls.METRICS)
+        return ("policy", *cls.UNIT, *cls.metrics())
 
     def rows(self) -> list[dict[str, str]]:
         """The CSV's rows, floats written so that they read back exactly."""
         described = [dict(zip(self.UNIT, map(str, unit), strict=True)) for unit in self.units()]
         return [
-            {"policy": policy, **row, **{name: repr(values[name][n].item()) for name in self.METRICS}}
+            {"policy": policy, **row, **{name: repr(values[name][n].item()) for name in self.metrics()}}
             for policy, values in self.measurements.items()
             for n, row in enumerate(described)
         ]
@@ -70,19 +73,14 @@ class EpisodeResults(Results):
     """
 
     UNIT = ("episode", "window", "domain", "seed")
-    METRICS = (
-        "latency_ms",
-        "wlr",
-        "nll",
-        "added_nll",
-        "next_token_accuracy",
-        "gate_weight_kept",
-        "repaired_tokens",
-        "decision_ms",
-    )
 
     episodes: Episodes
     domains: tuple[str, ...]
+
+    @classmethod
+    def metrics(cls) -> tuple[str, ...]:
+        """Those of the table of metrics, and what the clock on the wall says."""
+        return (*(metric.name for metric in result_metrics()), *WALL_CLOCK)
 
     def units(self) -> list[tuple[object, ...]]:
         """Number, window, kind of text and seed of each episode."""

@@ -12,11 +12,13 @@ from eval.results import Results
 from eval.statistics import Float, Interval, interval_of
 from eval.summary import Summary
 from wdmoe_env.evaluation import REFERENCE
+from wdmoe_env.metrics import result_metrics
 
 # The analytical optimizer, which a learned policy's WLR is compared with at its best threshold.
 OPTIMIZER = "wdmoe"
 CEILING = "fractional"
-MEANS = ("latency_ms", "wlr", "added_nll", "next_token_accuracy", "gate_weight_kept")
+# Says nothing that the added NLL does not say better: it depends on the windows first of all.
+NOT_COMPARED = "nll"
 
 
 class Study:
@@ -87,7 +89,7 @@ def setting_summaries(study: Study) -> list[Summary]:
 
 def _summary(study: Study, setting: Setting) -> Summary:
     accuracy = study.runs(setting, "next_token_accuracy") - study.runs(study.reference, "next_token_accuracy")
-    intervals = {name: study.mean(setting, name) for name in MEANS} | {
+    intervals = {name: study.mean(setting, name) for name in _compared()} | {
         "latency_ratio_to_vanilla": study.ratio_of_means(setting, study.reference, "latency_ms"),
         "accuracy_points_to_vanilla": study.bootstrap.mean(setting, 100.0 * accuracy),
     }
@@ -97,6 +99,11 @@ def _summary(study: Study, setting: Setting) -> Summary:
         "decision_ms": float(study.runs(setting, "decision_ms").mean()),
         "iqm": {name: asdict(interval) for name, interval in _interquartile_means(study, setting).items()},
     }
+
+
+def _compared() -> list[str]:
+    """Names of the results by which settings are better or worse."""
+    return [metric.name for metric in result_metrics() if metric.better and metric.name != NOT_COMPARED]
 
 
 def described(setting: Setting) -> Summary:

@@ -64,12 +64,16 @@ class SuiteResults(Results):
     """
 
     UNIT = ("item", "format", "domain", "answer", "seed")
-    METRICS = ("choice", "correct", "margin", "latency_ms")
 
     numbers: NDArray[np.int64]
     items: tuple[Item, ...]
     seeds: NDArray[np.int64]
     context_cut: NDArray[np.bool_]
+
+    @classmethod
+    def metrics(cls) -> tuple[str, ...]:
+        """What is measured of an item."""
+        return ("choice", "correct", "margin", "latency_ms")
 
     def units(self) -> list[tuple[object, ...]]:
         """Number, format, domain, answer and seed of each item."""

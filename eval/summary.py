@@ -52,7 +52,7 @@ def summarize(results: EpisodeResults) -> list[Summary]:
 
 
 def _statistics(values: Measurements, reference: Measurements, bootstrap: PairedBootstrap) -> dict[str, Interval]:
-    plain = [name for name in EpisodeResults.METRICS if name not in WALL_CLOCK]
+    plain = [name for name in EpisodeResults.metrics() if name not in WALL_CLOCK]
     accuracy = [100.0 * side["next_token_accuracy"] for side in (values, reference)]
     return {
         **{name: bootstrap.mean(values[name]) for name in plain},

@@ -23,7 +23,7 @@ from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 from wdmoe_env.policies.policy import RulePolicy
 from wdmoe_env.policies.policy_file import save_policy
 
-METRICS, COLUMNS = EpisodeResults.METRICS, EpisodeResults.columns()
+METRICS, COLUMNS = EpisodeResults.metrics(), EpisodeResults.columns()
 SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]
 CONTRACT = (
     "latency_ms",

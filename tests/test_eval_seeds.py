@@ -40,7 +40,7 @@ def results(means, noise=0.0, episodes=EPISODES):
     channel = generator.gamma(8.0, 1 / 8.0, episodes)
     measured = {}
     for one, (latency, added) in means.items():
-        values = {name: np.ones(episodes) for name in EpisodeResults.METRICS}
+        values = {name: np.ones(episodes) for name in EpisodeResults.metrics()}
         values["latency_ms"] = latency * channel
         values["wlr"] = 1.0 / values["latency_ms"]
         values["added_nll"] = added + noise * generator.normal(size=episodes)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import re
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from eval.results import EpisodeResults
+from eval.runner import evaluate
+from eval.study import Study, setting_summaries
 from wdmoe_env import metrics
 from wdmoe_env.env import WDMoEEnv
-from wdmoe_env.metrics import METRICS, Metric, register_metric
+from wdmoe_env.evaluation import Evaluated
+from wdmoe_env.metrics import METRICS, Metric, register_metric, result_metrics
 
 BUSY = Metric(
     name="busy_devices",
@@ -138,6 +143,24 @@ def test_a_term_of_the_episode_is_nothing_before_its_end(table):
     assert [info["reward_terms"]["worst_nll"] for info in infos[:-1]] == [0.0] * (len(infos) - 1)
     assert infos[-1]["reward_terms"]["worst_nll"] == infos[-1]["worst_nll"] == infos[-1]["token_nll"].max()
     assert "worst_nll" not in infos[0]
+
+
+def test_an_evaluation_measures_the_row(table):
+    register_metric(BUSY)
+    results = evaluate(["top1"], {"model": "micro", "split": "test"}, episodes=2, progress=False)
+    busy = results.measurements["top1"]["busy_devices"]
+    assert busy.shape == (2,)
+    assert (busy <= results.measurements["vanilla"]["busy_devices"]).all()
+    assert results.columns()[-2:] == ("busy_devices", "decision_ms")
+    assert [float(row["busy_devices"]) for row in results.rows() if row["policy"] == "top1"] == busy.tolist()
+    vanilla = setting_summaries(Study(results))[0]["busy_devices"]["mean"]
+    assert vanilla == pytest.approx(results.measurements["vanilla"]["busy_devices"].mean())
+
+
+def test_the_columns_of_an_evaluation_are_results_of_the_table():
+    names = [metric.name for metric in result_metrics()] + ["decision_ms"]
+    assert names == list(EpisodeResults.metrics())
+    assert re.findall(r"- ``(\w+)``:", Evaluated.__doc__) == names
 
 
 @pytest.mark.parametrize(

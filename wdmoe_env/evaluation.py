@@ -19,17 +19,13 @@ from tqdm import tqdm
 
 from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.metrics import results_of
 from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
 from wdmoe_env.policies.registry import make_policy, reads_hidden_states
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
 REFERENCE = "vanilla"
 """The policy that always runs: the model's own routing at equal shares."""
-
-# How a block's value becomes an episode's; the rest is in the info of the last block.
-MEAN_OVER_BLOCKS = ("wlr", "gate_weight_kept")
-SUM_OVER_BLOCKS = ("repaired_tokens",)
-OF_EPISODE = ("latency_ms", "nll", "next_token_accuracy")
 
 Measurements = dict[str, NDArray[Any]]
 """Names of metrics to arrays (n, ...) over episodes."""
@@ -65,7 +61,7 @@ class Evaluated:
     """What every policy measured on the same n episodes.
 
     Attributes:
-        measurements: for each policy, by its name, the metrics, each (n,):
+        measurements: for each policy, by its name, the metrics that ``METRICS`` marks ``in_results``, each (n,):
 
             - ``latency_ms``: sum over blocks of equation (7), ms;
             - ``wlr``: mean over blocks of equation (8) in its block form, 1/ms;
@@ -274,23 +270,19 @@ def plan_episodes(count: int, num_windows: int, seed: int) -> Episodes:
 
 
 def run_batch(env: WDMoEVectorEnv, policy: Policy, episodes: Episodes) -> Measurements:
-    """Run one policy on as many episodes as the environment has, and measure all but ``added_nll``."""
+    """Run one policy on as many episodes as the environment has, and measure it."""
     return measured(*play(env, policy, episodes), len(episodes))
 
 
 def measured(blocks: list[dict[str, Any]], decision_s: float, count: int) -> Measurements:
-    """The metrics of ``Evaluated`` but ``added_nll``, each (n,).
+    """The metrics of ``Evaluated``, each (n,); ``added_nll`` is against ``reference_nll``, see ``with_added_nll``.
 
     Args:
         blocks: of n episodes the info of every block.
         decision_s: seconds per decision for the whole batch.
         count: episodes n.
     """
-    found = {name: np.mean([info[name] for info in blocks], axis=0) for name in MEAN_OVER_BLOCKS}
-    found |= {name: np.sum([info[name] for info in blocks], axis=0) for name in SUM_OVER_BLOCKS}
-    found |= {name: blocks[-1][name] for name in OF_EPISODE}
-    found["decision_ms"] = np.full(count, 1e3 * decision_s / count)
-    return {name: np.asarray(value, dtype=np.float64) for name, value in found.items()}
+    return results_of(blocks) | {"decision_ms": np.full(count, 1e3 * decision_s / count)}
 
 
 def with_added_nll(measurements: dict[str, Measurements]) -> dict[str, Measurements]:

@@ -379,9 +379,18 @@ def register_metric(metric: Metric) -> None:
     METRICS[metric.name] = metric
 
 
-def result_names() -> tuple[str, ...]:
-    """Names of the metrics that an evaluation keeps of every episode."""
-    return tuple(name for name, metric in METRICS.items() if metric.in_results)
+def result_metrics() -> tuple[Metric, ...]:
+    """The metrics that an evaluation keeps of every episode, in the order of its columns."""
+    return tuple(metric for metric in METRICS.values() if metric.in_results)
+
+
+def results_of(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Float]:
+    """What an evaluation keeps of N whole episodes: names of metrics to values (N,).
+
+    Args:
+        blocks: the info of each of their blocks, in order.
+    """
+    return {metric.name: metric.of_episode(blocks) for metric in result_metrics()}
 
 
 class MetricReader:

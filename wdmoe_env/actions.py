@@ -221,21 +221,19 @@ def rows_of(decided: Decided, index: NDArray[np.int64]) -> dict[str, NDArray[Any
     return {name: value[index] for name, value in decided.items()}
 
 
-def parts_of(decision: DecisionKind, sizes: Sizes) -> tuple[ActionPart, ...]:
-    """The parts of an action under ``EnvConfig.decision``."""
-    return tuple(part(sizes) for part in DECISIONS[decision])
-
-
-def settled_plan(block: Block, decided: Decided, min_share: float) -> Plan:
+def settled_plan(
+    block: Block, decided: Decided, min_share: float, parts: Sequence[type[ActionPart]] = PARTS
+) -> Plan:
     """What will run in a block (N episodes): each part as decided and mended, or by the environment's own rule.
 
     Args:
         block: what was decided on.
         decided: values (N, ...) of the parts that the agent decides.
         min_share: least bandwidth share of a device that serves a token.
+        parts: what is settled, in this order.
     """
     plan = Plan(block, min_share, block.routed, _NO_LOAD, _NO_SHARES, _NO_TOKENS)
-    for part in PARTS:
+    for part in parts:
         plan = part.settle(plan, decided.get(part.name))
     return plan
 
@@ -250,7 +248,7 @@ class ActionCodec:
 
     Args:
         sizes: J, E and U.
-        decision: ``"joint"``, ``"selection"`` or ``"bandwidth"``, see ``DECISIONS``.
+        decision: ``"joint"``, ``"selection"`` or ``"bandwidth"``, see ``DECISIONS``; or the classes of the parts.
         action_type: ``"box"`` or ``"dict"``.
 
     Attributes:
@@ -259,9 +257,12 @@ class ActionCodec:
         space: action space of a single environment.
     """
 
-    def __init__(self, sizes: Sizes, decision: DecisionKind, action_type: ActionType) -> None:
+    def __init__(
+        self, sizes: Sizes, decision: DecisionKind | Sequence[type[ActionPart]], action_type: ActionType
+    ) -> None:
         self.sizes = sizes
-        self.parts = parts_of(decision, sizes)
+        kinds = DECISIONS[decision] if isinstance(decision, str) else decision
+        self.parts = tuple(kind(sizes) for kind in kinds)
         self._coder = _CODERS[action_type](self.parts)
         self.space = self._coder.space
 

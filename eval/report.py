@@ -9,6 +9,7 @@ from eval.names import short_names
 from eval.summary import Summary
 from eval.tables import Table, aligned, cell, indented, markdown, plain
 from wdmoe_env.evaluation import REFERENCE
+from wdmoe_env.metrics import METRICS
 
 NOTES = """\
 Every policy ran the same episodes: the same windows of text, devices, shadowing and fading. In brackets stand 95 %
@@ -47,11 +48,11 @@ def results_table(summaries: list[Summary], intervals: bool = True) -> Table:
     """
     names = short_names([summary["policy"] for summary in summaries])
     columns = {
-        "latency ms": ("latency_ms", ".1f", 1.0, intervals),
+        METRICS["latency_ms"].heading: ("latency_ms", ".1f", 1.0, intervals),
         "vs vanilla": ("latency_ratio_to_vanilla", ".3f", 1.0, True),
-        "WLR 1/ms": ("wlr", ".3f", 1.0, intervals),
-        "added NLL": ("added_nll", "+z.4f", 1.0, True),
-        "accuracy %": ("next_token_accuracy", ".2f", 100.0, intervals),
+        METRICS["wlr"].heading: ("wlr", ".3f", 1.0, intervals),
+        METRICS["added_nll"].label: ("added_nll", "+z.4f", 1.0, True),
+        f"{METRICS['next_token_accuracy'].label} %": ("next_token_accuracy", ".2f", 100.0, intervals),
         "points": ("accuracy_points_to_vanilla", "+z.2f", 1.0, intervals),
         "decision ms": ("decision_ms", ".3f", 1.0, intervals),
     }

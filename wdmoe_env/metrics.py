@@ -135,6 +135,11 @@ class Metric:
             )
 
     @property
+    def heading(self) -> str:
+        """Label and unit, as the head of a column says them."""
+        return self.label if self.unit == "-" else f"{self.label} {self.unit}"
+
+    @property
     def sign(self) -> int:
         """1 where lower is better, -1 where higher is, 0 where neither is."""
         return {"lower": 1, "higher": -1, None: 0}[self.better]

@@ -22,7 +22,7 @@ class Results(ABC):
 
     Attributes:
         config: what was evaluated.
-        sha256: hashes of what the configuration only names, see ``eval.inputs``.
+        sha256: hashes of what the configuration only names, see ``eval.provenance``.
         members: place of each policy in its family.
         measurements: for each policy the metrics, each (n,).
     """

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from eval.drops import count_drops
-from eval.inputs import beside_hashes, channel_hashes, model_hash, policy_hashes
 from eval.members import member
 from eval.plan import EvaluationConfig, RunConfig, windows_of
+from eval.provenance import beside_hashes, channel_hashes, model_hash, policy_hashes
 from eval.results import EpisodeResults
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.evaluation import (

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.inputs import file_hash
 from eval.plan import RunConfig
+from eval.provenance import file_hash
 from eval.results import Results
 from eval.runner import ConfiguredRunner
 from wdmoe_env.checks import check_integer

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eval.leaderboard import matched_cell
 from eval.plan import EvaluationConfig
 from eval.report import MATCHED_NOTES, sections
 from eval.runner import Evaluation
+from eval.statistics import Summary
 from eval.study import OPTIMIZER
-from eval.summary import Summary
-from eval.tables import Table, csv_text, indented, markdown
+from eval.tables import Table, csv_text, indented, markdown, matched_cell
 from wdmoe_env.config import EnvConfig
 
 Condition = Callable[[EnvConfig], EnvConfig]

@@ -386,7 +386,7 @@ def test_a_run_that_fails_leaves_earlier_results_and_no_parts(copied, monkeypatc
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr("eval.plots.plot_pareto", fail)
+    monkeypatch.setattr("eval.plots.plot_windows_pareto", fail)
     arguments = [*SMALL, "--out", str(copied), "--policies", "vanilla", "--overwrite"]
     if failure is KeyboardInterrupt:
         assert main(arguments) == 130

@@ -10,13 +10,12 @@ import pytest
 from scipy.optimize import linprog
 from scipy.stats import trim_mean
 
-from eval.fronts import hull, is_within, latency_at, mixture_at
-from eval.iqm import interquartile_mean
-from eval.matched import matched_quality
+from eval.matched import is_within, latency_at, matched_quality, mixture_at
 from eval.members import Member, Setting, member, settings_of
+from eval.pareto import hull
 from eval.plan import EvaluationConfig
-from eval.resamples import SeededBootstrap
 from eval.results import EpisodeResults
+from eval.statistics import SeededBootstrap, interquartile_mean
 from eval.study import Study, setting_summaries
 from wdmoe_env.evaluation import Episodes
 from wdmoe_env.policies.policy_file import FORMAT

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from eval.members import point_label
 from eval.statistics import Float, Summary
 from wdmoe_env.evaluation import REFERENCE
+from wdmoe_env.metrics import METRICS
 
 LATENCY = "latency_ms"
 LINEAR_UP_TO = 0.02
@@ -62,8 +63,13 @@ class Quality:
     ticks: tuple[float, ...] = ()
 
 
+_ADDED_NLL = METRICS["added_nll"]
 ADDED_NLL = Quality(
-    "added_nll", "added NLL, nats per token", better=1.0, linear_up_to=LINEAR_UP_TO, ticks=ADDED_NLL_TICKS
+    _ADDED_NLL.name,
+    f"{_ADDED_NLL.label}, {_ADDED_NLL.unit} per token",
+    better=_ADDED_NLL.sign,
+    linear_up_to=LINEAR_UP_TO,
+    ticks=ADDED_NLL_TICKS,
 )
 SUITE_ACCURACY = Quality("accuracy", "accuracy on the suite, %", scale=100.0)
 SUITE_POINTS = Quality("accuracy_points_to_vanilla", "accuracy on the suite minus vanilla's, points")

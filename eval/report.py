@@ -7,7 +7,19 @@ import json
 from eval.members import short_names
 from eval.statistics import Summary
 from eval.summary import SUITE_GROUPINGS
-from eval.tables import Table, aligned, cell, indented, leaderboard_table, markdown, matched_table, plain
+from eval.tables import (
+    ACCURACY,
+    ADDED_NLL,
+    LATENCY,
+    Table,
+    aligned,
+    cell,
+    indented,
+    leaderboard_table,
+    markdown,
+    matched_table,
+    plain,
+)
 from wdmoe_env.evaluation import REFERENCE
 from wdmoe_env.metrics import METRICS
 
@@ -48,11 +60,11 @@ def results_table(summaries: list[Summary], intervals: bool = True) -> Table:
     """
     names = short_names([summary["policy"] for summary in summaries])
     columns = {
-        METRICS["latency_ms"].heading: ("latency_ms", ".1f", 1.0, intervals),
+        LATENCY: ("latency_ms", ".1f", 1.0, intervals),
         "vs vanilla": ("latency_ratio_to_vanilla", ".3f", 1.0, True),
         METRICS["wlr"].heading: ("wlr", ".3f", 1.0, intervals),
-        METRICS["added_nll"].label: ("added_nll", "+z.4f", 1.0, True),
-        f"{METRICS['next_token_accuracy'].label} %": ("next_token_accuracy", ".2f", 100.0, intervals),
+        ADDED_NLL: ("added_nll", "+z.4f", 1.0, True),
+        ACCURACY: ("next_token_accuracy", ".2f", 100.0, intervals),
         "points": ("accuracy_points_to_vanilla", "+z.2f", 1.0, intervals),
         "decision ms": ("decision_ms", ".3f", 1.0, intervals),
     }
@@ -164,7 +176,7 @@ def suite_table(summaries: list[Summary], intervals: bool = True) -> Table:
         intervals: whether every figure has its interval; otherwise only accuracy and its difference to ``vanilla``.
     """
     names = short_names([summary["policy"] for summary in summaries])
-    header = ["policy", "accuracy %", "points", "lost", "gained", "p", "latency ms", "vs vanilla"]
+    header = ["policy", ACCURACY, "points", "lost", "gained", "p", LATENCY, "vs vanilla"]
     rows = [
         [
             names[summary["policy"]],

@@ -11,7 +11,7 @@ from eval.members import Setting, settings_of
 from eval.results import Results
 from eval.statistics import Float, Interval, SeededBootstrap, Summary, interval_of
 from wdmoe_env.evaluation import REFERENCE
-from wdmoe_env.metrics import result_metrics
+from wdmoe_env.metrics import METRICS, result_metrics
 
 # The analytical optimizer, which a learned policy's WLR is compared with at its best threshold.
 OPTIMIZER = "wdmoe"
@@ -142,20 +142,19 @@ class Score:
 
     Attributes:
         name: of the score.
-        metric: measured one, which is divided by that of ``vanilla`` on the same episode, or divides it.
-        inverse: whether it divides.
+        metric: measured one, which is divided by that of ``vanilla`` on the same episode, or divides it where lower is
+            better.
         budget: most mean added NLL.
     """
 
     name: str
     metric: str
-    inverse: bool
     budget: float
 
 
 SCORES = (
-    Score("WLR over that of vanilla", "wlr", False, np.inf),
-    Score(f"vanilla's latency over it, at most {QUALITY_BUDGET:g} nats added", "latency_ms", True, QUALITY_BUDGET),
+    Score("WLR over that of vanilla", "wlr", np.inf),
+    Score(f"vanilla's latency over it, at most {QUALITY_BUDGET:g} nats added", "latency_ms", QUALITY_BUDGET),
 )
 
 
@@ -170,7 +169,7 @@ def performance_profiles(study: Study) -> list[Summary]:
 def _profile(study: Study, score: Score) -> Summary:
     def runs(setting: Setting) -> Float:
         ratio = study.runs(setting, score.metric) / study.runs(study.reference, score.metric)
-        return 1.0 / ratio if score.inverse else ratio
+        return 1.0 / ratio if METRICS[score.metric].better == "lower" else ratio
 
     chosen = {setting: runs(setting) for setting in _representatives(study, score, runs)}
     everything = np.concatenate([values.ravel() for values in chosen.values()]) if chosen else np.ones(1)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from eval.statistics import Summary
+from wdmoe_env.metrics import METRICS
 
 Table = list[list[str]]
 
@@ -58,6 +59,9 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+# Heads of columns that several tables have.
+LATENCY, ADDED_NLL = METRICS["latency_ms"].heading, METRICS["added_nll"].label
+ACCURACY = f"{METRICS['next_token_accuracy'].label} %"
 IQM = "iqm_"
 # Why a family has no latency at the quality of a reference.
 WHY_OUTSIDE = {"left": "adds more", "right": "beyond its fastest", "noise": "within noise of nothing added"}
@@ -71,7 +75,7 @@ WLR_RATIOS = {
 def leaderboard_table(settings: list[Summary]) -> Table:
     """Header and a row per setting: latency, quality, accuracy, decision time, and interquartile means of ratios."""
     ratios = [name for name in WLR_RATIOS if name in settings[0]["iqm"]]
-    header = ["setting", "seeds", "latency ms", "IQM vs vanilla", "added NLL", "points"]
+    header = ["setting", "seeds", LATENCY, "IQM vs vanilla", ADDED_NLL, "points"]
     rows = [
         [
             row["name"],
@@ -94,7 +98,7 @@ def matched_table(rows: list[Summary]) -> Table:
     by_reference: dict[str, dict[str, Summary]] = {}
     for row in rows:
         by_reference.setdefault(row["reference"], {})[row["family"]] = row
-    table = [["at the quality of", "added NLL", "latency ms", *families]]
+    table = [["at the quality of", ADDED_NLL, LATENCY, *families]]
     for reference, of_family in by_reference.items():
         first = next(iter(of_family.values()))
         figures = [format(first["added_nll"], "+z.4f"), format(first["reference_latency_ms"], ".1f")]

@@ -11,7 +11,7 @@ from eval.report import MATCHED_NOTES, sections
 from eval.runner import Evaluation
 from eval.statistics import Summary
 from eval.study import OPTIMIZER
-from eval.tables import Table, csv_text, indented, markdown, matched_cell
+from eval.tables import ADDED_NLL, LATENCY, Table, csv_text, indented, markdown, matched_cell
 from wdmoe_env.config import EnvConfig
 
 Condition = Callable[[EnvConfig], EnvConfig]
@@ -100,7 +100,7 @@ def transfer_table(rows: list[Summary]) -> Table:
     grouped: dict[tuple[str, str], dict[str, Summary]] = {}
     for row in rows:
         grouped.setdefault((row["condition"], row["reference"]), {})[row["family"]] = row
-    table = [["condition", "at the quality of", "added NLL", "latency ms", *families]]
+    table = [["condition", "at the quality of", ADDED_NLL, LATENCY, *families]]
     for (condition, reference), of_family in grouped.items():
         first = next(iter(of_family.values()))
         figures = [format(first["added_nll"], "+z.4f"), format(first["reference_latency_ms"], ".1f")]

@@ -14,7 +14,7 @@ from eval.page.html import Child, Markup, table, tag
 from eval.pareto import mark_kind
 from eval.statistics import Float, Summary
 from eval.study import QUALITY_BUDGET
-from eval.tables import WHY_OUTSIDE, WLR_RATIOS
+from eval.tables import ACCURACY, ADDED_NLL, LATENCY, WHY_OUTSIDE, WLR_RATIOS
 from wdmoe_env.evaluation import REFERENCE
 
 
@@ -40,7 +40,7 @@ def ordered(settings: list[Summary]) -> list[Summary]:
 def leaderboard(settings: list[Summary], colors: dict[str, str]) -> Markup:
     """The table of an evaluation on windows of text."""
     ratios = [name for name in WLR_RATIOS if name in settings[0]["iqm"]]
-    header: list[Child] = ["setting", "seeds", "latency ms", "of vanilla's, IQM", "added NLL", "accuracy points"]
+    header: list[Child] = ["setting", "seeds", LATENCY, "of vanilla's, IQM", ADDED_NLL, "accuracy points"]
     header += [f"WLR over {WLR_RATIOS[name]}'s, IQM" for name in ratios]
     rows: list[list[Child]] = [
         [
@@ -71,7 +71,7 @@ def suite_leaderboard(settings: list[Summary], colors: dict[str, str]) -> Markup
         ]
         for row in ordered(settings)
     ]
-    return table(["setting", "seeds", "accuracy %", "points to vanilla", "latency ms", "of vanilla's"], rows, "board")
+    return table(["setting", "seeds", ACCURACY, "points to vanilla", LATENCY, "of vanilla's"], rows, "board")
 
 
 def matched(rows: list[Summary], points: dict[tuple[str, str], Summary]) -> Markup:
@@ -81,7 +81,7 @@ def matched(rows: list[Summary], points: dict[tuple[str, str], Summary]) -> Mark
         rows: of ``matched_quality``.
         points: for reference and family the difference in accuracy on the suite, where it was evaluated.
     """
-    header: list[Child] = ["at the quality of", "added NLL", "latency ms", "family", "ratio", "drawn from"]
+    header: list[Child] = ["at the quality of", ADDED_NLL, LATENCY, "family", "ratio", "drawn from"]
     body: list[list[Child]] = []
     for row in rows:
         cells: list[Child] = [

@@ -27,7 +27,7 @@ demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/python -m train --algorithm straight-through --hidden-states --extra-experts 1 --reward latency_quality \
 		--quality-weight 10 --timesteps 57600 --out $(DEMO)/policy
-	$(BIN)/python -m eval --policies vanilla vanilla-optimal top1 random greedy wdmoe wdmoe-selection wdmoe-bandwidth \
+	$(BIN)/python -m eval --policies vanilla vanilla-optimal top1 random greedy wdmoe wdmoe-selection \
 		wdmoe-history marginal-price fractional straight-through-10 $(DEMO)/policy/policy.safetensors \
 		--episodes 256 --out $(DEMO)/eval
 

@@ -117,9 +117,9 @@ def print_names() -> int:
 def evaluate(options: argparse.Namespace, command: str) -> int:
     """Check everything, run, write the folder, print the table."""
     from eval.folder import results_folder, write_results
-    from eval.kinds import EPISODES, SUITE
+    from eval.kinds import SUITE, WINDOWS, Kind
 
-    kind = SUITE if options.suite else EPISODES
+    kind: Kind = SUITE if options.suite else WINDOWS
     out = results_path(options)
     with ExitStack() as held:
         with mistakes_as_one_sentence():
@@ -143,7 +143,7 @@ def transfer(options: argparse.Namespace, command: str) -> int:
     """Evaluate under every condition, each into a folder of its own, and write one table."""
     from eval import transfer
     from eval.folder import results_folder, write_results
-    from eval.kinds import EPISODES
+    from eval.kinds import WINDOWS
     from eval.plan import EvaluationConfig
     from eval.tables import aligned
     from wdmoe_env.writing import check_file, held_folder, write_files
@@ -162,9 +162,9 @@ def transfer(options: argparse.Namespace, command: str) -> int:
         summaries = {}
         for name, evaluation in evaluations.items():
             results = evaluation.run()
-            summaries[name] = EPISODES.json(results, command)
+            summaries[name] = WINDOWS.json(results, command)
             with mistakes_as_one_sentence():
-                write_results(EPISODES, results, summaries[name], folders[name])
+                write_results(WINDOWS, results, summaries[name], folders[name])
         rows = transfer.transfer_rows(summaries)
         print(f"\n{aligned(transfer.transfer_table(rows))}\n")
         table, text = transfer.transfer_csv(rows), transfer.transfer_report(rows, command)
@@ -180,7 +180,7 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: a setting is wrong, unknown, or of the other kind.
     """
-    from eval.inputs import located_environment, located_policies
+    from eval.provenance import located_environment, located_policies
     from eval.suite import DEFAULTS
     from wdmoe_env.config import EnvConfig
     from wdmoe_env.policies import policy_names

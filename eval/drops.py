@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.results import Measurements
+from eval.results import EpisodeResults
+from eval.statistics import Summary
+from wdmoe_env.evaluation import REFERENCE, Measurements
 from wdmoe_env.physics.metric import gate_weights
 
 Counts = NDArray[np.int64]
@@ -82,3 +84,41 @@ def _histogram(counted: NDArray[np.bool_], bin_of: Counts, number: int) -> Count
     row = np.broadcast_to(np.arange(len(counted))[:, None, None], counted.shape)
     flat = number * row[counted] + bin_of[counted]
     return np.bincount(flat, minlength=len(counted) * number).reshape(len(counted), number)
+
+
+def breakdowns(results: EpisodeResults) -> list[Summary]:
+    """For each policy the counts of ``eval.drops`` summed over episodes, (I, bins), and figures by block and domain.
+
+    ``blocks`` holds per block the mean latency, its ratio to that of ``vanilla``, the share of routed pairs that were
+    dropped, and the pairs served outside the routing as a share of the routed ones; ``domains`` the last two.
+    """
+    return [{"policy": policy, **_breakdown(results, policy)} for policy in results.measurements]
+
+
+def _breakdown(results: EpisodeResults, policy: str) -> Summary:
+    measured = results.measurements[policy]
+    latency, reference = (results.measurements[name][BLOCK_LATENCY].mean(axis=0) for name in (policy, REFERENCE))
+    pairs, dropped, outside = (measured[name].sum(axis=-1) for name in (f"{PAIRS}rank", f"{DROPPED}rank", OUTSIDE))
+    domains = np.array(results.domains)
+    return {
+        "blocks": {
+            "latency_ms": latency.tolist(),
+            "latency_ratio_to_vanilla": (latency / reference).tolist(),
+            "drop_share": _share(dropped.sum(axis=0), pairs.sum(axis=0)),
+            "outside_share": _share(outside.sum(axis=0), pairs.sum(axis=0)),
+        },
+        "domains": {
+            str(name): {
+                "drop_share": _share(dropped[domains == name].sum(), pairs[domains == name].sum()),
+                "outside_share": _share(outside[domains == name].sum(), pairs[domains == name].sum()),
+            }
+            for name in sorted(set(domains))
+        },
+        "pairs": {name: measured[f"{PAIRS}{name}"].sum(axis=0).tolist() for name in GROUPINGS},
+        "dropped": {name: measured[f"{DROPPED}{name}"].sum(axis=0).tolist() for name in GROUPINGS},
+        OUTSIDE: measured[OUTSIDE].sum(axis=0).tolist(),
+    }
+
+
+def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> Any:
+    return (part / whole).tolist()

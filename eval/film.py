@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from eval.takes import Take
+import gymnasium as gym
+
+from eval.members import member, short_names
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.policies import make_policy, reads_hidden_states
 from wdmoe_env.rendering.canvas import Area, Canvas, Picture, fitted
 from wdmoe_env.rendering.device_table import COMPACT, draw_devices
 from wdmoe_env.rendering.header import draw_figures, draw_progress
@@ -12,6 +17,54 @@ from wdmoe_env.rendering.palette import BAR, INK, KEPT, MUTED, TRACK
 from wdmoe_env.rendering.radio_map import draw_map, draw_map_legend
 from wdmoe_env.rendering.scene import ACCURACY, ADDED_NLL, LATENCY, MEAN_WLR, NOTHING, Scene
 from wdmoe_env.rendering.selection_grid import draw_selection, draw_selection_legend
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """What one policy did in an episode.
+
+    Attributes:
+        name: of the policy.
+        scenes: after each block.
+    """
+
+    name: str
+    scenes: tuple[Scene, ...]
+
+
+def takes(policies: tuple[str, ...], config: EnvConfig, window: int, seed: int) -> tuple[Take, ...]:
+    """Every policy on the same episode.
+
+    Args:
+        policies: names and files as ``make_policy`` takes them.
+        config: of the environment, with both decisions in the action.
+        window: index of the text within its split.
+        seed: of devices, shadowing and fading, and of the policies.
+
+    Raises:
+        ValueError, TypeError: a policy, a setting or a file is wrong.
+    """
+    names = short_names(policies)
+    return tuple(
+        Take(names[policy] + " (learned)" * member(policy).learned, _scenes(policy, config, window, seed))
+        for policy in policies
+    )
+
+
+def _scenes(spec: str, config: EnvConfig, window: int, seed: int) -> tuple[Scene, ...]:
+    config = replace(config, observe_hidden_states=reads_hidden_states(spec))
+    env = gym.make("wdmoe_env:WDMoE-v0", config=config, render_mode="rgb_array").unwrapped
+    policy = make_policy(spec, env, seed)
+    observation, _ = env.reset(seed=seed, options={"window": window})
+    scenes: list[Scene] = []
+    state, terminated = None, False
+    while not terminated:
+        action, state = policy.predict(observation, state=state, episode_start=not scenes, deterministic=True)
+        observation, _, terminated, _, _ = env.step(action)
+        scenes.append(env.renderer.scene())  # type: ignore[attr-defined]
+    env.close()
+    return tuple(scenes)
+
 
 # The width of a page where code is hosted, so that nothing is scaled.
 WIDTH, HEIGHT = 880, 608

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO
 
 from eval.kinds import KINDS, LEADERBOARD, PAGE, REPORT, Kind
-from eval.leaderboard import leaderboard_csv
 from eval.results import Results
-from eval.summary import Summary
+from eval.statistics import Summary
+from eval.tables import leaderboard_csv
 from wdmoe_env.writing import check_file, check_folder, held_folder, is_temporary, write_files
 
 UNPLACED = "new-results"
@@ -97,7 +95,7 @@ def write_results(kind: Kind, results: Results, summary: Summary, folder: Result
         f"{kind.stem}.csv": results.csv().encode(),
         LEADERBOARD: leaderboard_csv(summary["settings"]).encode(),
         REPORT: kind.report(summary).encode(),
-        **{name: _picture(draw, summary) for name, draw in kind.pictures.items()},
+        **kind.draw(summary),
         f"{kind.stem}.json": json_text(summary).encode(),
     }
     taken = [name for name in files if name not in folder.earlier and os.path.lexists(folder.path / name)]
@@ -110,12 +108,6 @@ def write_results(kind: Kind, results: Results, summary: Summary, folder: Result
     write_files(folder.path, files)
     for name in folder.earlier - files.keys():
         (folder.path / name).unlink(missing_ok=True)
-
-
-def _picture(draw: Callable[[Summary, IO[bytes]], None], summary: Summary) -> bytes:
-    content = io.BytesIO()
-    draw(summary, content)
-    return content.getvalue()
 
 
 def _free(path: Path) -> Path:

@@ -76,8 +76,7 @@ def write(options: argparse.Namespace) -> None:
         raise ValueError(f"--seconds must be at most {MOST_SECONDS:g}, got {options.seconds:g}")
     try_file(options.out)
     config = EnvConfig(model=options.model, num_tokens=options.num_tokens, split=options.split)
-    from eval.film import pictures  # only here: torch takes seconds to import
-    from eval.takes import takes
+    from eval.film import pictures, takes  # only here: torch takes seconds to import
 
     both = takes(tuple(options.policies), config, options.window, options.seed)
     write_whole(options.out, encoded(pictures(both), options.seconds))

@@ -1,23 +1,20 @@
-"""The two kinds of evaluation, windows of text and the suite: everything that tells their folders apart."""
+"""The two kinds of evaluation, windows of text and the suite: everything that tells their results folders apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import IO, Any, ClassVar
 
-from eval import plots
+from eval import plots, report
 from eval.plan import EvaluationConfig, RunConfig
-from eval.profile_plot import plot_profiles
 from eval.provenance import how_made
-from eval.report import markdown_report, terminal_table
 from eval.results import EpisodeResults, Results
 from eval.runner import Evaluation
+from eval.statistics import Summary
 from eval.suite import SuiteConfig, SuiteEvaluation, SuiteResults
-from eval.suite_report import suite_report, suite_terminal
-from eval.suite_summary import suite_statistics
-from eval.summary import Summary
-from eval.windows_summary import statistics
+from eval.summary import statistics, suite_statistics
 
 LEADERBOARD = "leaderboard.csv"
 REPORT = "report.md"
@@ -25,29 +22,40 @@ PAGE = "report.html"
 """What a folder may hold besides: ``--report`` puts it there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(ABC):
     """A kind of evaluation.
 
     Attributes:
         stem: name of its CSV and JSON.
+        pictures: names of its pictures.
         config: what it is told.
-        evaluation: loads and runs it.
         results: what it gives.
-        statistics: from results to what the JSON says of them.
-        terminal: from that to what the terminal shows.
-        report: from that to the text of ``report.md``.
-        pictures: what draws each picture of the folder from that, as a PNG into a file.
     """
 
-    stem: str
-    config: type[RunConfig]
-    evaluation: Callable[[Any], Evaluation | SuiteEvaluation]
-    results: type[Results]
-    statistics: Callable[[Any], Summary]
-    terminal: Callable[[Summary], str]
-    report: Callable[[Summary], str]
-    pictures: Mapping[str, Callable[[Summary, IO[bytes]], None]]
+    stem: ClassVar[str]
+    pictures: ClassVar[tuple[str, ...]]
+    config: ClassVar[type[RunConfig]]
+    results: ClassVar[type[Results]]
+
+    @abstractmethod
+    def evaluation(self, config: Any) -> Evaluation | SuiteEvaluation:
+        """The evaluation of a configuration, loaded and checked."""
+
+    @abstractmethod
+    def statistics(self, results: Any) -> Summary:
+        """What the JSON says of results."""
+
+    @abstractmethod
+    def terminal(self, summary: Summary) -> str:
+        """What the terminal shows of the JSON."""
+
+    @abstractmethod
+    def report(self, summary: Summary) -> str:
+        """The text of ``report.md``."""
+
+    @abstractmethod
+    def draw(self, summary: Summary) -> dict[str, bytes]:
+        """The PNG of each of ``pictures``."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -64,27 +72,70 @@ class Kind:
         return {**how_made(results, command), **self.statistics(results)}
 
 
-EPISODES = Kind(
-    stem="results",
-    config=EvaluationConfig,
-    evaluation=Evaluation,
-    results=EpisodeResults,
-    statistics=statistics,
-    terminal=terminal_table,
-    report=markdown_report,
-    pictures={
-        "pareto.png": lambda summary, file: plots.plot_pareto(summary, file, plots.ADDED_NLL),
-        "profiles.png": plot_profiles,
-    },
-)
-SUITE = Kind(
-    stem="suite",
-    config=SuiteConfig,
-    evaluation=SuiteEvaluation,
-    results=SuiteResults,
-    statistics=suite_statistics,
-    terminal=suite_terminal,
-    report=suite_report,
-    pictures={"pareto.png": lambda summary, file: plots.plot_pareto(summary, file, plots.SUITE_ACCURACY)},
-)
-KINDS = (EPISODES, SUITE)
+class Windows(Kind):
+    """An evaluation on windows of text."""
+
+    stem = "results"
+    pictures = ("pareto.png", "profiles.png")
+    config = EvaluationConfig
+    results = EpisodeResults
+
+    def evaluation(self, config: EvaluationConfig) -> Evaluation:
+        """The evaluation of a configuration, loaded and checked."""
+        return Evaluation(config)
+
+    def statistics(self, results: EpisodeResults) -> Summary:
+        """What ``results.json`` says of results."""
+        return statistics(results)
+
+    def terminal(self, summary: Summary) -> str:
+        """A row per policy."""
+        return report.terminal_table(summary)
+
+    def report(self, summary: Summary) -> str:
+        """The text of ``report.md``."""
+        return report.markdown_report(summary)
+
+    def draw(self, summary: Summary) -> dict[str, bytes]:
+        """Latency against added NLL, and performance profiles."""
+        drawn = (_png(plots.plot_windows_pareto, summary), _png(plots.plot_profiles, summary))
+        return dict(zip(self.pictures, drawn, strict=True))
+
+
+class Suite(Kind):
+    """An evaluation on the multiple-choice suite."""
+
+    stem = "suite"
+    pictures = ("pareto.png",)
+    config = SuiteConfig
+    results = SuiteResults
+
+    def evaluation(self, config: SuiteConfig) -> SuiteEvaluation:
+        """The evaluation of a configuration, loaded and checked."""
+        return SuiteEvaluation(config)
+
+    def statistics(self, results: SuiteResults) -> Summary:
+        """What ``suite.json`` says of results."""
+        return suite_statistics(results)
+
+    def terminal(self, summary: Summary) -> str:
+        """A row per policy, then accuracies by format and by domain."""
+        return report.suite_terminal(summary)
+
+    def report(self, summary: Summary) -> str:
+        """The text of ``report.md``."""
+        return report.suite_report(summary)
+
+    def draw(self, summary: Summary) -> dict[str, bytes]:
+        """Latency against accuracy."""
+        return {self.pictures[0]: _png(plots.plot_suite_pareto, summary)}
+
+
+def _png(draw: Callable[[Summary, IO[bytes]], None], summary: Summary) -> bytes:
+    content = io.BytesIO()
+    draw(summary, content)
+    return content.getvalue()
+
+
+WINDOWS, SUITE = Windows(), Suite()
+KINDS = (WINDOWS, SUITE)

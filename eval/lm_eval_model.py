@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from eval.members import reads_hidden_states
 from wdmoe_env.integrations.airtime import Airtime
 from wdmoe_env.integrations.lm_eval import VANILLA, WDMoELM
 from wdmoe_env.integrations.lm_eval_arguments import Chosen
 from wdmoe_env.optional import optional
-from wdmoe_env.policies import make_policy, weights_file
+from wdmoe_env.policies import make_policy, reads_hidden_states, weights_file
 from wdmoe_env.scoring import PolicyMaker
 
 with optional("lm-eval", extra="lm-eval"):

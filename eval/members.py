@@ -1,4 +1,4 @@
-"""Families of policies: which policies are one method at several settings, and which are training seeds of one setting.
+"""The place of policies in tables: short names, and families of one method at several settings and training seeds.
 
 A rule's family is its name and its setting the number behind the colon. A learned policy's family is what trained it,
 its setting the reward that it was trained on, and its seed that of the training.
@@ -6,13 +6,50 @@ its setting the reward that it was trained on, and its seed that of the training
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from eval.names import short_names
 from wdmoe_env.policies import policy_names
-from wdmoe_env.policies.registry import weights_file
+from wdmoe_env.policies.registry import policy_card
+
+FILE_SUFFIXES = (".safetensors", ".json")
+
+
+def short_names(policies: Sequence[str]) -> dict[str, str]:
+    """A name for each policy: rules keep theirs, files go by the last parts of their path that tell them apart.
+
+    A file named ``policy``, as training names all of them, goes by its folder.
+    """
+    parts = {policy: _parts(policy) for policy in policies}
+    names = {}
+    for policy, own in parts.items():
+        others = [theirs for other, theirs in parts.items() if other != policy]
+        lengths = range(1, len(own) + 1)
+        length = next((n for n in lengths if all(own[-n:] != theirs[-n:] for theirs in others)), len(own))
+        names[policy] = "/".join(own[-length:])
+    return names
+
+
+def is_file(policy: str) -> bool:
+    """Whether a policy is a file and not a rule, by its name alone."""
+    path = PurePath(policy)
+    return path.suffix in FILE_SUFFIXES or len(path.parts) > 1
+
+
+def _parts(policy: str) -> tuple[str, ...]:
+    if not is_file(policy):
+        return (policy,)
+    path = PurePath(policy)
+    parts = path.with_suffix("").parts if path.suffix in FILE_SUFFIXES else path.parts
+    return parts[:-1] if parts[-1] == "policy" and len(parts) > 1 else parts
+
+
+def point_label(setting: dict[str, Any], swept: bool) -> str:
+    """The name of a setting's point in a picture; of a family whose line the legend names, the setting alone."""
+    return setting["setting"].removeprefix("quality ") or setting["name"] if swept else setting["name"]
+
 
 # What trained a policy whose card, of before families, does not say.
 DEFAULT_FAMILY = "ppo"
@@ -66,25 +103,6 @@ class Setting:
         if not self.setting:
             return self.family
         return f"{self.family} {self.setting}" if self.learned else f"{self.family}:{self.setting}"
-
-
-def policy_card(policy: str) -> dict[str, Any] | None:
-    """The card of a learned policy, ``None`` for a rule and where there is no file.
-
-    Raises:
-        ValueError: the file is not the JSON of a policy.
-    """
-    from wdmoe_env.policies.policy_file import read_card  # only here: torch takes seconds to import
-
-    file = weights_file(policy)
-    card = file.with_suffix(".json") if file and file.name else None
-    return read_card(card) if card and card.is_file() else None
-
-
-def reads_hidden_states(policy: str) -> bool:
-    """Whether a policy's card says that it reads hidden states."""
-    size = (policy_card(policy) or {}).get("hidden_size", 0)
-    return isinstance(size, int) and size > 0
 
 
 def member(policy: str) -> Member:

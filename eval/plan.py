@@ -1,8 +1,8 @@
-"""What an evaluation is: policies, environment, and the episodes that all of them run."""
+"""What an evaluation is: policies, environment, and how many episodes all of them run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.evaluation import REFERENCE, check_decision
 
-REFERENCE = "vanilla"
 MOST_EPISODES = 100_000
 """Of an evaluation: the resamples that its intervals come from take about 50 kB of memory for each episode."""
 
@@ -46,11 +46,7 @@ class RunConfig:
         check_integer("seed", self.seed, at_least=0)
         if not isinstance(self.files, Mapping) or not all(isinstance(path, str) for path in self.files.values()):
             raise ValueError(f"files must be a mapping of policies to their paths, got {self.files!r}")
-        if self.environment.decision != "joint":
-            raise ValueError(
-                "decision must be 'joint' in an evaluation: elsewhere the reference would not be the model's own "
-                f"routing at equal shares; got {self.environment.decision!r}"
-            )
+        check_decision(self.environment)
         if not isinstance(self.environment.reward, str):
             raise ValueError("reward must be a name in an evaluation, whose configuration is saved; got a function")
 
@@ -99,28 +95,6 @@ class EvaluationConfig(RunConfig):
         object.__setattr__(self, "domains", tuple(self.domains))
 
 
-@dataclass(frozen=True, slots=True)
-class Episodes:
-    """Episodes that every policy runs: what is not here follows from the seeds.
-
-    Attributes:
-        windows: (n,) index of each window within its split.
-        seeds: (n,) seed of each environment: devices, shadowing and fading.
-    """
-
-    windows: NDArray[np.int64]
-    seeds: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        """Number of episodes n."""
-        return len(self.windows)
-
-    def batches(self, size: int) -> Iterator[Episodes]:
-        """Consecutive parts of at most ``size`` episodes."""
-        for start in range(0, len(self), size):
-            yield Episodes(self.windows[start : start + size], self.seeds[start : start + size])
-
-
 def windows_of(text: Sequence[str], domains: Sequence[str]) -> NDArray[np.int64]:
     """Indices of the windows that belong to some kinds of text; all where none is named.
 
@@ -135,19 +109,3 @@ def windows_of(text: Sequence[str], domains: Sequence[str]) -> NDArray[np.int64]
     if unknown:
         raise ValueError(f"expected domains among {', '.join(sorted(set(text)))}, got {unknown[0]!r}")
     return np.flatnonzero(np.isin(text, domains or list(set(text))))
-
-
-def plan_episodes(count: int, num_windows: int, seed: int) -> Episodes:
-    """Draw episodes: windows without repetition while they last, each with a seed of its own.
-
-    The first n episodes are the same for any ``count`` of n or more.
-
-    Args:
-        count: episodes.
-        num_windows: windows of the split.
-        seed: of the draw.
-    """
-    order, seeds = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    rounds = -(-count // num_windows)
-    windows = np.concatenate([order.permutation(num_windows) for _ in range(rounds)])[:count]
-    return Episodes(windows, seeds.integers(2**31, size=count))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.kinds import EPISODES, KINDS, Kind
+from eval.kinds import KINDS, WINDOWS, Kind
 from eval.plan import RunConfig
 from eval.provenance import HOW_MADE
 from eval.results import WALL_CLOCK, Results
 from eval.shape import REPLAYED, check_shape
-from eval.summary import Summary
+from eval.statistics import Summary
 from wdmoe_env.reading import read_json, read_rows, shown
 
 # On one machine results come again exactly; another one's float32 arithmetic may round differently.
@@ -51,7 +51,7 @@ def read_results(folder: Path) -> SavedResults:
     Raises:
         ValueError: not a results folder.
     """
-    kind = next((kind for kind in KINDS if (folder / f"{kind.stem}.json").is_file()), EPISODES)
+    kind = next((kind for kind in KINDS if (folder / f"{kind.stem}.json").is_file()), WINDOWS)
     described, table = folder / f"{kind.stem}.json", folder / f"{kind.stem}.csv"
     for path in (described, table):
         if not path.is_file():
@@ -82,7 +82,7 @@ def differences(saved: SavedResults, results: Results) -> Iterator[str]:
         yield f"{stem}.csv: {len(saved.rows)} rows saved, {len(rows)} recomputed"
     for line, (old, new) in enumerate(zip(saved.rows, rows, strict=False), start=2):
         for column in results.columns():
-            measured = column in results.METRICS
+            measured = column in results.metrics()
             if column not in WALL_CLOCK and not _same_cell(measured, old[column], new[column]):
                 yield f"{stem}.csv line {line}, {column}: {old[column]} saved, {new[column]} recomputed"
     recomputed = saved.kind.statistics(results)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from numpy.typing import NDArray
+from typing import ClassVar
 
 from eval.members import Member
-from eval.plan import Episodes, RunConfig
+from eval.plan import RunConfig
 from eval.tables import csv_text
+from wdmoe_env.evaluation import Episodes, Measurements
+from wdmoe_env.metrics import result_metrics
 
 WALL_CLOCK = frozenset({"decision_ms"})
 """What is not equal again when an evaluation is replayed."""
-
-Measurements = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +22,13 @@ class Results(ABC):
 
     Attributes:
         config: what was evaluated.
-        sha256: hashes of what the configuration only names, see ``eval.inputs``.
+        sha256: hashes of what the configuration only names, see ``eval.provenance``.
         members: place of each policy in its family.
         measurements: for each policy the metrics, each (n,).
     """
 
     UNIT: ClassVar[tuple[str, ...]]
     """Columns that say which unit a row is about."""
-    METRICS: ClassVar[tuple[str, ...]]
-    """Columns that were measured."""
-
     config: RunConfig
     sha256: dict[str, str]
     members: tuple[Member, ...]
@@ -44,15 +39,20 @@ class Results(ABC):
         """Of each unit the values of ``UNIT``."""
 
     @classmethod
+    @abstractmethod
+    def metrics(cls) -> tuple[str, ...]:
+        """Columns that were measured."""
+
+    @classmethod
     def columns(cls) -> tuple[str, ...]:
         """Columns of the CSV."""
-        return ("policy", *cls.UNIT, *cls.METRICS)
+        return ("policy", *cls.UNIT, *cls.metrics())
 
     def rows(self) -> list[dict[str, str]]:
         """The CSV's rows, floats written so that they read back exactly."""
         described = [dict(zip(self.UNIT, map(str, unit), strict=True)) for unit in self.units()]
         return [
-            {"policy": policy, **row, **{name: repr(values[name][n].item()) for name in self.METRICS}}
+            {"policy": policy, **row, **{name: repr(values[name][n].item()) for name in self.metrics()}}
             for policy, values in self.measurements.items()
             for n, row in enumerate(described)
         ]
@@ -69,32 +69,18 @@ class EpisodeResults(Results):
     Attributes:
         episodes: what every policy ran.
         domains: n names, the kind of text of each episode.
-        measurements: for each policy the metrics, each (n,):
-
-            - ``latency_ms``: sum over blocks of equation (7), ms;
-            - ``wlr``: mean over blocks of equation (8) in its block form, 1/ms;
-            - ``nll``: nats per token;
-            - ``added_nll``: that minus the NLL of ``vanilla`` on the same episode;
-            - ``next_token_accuracy``: share of tokens whose most probable successor was right;
-            - ``gate_weight_kept``: mean over blocks of the gate weight served over that of the own routing;
-            - ``repaired_tokens``: sum over blocks of tokens that were left without an expert;
-            - ``decision_ms``: wall time of ``predict`` per block and episode, ms; a batch shares its time evenly.
+        measurements: for each policy the metrics of ``wdmoe_env.evaluate``, each (n,), and what ``eval.drops`` counts.
     """
 
     UNIT = ("episode", "window", "domain", "seed")
-    METRICS = (
-        "latency_ms",
-        "wlr",
-        "nll",
-        "added_nll",
-        "next_token_accuracy",
-        "gate_weight_kept",
-        "repaired_tokens",
-        "decision_ms",
-    )
 
     episodes: Episodes
     domains: tuple[str, ...]
+
+    @classmethod
+    def metrics(cls) -> tuple[str, ...]:
+        """Those of the table of metrics, and what the clock on the wall says."""
+        return (*(metric.name for metric in result_metrics()), *WALL_CLOCK)
 
     def units(self) -> list[tuple[object, ...]]:
         """Number, window, kind of text and seed of each episode."""

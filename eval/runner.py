@@ -1,32 +1,37 @@
-"""Run every policy on the same episodes."""
+"""The evaluation on windows of text: every policy on the same episodes, counted block by block."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-from tqdm import tqdm
-
 from eval.drops import count_drops
-from eval.inputs import beside_hashes, channel_hashes, model_hash, policy_hashes
-from eval.members import member, reads_hidden_states
-from eval.oracle import make_policy
-from eval.plan import REFERENCE, Episodes, EvaluationConfig, RunConfig, plan_episodes, windows_of
-from eval.results import EpisodeResults, Measurements
+from eval.members import member
+from eval.plan import EvaluationConfig, RunConfig, windows_of
+from eval.provenance import beside_hashes, channel_hashes, model_hash, policy_hashes
+from eval.results import EpisodeResults
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.evaluation import (
+    Episodes,
+    Measurements,
+    PolicySpec,
+    Runner,
+    measured,
+    plan_episodes,
+    play,
+    with_added_nll,
+)
+from wdmoe_env.observations import Block
+from wdmoe_env.optimize.oracle import exhaustive_oracle
+from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.policies import policy_names
+from wdmoe_env.policies.policy import Policy
+from wdmoe_env.policies.rules import problem_of
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
-# How a block's value becomes an episode's; the rest is in the info of the last block.
-MEAN_OVER_BLOCKS = ("wlr", "gate_weight_kept")
-SUM_OVER_BLOCKS = ("repaired_tokens",)
-OF_EPISODE = ("latency_ms", "nll", "next_token_accuracy")
-
-MeasureBatch = Callable[[WDMoEVectorEnv, Any, Episodes], Measurements]
+ORACLE = "oracle"
+MOST_ORACLE_TOKENS = 8
 
 
 def evaluate(
@@ -37,7 +42,7 @@ def evaluate(
     batch_size: int = 64,
     progress: bool = True,
 ) -> EpisodeResults:
-    """Measure policies on the same episodes.
+    """Measure policies on the same episodes, for statistics, tables and pictures.
 
     Args:
         policies: names and files as ``make_policy`` takes them; ``None`` takes every named rule. ``vanilla``
@@ -74,7 +79,7 @@ class Evaluation:
 
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config
-        self._runner = Runner(config, config.episodes)
+        self._runner = ConfiguredRunner(config, config.episodes)
         self.sha256 = self._runner.sha256
         self._windows = windows_of(self._runner.source.windows.domains, config.domains)
 
@@ -87,25 +92,20 @@ class Evaluation:
         text = self._runner.source.windows
         drawn = plan_episodes(self.config.episodes, len(self._windows), self.config.seed)
         episodes = Episodes(self._windows[drawn.windows], drawn.seeds)
-        measurements = dict(self._runner.run(episodes, run_and_count, "episode", progress))
-        reference = measurements[REFERENCE]["nll"]
-        for values in measurements.values():
-            values["added_nll"] = values["nll"] - reference
+        measurements = with_added_nll(dict(self._runner.run(episodes, run_and_count, "episode", progress)))
         domains = tuple(text.domains[window] for window in episodes.windows)
         return EpisodeResults(self.config, self.sha256, self._runner.members, measurements, episodes, domains)
 
 
-class Runner:
-    """Model and policies of a configuration, loaded and checked, and their turns on episodes.
+class ConfiguredRunner(Runner):
+    """The runner of a configuration that can be saved, with what results say of its policies and files.
 
     Args:
         config: what to run.
         episodes: how many there will be, at least.
 
     Attributes:
-        source: the windows.
-        policies: the policy of each name.
-        members: the place of each in its family.
+        members: the place of each policy in its family.
         sha256: hashes of the model, of the policies' files and of the recorded channel.
 
     Raises:
@@ -113,90 +113,37 @@ class Runner:
     """
 
     def __init__(self, config: RunConfig, episodes: int) -> None:
-        self.config = config
-        hidden = (
-            any(map(reads_hidden_states, map(config.located, config.policies)))
-            or config.environment.observe_hidden_states
-        )
-        self._settings = replace(config.environment, observe_hidden_states=hidden)
-        self._environments: dict[int, WDMoEVectorEnv] = {}
-        env = self._environment(min(config.batch_size, episodes))
-        self.source = env.simulator.source
-        self.policies = {spec: make_policy(config.located(spec), env, config.seed) for spec in config.policies}
-        self.members = tuple(replace(member(config.located(spec)), policy=spec) for spec in config.policies)
+        policies = {policy: _spec(config, policy) for policy in config.policies}
+        super().__init__(policies, config.environment, min(config.batch_size, episodes), config.seed)
+        self.members = tuple(replace(member(config.located(policy)), policy=policy) for policy in config.policies)
         model = config.environment.model
         weights = {f"the model {model}": model_hash(self.source.model), **beside_hashes(model)}
         self.sha256 = weights | policy_hashes(config) | channel_hashes(config.environment.channel.source)
 
-    def run(
-        self, episodes: Episodes, measure: MeasureBatch, unit: str, progress: bool
-    ) -> Iterator[tuple[str, Measurements]]:
-        """Name of each policy, and what was measured, (n, ...), on all episodes.
 
-        Args:
-            episodes: n of them.
-            measure: runs a policy on as many episodes as the environment has.
-            unit: what the bar calls an episode.
-            progress: whether to show a bar.
-        """
-        with tqdm(total=len(self.policies) * len(episodes), unit=unit, disable=not progress) as bar:
-            for spec, policy in self.policies.items():
-                bar.set_description(spec)
-                parts = []
-                for batch in episodes.batches(self.config.batch_size):
-                    parts.append(measure(self._environment(len(batch)), policy, batch))
-                    bar.update(len(batch))
-                yield spec, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _environment(self, size: int) -> WDMoEVectorEnv:
-        """The environment of ``size`` episodes; only the last batch may need a smaller one."""
-        if size not in self._environments:
-            self._environments[size] = gym.make_vec(  # type: ignore[assignment]
-                "wdmoe_env:WDMoE-v0",
-                num_envs=size,
-                autoreset_mode="DISABLED",
-                config=self._settings,
-            )
-        return self._environments[size]
-
-
-def run_batch(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measurements:
-    """Run one policy on as many episodes as the environment has, and measure all but ``added_nll``."""
-    return _measure(*play(env, policy, episodes), len(episodes))
-
-
-def run_and_count(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measurements:
+def run_and_count(env: WDMoEVectorEnv, policy: Policy, episodes: Episodes) -> Measurements:
     """What ``run_batch`` measures, and by block what ``eval.drops`` counts."""
     blocks, decision_s = play(env, policy, episodes)
-    return _measure(blocks, decision_s, len(episodes)) | count_drops(blocks)
+    return measured(blocks, decision_s, len(episodes)) | count_drops(blocks)
 
 
-def _measure(blocks: list[dict[str, Any]], decision_s: float, count: int) -> Measurements:
-    measured = {name: np.mean([info[name] for info in blocks], axis=0) for name in MEAN_OVER_BLOCKS}
-    measured |= {name: np.sum([info[name] for info in blocks], axis=0) for name in SUM_OVER_BLOCKS}
-    measured |= {name: blocks[-1][name] for name in OF_EPISODE}
-    measured["decision_ms"] = np.full(count, 1e3 * decision_s / count)
-    return {name: np.asarray(value, dtype=np.float64) for name, value in measured.items()}
+def _spec(config: RunConfig, policy: str) -> PolicySpec:
+    """What the runner takes for a policy: its name, its file, or the oracle.
 
-
-def play(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> tuple[list[dict[str, Any]], float]:
-    """Run one policy on as many episodes as the environment has.
-
-    Returns:
-        The info of every block, with the ``observation`` that was decided on, and seconds per decision.
+    Raises:
+        ValueError: the oracle on windows of more than ``MOST_ORACLE_TOKENS`` tokens.
     """
-    observation, _ = env.reset(seed=episodes.seeds.tolist(), options={"window": episodes.windows})
-    state, episode_start = None, np.ones(len(episodes), dtype=bool)
-    blocks: list[dict[str, Any]] = []
-    decision_s = []
-    ended = False
-    while not ended:
-        began = time.perf_counter()
-        actions, state = policy.predict(observation, state=state, episode_start=episode_start, deterministic=True)
-        decision_s.append(time.perf_counter() - began)
-        following, _, terminated, _, info = env.step(actions)
-        blocks.append({**info, "observation": observation})
-        observation = following
-        episode_start = np.zeros(len(episodes), dtype=bool)
-        ended = bool(terminated.all())
-    return blocks, float(np.mean(decision_s))
+    if policy != ORACLE:
+        return config.located(policy)
+    num_tokens = config.environment.num_tokens
+    if num_tokens > MOST_ORACLE_TOKENS:
+        raise ValueError(
+            f"the oracle tries every selection: num_tokens must be at most {MOST_ORACLE_TOKENS}, got {num_tokens}"
+        )
+    return oracle
+
+
+def oracle(block: Block) -> tuple[Bool, Float]:
+    """The selection of routed experts and the shares of greatest WLR (8) in each block, found by exhaustion."""
+    solution = exhaustive_oracle(problem_of(block))
+    return solution.selection, solution.shares

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from eval.drops import GROUPINGS, OUTSIDE
-from eval.leaderboard import OUTSIDE as WHY_OUTSIDE
+from eval.tables import WHY_OUTSIDE
 from wdmoe_env.reading import quoted
 
 EACH: Final = "each"

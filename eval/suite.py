@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.inputs import file_hash
-from eval.plan import Episodes, RunConfig
-from eval.results import Measurements, Results
-from eval.runner import Runner, play
+from eval.plan import RunConfig
+from eval.provenance import file_hash
+from eval.results import Results
+from eval.runner import ConfiguredRunner
 from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import load_suite_windows, suite_path
+from wdmoe_env.evaluation import Episodes, Measurements, play
 from wdmoe_env.policies import policy_names
+from wdmoe_env.policies.policy import Policy
 from wdmoe_env.text.suite import NUM_CHOICES, SUITE_TOKENS, Item, suite_file, window_rows
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
@@ -62,12 +64,16 @@ class SuiteResults(Results):
     """
 
     UNIT = ("item", "format", "domain", "answer", "seed")
-    METRICS = ("choice", "correct", "margin", "latency_ms")
 
     numbers: NDArray[np.int64]
     items: tuple[Item, ...]
     seeds: NDArray[np.int64]
     context_cut: NDArray[np.bool_]
+
+    @classmethod
+    def metrics(cls) -> tuple[str, ...]:
+        """What is measured of an item."""
+        return ("choice", "correct", "margin", "latency_ms")
 
     def units(self) -> list[tuple[object, ...]]:
         """Number, format, domain, answer and seed of each item."""
@@ -124,7 +130,7 @@ class SuiteEvaluation:
         env = config.environment
         self._suite = load_suite_windows(env.model, env.num_tokens, env.split, env.device, env.dtype)
         self._numbers, self._seeds = plan_items(self._suite.items, config.suite_items, config.seed)
-        self._runner = Runner(config, NUM_CHOICES * len(self._numbers))
+        self._runner = ConfiguredRunner(config, NUM_CHOICES * len(self._numbers))
         self.sha256 = {"the suite": file_hash(suite_file(suite_path(env.split))), **self._runner.sha256}
 
     def run(self, progress: bool = True) -> SuiteResults:
@@ -147,7 +153,7 @@ class SuiteEvaluation:
         )
 
 
-def score_batch(env: WDMoEVectorEnv, policy: Any, episodes: Episodes) -> Measurements:
+def score_batch(env: WDMoEVectorEnv, policy: Policy, episodes: Episodes) -> Measurements:
     """Latency (n,) and the NLL (n, J) of every token of as many windows as the environment has."""
     blocks, _ = play(env, policy, episodes)
     return {name: blocks[-1][name] for name in ("latency_ms", "token_nll")}

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from eval.leaderboard import matched_cell
 from eval.plan import EvaluationConfig
 from eval.report import MATCHED_NOTES, sections
 from eval.runner import Evaluation
+from eval.statistics import Summary
 from eval.study import OPTIMIZER
-from eval.summary import Summary
-from eval.tables import Table, csv_text, indented, markdown
+from eval.tables import ADDED_NLL, LATENCY, Table, csv_text, indented, markdown, matched_cell
 from wdmoe_env.config import EnvConfig
 
 Condition = Callable[[EnvConfig], EnvConfig]
@@ -101,7 +100,7 @@ def transfer_table(rows: list[Summary]) -> Table:
     grouped: dict[tuple[str, str], dict[str, Summary]] = {}
     for row in rows:
         grouped.setdefault((row["condition"], row["reference"]), {})[row["family"]] = row
-    table = [["condition", "at the quality of", "added NLL", "latency ms", *families]]
+    table = [["condition", "at the quality of", ADDED_NLL, LATENCY, *families]]
     for (condition, reference), of_family in grouped.items():
         first = next(iter(of_family.values()))
         figures = [format(first["added_nll"], "+z.4f"), format(first["reference_latency_ms"], ".1f")]

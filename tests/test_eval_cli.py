@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from eval.__main__ import main, read_settings
-from eval.oracle import make_policy
 from eval.plan import EvaluationConfig
 from eval.replay import read_results
 from eval.results import WALL_CLOCK, EpisodeResults
-from eval.runner import Evaluation, evaluate
+from eval.runner import Evaluation, evaluate, oracle
 from wdmoe_env.episodes import load_episodes
-from wdmoe_env.policies import policy_names, trained_names
+from wdmoe_env.policies import make_policy, policy_names, trained_names
 from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
+from wdmoe_env.policies.policy import RulePolicy
 from wdmoe_env.policies.policy_file import save_policy
 
-METRICS, COLUMNS = EpisodeResults.METRICS, EpisodeResults.columns()
+METRICS, COLUMNS = EpisodeResults.metrics(), EpisodeResults.columns()
 SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]
 CONTRACT = (
     "latency_ms",
@@ -268,7 +268,7 @@ def test_no_policy_beats_the_oracle_on_any_first_block(tmp_path):
         observation, _ = env.reset(seed=0)
         wlr = env.step(make_policy(name, env).predict(observation)[0])[4]["wlr"]
         observation, _ = env.reset(seed=0)
-        best = env.step(make_policy("oracle", env).predict(observation)[0])[4]["wlr"]
+        best = env.step(RulePolicy(oracle, env.codec).predict(observation)[0])[4]["wlr"]
         assert (best >= wlr * (1 - 1e-6)).all()
 
 
@@ -393,7 +393,7 @@ def test_a_run_that_fails_leaves_earlier_results_and_no_parts(copied, monkeypatc
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr("eval.plots.plot_pareto", fail)
+    monkeypatch.setattr("eval.plots.plot_windows_pareto", fail)
     arguments = [*SMALL, "--out", str(copied), "--policies", "vanilla", "--overwrite"]
     if failure is KeyboardInterrupt:
         assert main(arguments) == 130

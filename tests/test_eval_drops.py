@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from eval.breakdown import breakdowns
-from eval.drops import GROUPINGS, count_drops
+from eval.drops import GROUPINGS, breakdowns, count_drops
 from eval.folder import json_text
 from eval.runner import evaluate
 

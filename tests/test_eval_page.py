@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from eval.__main__ import main
-from eval.page.accuracy import matched_points
 from eval.page.chart import round_ticks
 from eval.page.html import Markup, tag
-from eval.page.write import page, write_page
+from eval.page.write import matched_points, page, write_page
 from eval.replay import read_results
 
 SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]

@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from eval.labels import place_labels
-from eval.names import point_label, short_names
+from eval.members import point_label, short_names
+from eval.plots import place_labels
 
 
 def test_files_go_by_what_tells_them_apart():

@@ -10,14 +10,14 @@ import pytest
 from scipy.optimize import linprog
 from scipy.stats import trim_mean
 
-from eval.fronts import hull, is_within, latency_at, mixture_at
-from eval.iqm import interquartile_mean
-from eval.matched import matched_quality
+from eval.matched import is_within, latency_at, matched_quality, mixture_at
 from eval.members import Member, Setting, member, settings_of
-from eval.plan import Episodes, EvaluationConfig
-from eval.resamples import SeededBootstrap
+from eval.pareto import hull
+from eval.plan import EvaluationConfig
 from eval.results import EpisodeResults
+from eval.statistics import SeededBootstrap, interquartile_mean
 from eval.study import Study, setting_summaries
+from wdmoe_env.evaluation import Episodes
 from wdmoe_env.policies.policy_file import FORMAT
 
 EPISODES = 120
@@ -39,7 +39,7 @@ def results(means, noise=0.0, episodes=EPISODES):
     channel = generator.gamma(8.0, 1 / 8.0, episodes)
     measured = {}
     for one, (latency, added) in means.items():
-        values = {name: np.ones(episodes) for name in EpisodeResults.METRICS}
+        values = {name: np.ones(episodes) for name in EpisodeResults.metrics()}
         values["latency_ms"] = latency * channel
         values["wlr"] = 1.0 / values["latency_ms"]
         values["added_nll"] = added + noise * generator.normal(size=episodes)

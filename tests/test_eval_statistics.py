@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from eval import statistics
-from eval.plan import plan_episodes
 from eval.statistics import PairedBootstrap
+from wdmoe_env.evaluation import plan_episodes
 
 EXPERIMENTS = 600
 # Binomial standard error of a 95 % coverage over the experiments, times three.

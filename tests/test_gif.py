@@ -10,9 +10,8 @@ import pytest
 from conftest import MICRO
 from PIL import Image
 
-from eval.film import HEIGHT, RACE_LEFT, RACE_LENGTH, RACE_STEP, RACE_TOP, WIDTH, pictures
+from eval.film import HEIGHT, RACE_LEFT, RACE_LENGTH, RACE_STEP, RACE_TOP, WIDTH, pictures, takes
 from eval.gif import LAST_HELD, MOST_SECONDS, encoded, main
-from eval.takes import takes
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.policies import make_policy
 from wdmoe_env.rendering import palette
@@ -135,7 +134,7 @@ def test_the_longest_stay_that_is_taken_can_be_written(both):
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
 def test_what_is_no_file_is_refused_before_the_first_picture(tmp_path, capsys, monkeypatch, kind):
-    monkeypatch.setattr("eval.takes.takes", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr("eval.film.takes", lambda *_: pytest.fail("ran"))
     out, victim = tmp_path / "one.gif", tmp_path / "victim"
     victim.write_text("mine")
     if kind == "folder":

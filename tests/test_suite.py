@@ -18,12 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from eval import suite
 from eval.__main__ import main
-from eval.plan import Episodes
-from eval.runner import play
 from eval.statistics import mcnemar_p
 from eval.suite import SuiteConfig, evaluate_suite, judged, plan_items, stratified
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import load_suite_windows
+from wdmoe_env.evaluation import Episodes, play
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.policies import make_policy
 from wdmoe_env.reading import MOST_TEXT_BYTES

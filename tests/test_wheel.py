@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,15 +42,80 @@ def test_the_wheel_holds_wdmoe_env_alone(wheel):
         assert f"wdmoe_env/{needed}" in names
 
 
-def test_the_installed_wheel_makes_the_environment_from_another_folder(wheel, tmp_path):
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
-    code = (
-        "import gymnasium as gym, wdmoe_env; print(wdmoe_env.__file__);"
-        "env = gym.make('wdmoe_env:WDMoE-v0'); env.reset(seed=0); print(env.step(env.action_space.sample())[1] > 0)"
-    )
+PROGRAM = '''
+import wdmoe_env
+from wdmoe_env.policies.rules import with_optimal_shares
+
+def keep_heavy(block):
+    """Use only the routed experts with at least 40 % of a token's gate weight."""
+    return with_optimal_shares(block, block.routed & (block.weights >= 0.4))
+
+results = wdmoe_env.evaluate(["wdmoe:0.9", "straight-through-10", keep_heavy], episodes=64)
+for policy, measured in results.measurements.items():
+    latency_ms, added_nll = measured["latency_ms"].mean(), measured["added_nll"].mean()
+    print(f"{policy:20} {latency_ms:6.1f} ms {added_nll:+.4f} nats per token")
+'''
+
+POLICIES = """
+import sys
+
+import gymnasium as gym
+from wdmoe_env.policies import make_policy, policy_names, trained_names
+
+env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=2, observe_hidden_states=True)
+observation, _ = env.reset(seed=0)
+for name in (*policy_names(), *trained_names(), "wdmoe:0.9"):
+    make_policy(name, env).predict(observation)
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"agents", "train", "eval"}))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """A folder with the wheel unpacked, as pip would install it."""
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def printed(code, site, folder):
+    """What a program prints that sees the wheel in place of the checkout, run from an empty folder."""
     environment = {**os.environ, "PYTHONPATH": str(site)}
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import wdmoe_env; assert wdmoe_env.__file__.startswith({str(site)!r})\n{code}"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert run.stdout.split() == [str(site / "wdmoe_env" / "__init__.py"), "True"]
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_wheel_alone_compares_the_optimizer_a_learned_policy_and_a_rule_of_ones_own(site, tmp_path):
+    lines = printed(PROGRAM.replace("episodes=64", "episodes=8, progress=False"), site, tmp_path).splitlines()
+    rows = [re.fullmatch(r"(\S+) +(\S+) ms (\S+) nats per token", line).groups() for line in lines]
+    names, latencies, added = zip(*rows, strict=True)
+    assert names == ("vanilla", "wdmoe:0.9", "straight-through-10", "keep_heavy")
+    vanilla, *others = map(float, latencies)
+    assert all(0 < latency < vanilla for latency in others)
+    assert float(added[0]) == 0
+    assert all(-1 < float(one) < 1 for one in added)
+
+
+def test_every_policy_that_ships_decides_from_the_wheel_alone(site, tmp_path):
+    assert printed(POLICIES, site, tmp_path) == "[]\n"
+
+
+def test_importing_the_package_loads_no_torch(site, tmp_path):
+    code = "import sys; print('torch' in sys.modules); wdmoe_env.evaluate; print('torch' in sys.modules)"
+    assert printed(code, site, tmp_path).split() == ["False", "True"]
+
+
+def test_the_installed_wheel_makes_the_environment_from_another_folder(site, tmp_path):
+    code = (
+        "import gymnasium as gym; env = gym.make('wdmoe_env:WDMoE-v0'); env.reset(seed=0);"
+        "print(env.step(env.action_space.sample())[1] > 0)"
+    )
+    assert printed(code, site, tmp_path) == "True\n"

@@ -16,8 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from eval.plan import Episodes, plan_episodes
-from eval.runner import run_batch
+from wdmoe_env.evaluation import Episodes, plan_episodes, run_batch
 from wdmoe_env.policies import rules
 from wdmoe_env.policies.policy import Rule, RulePolicy
 

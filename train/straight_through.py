@@ -26,13 +26,13 @@ from train.environment import architecture_of, make_env, start_from
 from train.folder import card, curves, open_run
 from train.progress import goes_on, policy_path
 from wdmoe_env.actions import DECISIONS, LOGIT_SCALE, PARTS, BandwidthPart, ExpertsPart, settled_plan
+from wdmoe_env.metrics import RewardFunction, reward_function
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.features import Features, Observation
 from wdmoe_env.policies.network import TokenSharedNetwork
 from wdmoe_env.policies.policy_file import save_policy
 from wdmoe_env.policies.registry import named_rule
 from wdmoe_env.relaxed import Draw, RelaxedEpisodes, observation_tensors, relaxed_episodes
-from wdmoe_env.rewards import RewardFunction, reward_function
 from wdmoe_env.simulator import Simulator
 
 Generators = list[np.random.Generator]

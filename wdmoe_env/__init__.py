@@ -1,9 +1,15 @@
 """WDMoE-Env: wireless distributed mixture of experts as a Gymnasium environment.
 
-Importing this package registers the environments and loads neither torch nor transformers.
+Importing this package registers the environments and loads neither torch nor transformers. ``wdmoe_env.evaluate``
+compares policies on the same episodes; it is loaded when it is first asked for.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from gymnasium.envs.registration import register, registry
+
+if TYPE_CHECKING:
+    from wdmoe_env.evaluation import evaluate as evaluate
 
 __version__ = "0.1.0"
 
@@ -21,3 +27,12 @@ for _id, _decision in ENV_IDS.items():
 # Gymnasium's checker expects a number for a reward, where this has a vector.
 if "WDMoE-MO-v0" not in registry:
     register("WDMoE-MO-v0", entry_point="wdmoe_env.mo_env:WDMoEMultiObjectiveEnv", disable_env_checker=True)
+
+
+def __getattr__(name: str) -> Any:
+    """Load ``evaluate``, and torch with it, when it is first asked for."""
+    if name == "evaluate":
+        from wdmoe_env.evaluation import evaluate
+
+        return evaluate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

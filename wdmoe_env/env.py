@@ -70,13 +70,22 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `"wlr"` (default)   | W / t in 1/ms: gate weight served per millisecond that attention waits        |
     | `"wlr_device"`      | sum over loaded devices of W[u] / t[u] in 1/ms                                |
     | `"latency_quality"` | -t / t_vanilla, and at the last step -`quality_weight` x added NLL            |
-    | a function          | of the named terms, see `wdmoe_env.rewards`                                   |
+    | a function          | of the terms below                                                            |
 
     Shares can game the device form: those that maximise it starve slow devices (`docs/optimizer.md`: 659 ms where
     equal shares take 112, at a higher value), so the block form is the default.
 
-    All terms stand in `info["reward_terms"]` at every step. t_vanilla is the latency of the model's own routing
-    at equal shares on the same block; the added NLL is the difference to the model's own routing on the window.
+    All terms stand in `info["reward_terms"]` at every step, whatever the reward is.
+
+    | Term                 | Meaning                                                    | Unit |
+    |----------------------|------------------------------------------------------------|------|
+    | `gate_weight_served` | W: gate weight of the experts that ran, summed over tokens | -    |
+    | `block_latency_ms`   | t: time until the slowest device has answered              | ms   |
+    | `vanilla_latency_ms` | t_vanilla: t of the model's own routing at equal shares    | ms   |
+    | `wlr`                | equation (8): W / t, gate weight served per millisecond    | 1/ms |
+    | `wlr_device`         | equation (8) by device: W[u] / t[u], summed over devices   | 1/ms |
+    | `latency_ratio`      | t / t_vanilla: below 1 is faster than the own routing      | -    |
+    | `added_nll`          | `nll` minus `reference_nll`; 0 before the last block       | nats |
 
     ## Starting State
     A window of text drawn uniformly from the split, or `options={"window": index}`; devices, shadowing and
@@ -86,23 +95,28 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     Terminated after the last of the I blocks. Never truncated.
 
     ## Information
-    | Key                   | Shape     | When | Meaning                                             | Unit |
-    |-----------------------|-----------|------|-----------------------------------------------------|------|
-    | `window`              | ()        | reset | index of the window                                | -    |
-    | `block_latency_ms`    | ()        | step | t                                                   | ms   |
-    | `device_latency_ms`   | (U,)      | step | t[u]                                                | ms   |
-    | `load`                | (U,)      | step | tokens served                                       | -    |
-    | `shares`              | (U,)      | step | bandwidth shares used                               | -    |
-    | `selection`           | (J, E)    | step | experts used                                        | -    |
-    | `wlr`, `wlr_device`   | ()        | step | equation (8) in its block and device form           | 1/ms |
-    | `gate_weight_kept`    | ()        | step | gate weight served over that of the own routing     | -    |
-    | `repaired_tokens`     | ()        | step | tokens that the action left without an expert       | -    |
-    | `unserved_pairs`      | ()        | step | selected, not served; with a runner of one's own    | -    |
-    | `reward_terms`        | dict      | step | the terms of the reward                             | -    |
-    | `latency_ms`          | ()        | last | sum of t over the blocks                            | ms   |
-    | `nll`, `reference_nll`| ()        | last | NLL per token: of this episode, of the own routing  | nats |
-    | `token_nll`           | (J,)      | last | NLL of each token                                   | nats |
-    | `next_token_accuracy` | ()        | last | share of tokens whose best guess was right          | -    |
+    What is known after every block comes with every step, what is known after the episode with the last one.
+    `unserved_pairs` is there only where a runner of your own runs the experts, which may fail to serve some.
+
+    | Key                   | Shape  | When    | Meaning                                                        | Unit |
+    |-----------------------|--------|---------|----------------------------------------------------------------|------|
+    | `window`              | ()     | reset   | index of the window                                            | -    |
+    | `unserved_pairs`      | ()     | block   | chosen pairs of token and expert that the runner did not serve | -    |
+    | `block_latency_ms`    | ()     | block   | t: time until the slowest device has answered                  | ms   |
+    | `device_latency_ms`   | (U,)   | block   | t[u]: time until this device has answered                      | ms   |
+    | `load`                | (U,)   | block   | tokens that this device served                                 | -    |
+    | `shares`              | (U,)   | block   | share of the bandwidth that this device had                    | -    |
+    | `selection`           | (J, E) | block   | whether this expert was used for this token                    | -    |
+    | `wlr`                 | ()     | block   | equation (8): W / t, gate weight served per millisecond        | 1/ms |
+    | `wlr_device`          | ()     | block   | equation (8) by device: W[u] / t[u], summed over devices       | 1/ms |
+    | `gate_weight_kept`    | ()     | block   | W over that of the model's own routing                         | -    |
+    | `repaired_tokens`     | ()     | block   | tokens that the action left without an expert                  | -    |
+    | `reward_terms`        | dict   | block   | the terms of the reward                                        | -    |
+    | `latency_ms`          | ()     | episode | sum of t over the blocks                                       | ms   |
+    | `nll`                 | ()     | episode | negative log-likelihood of the text, mean over tokens          | nats |
+    | `token_nll`           | (J,)   | episode | negative log-likelihood of this token, 0 at padding            | nats |
+    | `next_token_accuracy` | ()     | episode | share of tokens whose next token the model guessed             | -    |
+    | `reference_nll`       | ()     | episode | `nll` of the model's own routing on the same window            | nats |
 
     ## Arguments
     Every field of `wdmoe_env.config.EnvConfig` is a keyword, plain or nested:

@@ -24,12 +24,13 @@ from transformers import (
 
 from wdmoe_env.checks import check_integer
 from wdmoe_env.episodes import check_tokens
+from wdmoe_env.metrics import EpisodeResult
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.runner import Service
 from wdmoe_env.moe.split import SplitForward
 from wdmoe_env.scoring import Player, Scorer, Terms
-from wdmoe_env.simulator import EpisodeResult, Rollout
+from wdmoe_env.simulator import Rollout
 from wdmoe_env.text.windows import TokenWindows
 
 REFUSED = {

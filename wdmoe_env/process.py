@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from wdmoe_env.actions import ActionCodec, Decided, settled_plan
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.metrics import REWARD_TERMS, MetricReader, evaluate_reward, reward_function
 from wdmoe_env.observations import Observation, encode_observation, observation_space
 from wdmoe_env.physics.latency import Float
-from wdmoe_env.rewards import evaluate_reward, reward_function
-from wdmoe_env.simulator import BlockResult, EpisodeResult, Rollout, Simulator
+from wdmoe_env.simulator import Rollout, Simulator
 
 Info = dict[str, Any]
 
@@ -59,6 +59,7 @@ class DecisionProcess:
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
         self._reward = reward_function(config.reward, config.quality_weight)
+        self._metrics = MetricReader()
         self.simulator = Simulator(config)
         sizes = self.simulator.sizes
         self.codec = ActionCodec(sizes, config.decision, config.action_type)
@@ -74,51 +75,11 @@ class DecisionProcess:
         plan = settled_plan(rollout.block, decided, self.config.min_share)
         block = rollout.step(plan)
         episode = rollout.finish() if rollout.done else None
-        terms = _terms(block, episode)
-        info = _block_info(block, plan.repaired_tokens, terms) | (_episode_info(episode) if episode else {})
-        reward = evaluate_reward(self._reward, terms)
+        info = self._metrics.info(block, episode)
+        reward = evaluate_reward(self._reward, info[REWARD_TERMS])
         return Transition(encode_observation(rollout.block), reward, rollout.done, info)
 
 
 def _rows_of(values: Mapping[str, Any], marked: NDArray[np.bool_]) -> dict[str, Any]:
     """The marked rows of entries (N, ...), which may nest."""
     return {name: _rows_of(v, marked) if isinstance(v, dict) else v[marked] for name, v in values.items()}
-
-
-def _terms(block: BlockResult, episode: EpisodeResult | None) -> dict[str, Float]:
-    added = np.zeros_like(block.wlr) if episode is None else episode.nll - episode.reference_nll
-    return {
-        "gate_weight_served": block.gate_weight_served,
-        "block_latency_ms": 1e3 * block.block_latency_s,
-        "vanilla_latency_ms": 1e3 * block.vanilla_latency_s,
-        "wlr": block.wlr,
-        "wlr_device": block.wlr_device,
-        "latency_ratio": block.block_latency_s / block.vanilla_latency_s,
-        "added_nll": added,
-    }
-
-
-def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: dict[str, Float]) -> Info:
-    unserved = {} if block.unserved_pairs is None else {"unserved_pairs": block.unserved_pairs}
-    return unserved | {
-        "block_latency_ms": terms["block_latency_ms"],
-        "device_latency_ms": 1e3 * block.device_latency_s,
-        "load": block.tokens,
-        "shares": block.shares,
-        "selection": block.selection,
-        "wlr": block.wlr,
-        "wlr_device": block.wlr_device,
-        "gate_weight_kept": block.gate_weight_kept,
-        "repaired_tokens": repaired,
-        "reward_terms": terms,
-    }
-
-
-def _episode_info(episode: EpisodeResult) -> Info:
-    return {
-        "latency_ms": 1e3 * episode.latency_s,
-        "nll": episode.nll,
-        "token_nll": episode.token_nll,
-        "next_token_accuracy": episode.next_token_accuracy,
-        "reference_nll": episode.reference_nll,
-    }

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import EpisodeSource, check_tokens, mean_over_tokens
+from wdmoe_env.metrics import EpisodeResult
 from wdmoe_env.observations import Block, encode_observation
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess
-from wdmoe_env.simulator import EpisodeResult, Rollout
+from wdmoe_env.simulator import Rollout
 from wdmoe_env.text.continuations import Continuation, continuation_windows
 from wdmoe_env.text.windows import TokenWindows
 

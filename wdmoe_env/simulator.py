@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from wdmoe_env.actions import Plan
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import checked_nll, load_episodes, mean_over_tokens
+from wdmoe_env.metrics import BlockResult, EpisodeResult
 from wdmoe_env.moe.lockstep import LockStep
 from wdmoe_env.moe.runner import make_runner
 from wdmoe_env.moe.split import this_thread
@@ -27,57 +28,6 @@ from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
 from wdmoe_env.physics.compute import device_flops
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.view import Radio, View
-
-
-@dataclass(frozen=True, slots=True)
-class BlockResult:
-    """What one decision led to in one block.
-
-    Attributes:
-        selection: (N, J, E) that ran.
-        shares: (N, U) bandwidth shares that were used.
-        tokens: (N, U) tokens that each device served.
-        device_latency_s: (N, U).
-        block_latency_s: (N,).
-        vanilla_latency_s: (N,) of the model's own routing at equal shares on the same block.
-        gate_weight_served: (N,) W.
-        gate_weight_kept: (N,) W over that of the model's own routing.
-        wlr: (N,) 1/ms, block form.
-        wlr_device: (N,) 1/ms, device form.
-        unserved_pairs: (N,) pairs of token and expert that were selected and not served; ``None`` where the experts of
-            the model itself run, which serve all.
-    """
-
-    selection: Bool
-    shares: Float
-    tokens: Float
-    device_latency_s: Float
-    block_latency_s: Float
-    vanilla_latency_s: Float
-    gate_weight_served: Float
-    gate_weight_kept: Float
-    wlr: Float
-    wlr_device: Float
-    unserved_pairs: NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeResult:
-    """What N whole episodes came to.
-
-    Attributes:
-        latency_s: (N,) sum over blocks.
-        nll: (N,) nats per token.
-        token_nll: (N, J) nats, 0 at padding.
-        next_token_accuracy: (N,) share of tokens whose most probable successor was right.
-        reference_nll: (N,) NLL of the model's own routing on the same windows.
-    """
-
-    latency_s: Float
-    nll: Float
-    token_nll: Float
-    next_token_accuracy: Float
-    reference_nll: Float
 
 
 class Simulator:
@@ -276,6 +226,7 @@ class Rollout:
             gate_weight_kept=served / self._num_tokens,  # the weights of a token's own routing sum to 1
             wlr=metric.wlr_per_ms(served, block_latency),
             wlr_device=metric.wlr_device_per_ms(device_weight, device_latency),
+            repaired_tokens=plan.repaired_tokens,
         )
 
     def _advance(self, selection: Bool, own: bool) -> None:

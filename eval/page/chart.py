@@ -1,20 +1,23 @@
-"""Axes, marks and legends of the pictures, as SVG that takes its colours from the page."""
+"""Axes, marks, colours and legends of the pictures, as SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from eval.page.html import Child, Markup, tag
-from eval.statistics import Float
+from eval.statistics import Float, Summary
+from wdmoe_env.evaluation import REFERENCE
 
 FONT = 13
 # Mean width of a letter over the size of the font.
 LETTER = 0.56
 MOST_TICKS = 7
+NUM_COLORS = 12
+REFERENCE_CLASS = "ink"
 
 Ticks = Sequence[tuple[float, str]]
 
@@ -139,3 +142,10 @@ def legend(entries: Sequence[tuple[str, str, str]]) -> Markup:
 def text_size(text: str) -> tuple[float, float]:
     """Width and height in pixels, roughly: what measures it exactly is the reader's browser."""
     return LETTER * FONT * len(text), float(FONT)
+
+
+def color_classes(settings: Iterable[Summary]) -> dict[str, str]:
+    """The CSS class of each family: learned ones first, in the palette's strongest colours."""
+    ordered = sorted(settings, key=lambda setting: not setting["learned"])
+    families = [family for family in dict.fromkeys(one["family"] for one in ordered) if family != REFERENCE]
+    return {REFERENCE: REFERENCE_CLASS} | {family: f"c{n % NUM_COLORS}" for n, family in enumerate(families)}

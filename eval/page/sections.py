@@ -7,16 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.page.boards import leaderboard, matched, suite_leaderboard
-from eval.page.colors import color_classes
-from eval.page.forest import draw_matched
-from eval.page.heat import block_map, domain_table, drop_map, outside_share, representatives
+from eval.page.chart import color_classes
 from eval.page.html import Child, Markup, section, table, tag
-from eval.page.pareto import ADDED_NLL, POINTS, Pareto
-from eval.page.profiles import draw_profile
-from eval.profiles import QUALITY_BUDGET
+from eval.page.pictures import draw_matched, draw_pareto, draw_profile
+from eval.page.tables import (
+    block_map,
+    domain_table,
+    drop_map,
+    leaderboard,
+    matched,
+    outside_share,
+    representatives,
+    suite_leaderboard,
+)
+from eval.pareto import ADDED_NLL, SUITE_POINTS
 from eval.report import FAMILY_NOTES, MATCHED_NOTES
-from eval.summary import Summary
+from eval.statistics import Summary
+from eval.study import QUALITY_BUDGET
 from eval.transfer import transfer_rows, transfer_table
 
 MAPS = (
@@ -44,7 +51,7 @@ def windows_sections(summary: Summary, points: dict[tuple[str, str], Summary]) -
     return tag(
         "div",
         tag("header", tag("h2", "Windows of text"), tag("p", title, class_="lead")),
-        section("Latency against quality", note(PARETO_NOTE), Pareto(summary, ADDED_NLL).draw()),
+        section("Latency against quality", note(PARETO_NOTE), draw_pareto(summary, ADDED_NLL)),
         section("Leaderboard", leaderboard(settings, colors), note(FAMILY_NOTES), note(DECISION_NOTE)),
         _matched_section(summary, colors, points),
         _profile_section(summary, colors),
@@ -65,7 +72,7 @@ def suite_sections(summary: Summary) -> Markup:
     return tag(
         "div",
         tag("header", tag("h2", "Multiple-choice suite"), tag("p", f"{what}; {SUITE_NOTE}", class_="lead")),
-        section("Latency against accuracy", Pareto(summary, POINTS).draw()),
+        section("Latency against accuracy", draw_pareto(summary, SUITE_POINTS)),
         section("Accuracy", suite_leaderboard(settings, color_classes(settings))),
         section("Accuracy by format, %", _by_group(summary, "by_format")),
         section("Accuracy by kind of text, %", _by_group(summary, "by_domain")),

@@ -69,10 +69,16 @@ class RulePolicy:
         """Actions of observations; see ``Policy``.
 
         Raises:
-            ValueError: see ``batched``.
+            ValueError: see ``batched`` and ``ActionCodec.encode``.
+            TypeError: the rule gives something else than a selection and shares.
         """
         batch, single = batched(observation, self.codec)
-        actions = self.codec.encode(*self.rule(decode_observation(batch)))
+        decided = self.rule(decode_observation(batch))
+        if not isinstance(decided, tuple) or len(decided) != 2:
+            raise TypeError(
+                f"expected a rule to give selection (N, J, E) and shares (N, U), got {type(decided).__name__}"
+            )
+        actions = self.codec.encode(*decided)
         return (first(actions) if single else actions), state
 
 

@@ -79,6 +79,35 @@ def weights_file(spec: str | Path) -> Path | None:
     return Path(spec) if name not in ENTRIES and written else None
 
 
+def policy_card(policy: str | Path) -> dict[str, Any] | None:
+    """The card of a learned policy, ``None`` for a rule and where there is no file.
+
+    Args:
+        policy: as ``make_policy`` takes it.
+
+    Raises:
+        ValueError: the file is not the JSON of a policy.
+    """
+    from wdmoe_env.policies.policy_file import read_card  # only here: torch takes seconds to import
+
+    file = weights_file(policy)
+    card = file.with_suffix(".json") if file and file.name else None
+    return read_card(card) if card and card.is_file() else None
+
+
+def reads_hidden_states(policy: str | Path) -> bool:
+    """Whether a policy reads hidden states, which the environment then must observe.
+
+    Args:
+        policy: as ``make_policy`` takes it.
+
+    Raises:
+        ValueError: the file is not the JSON of a policy.
+    """
+    size = (policy_card(policy) or {}).get("hidden_size", 0)
+    return isinstance(size, int) and size > 0
+
+
 def named_rule(name: str) -> Rule:
     """The rule of a name, as a function of a block, for what imitates it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,19 +11,6 @@ import numpy as np
 from wdmoe_env.observations import Block
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.simulator import Rollout
-
-# The entries of a step's info that are shown; the last three come with the last block.
-SHOWN = (
-    "selection",
-    "shares",
-    "load",
-    "device_latency_ms",
-    "block_latency_ms",
-    "wlr",
-    "nll",
-    "reference_nll",
-    "next_token_accuracy",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +51,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What an episode did to the text.
+    """What an episode did to the text; each field is the metric of its name.
 
     Attributes:
         nll: nats per token.
@@ -79,7 +66,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a decision led to in its block; the numbers of ``info``.
+    """What a decision led to in its block; each field but ``text`` is the metric of its name.
 
     Attributes:
         selection: (J, E).
@@ -103,16 +90,13 @@ class Outcome:
     def of(cls, info: Mapping[str, Any], n: int) -> Self:
         """Of episode n in a step's info."""
         at = {name: info[name][n] for name in SHOWN if name in info}
-        text = Text(at["nll"], at["reference_nll"], at["next_token_accuracy"]) if "nll" in at else None
-        return cls(
-            selection=at["selection"],
-            shares=at["shares"],
-            load=at["load"],
-            device_latency_ms=at["device_latency_ms"],
-            block_latency_ms=at["block_latency_ms"],
-            wlr=at["wlr"],
-            text=text,
-        )
+        text = Text(**{name: at.pop(name) for name in SHOWN_OF_EPISODE}) if at.keys() >= SHOWN_OF_EPISODE else None
+        return cls(**at, text=text)
+
+
+SHOWN_OF_EPISODE = {field.name for field in fields(Text)}
+SHOWN = {field.name for field in fields(Outcome)} - {"text"} | SHOWN_OF_EPISODE
+"""Metrics of a step's info that are shown; those of the episode come with the last block."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wdmoe_env.metrics import METRICS
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.rendering.record import Episode, Outcome, Record
 
 NOTHING = "-"
 """Stands where nothing has been decided yet."""
 
-BLOCK_LATENCY, LATENCY, BLOCK_WLR, MEAN_WLR = "block latency", "latency so far", "block WLR", "mean WLR"
-NLL, ADDED_NLL, ACCURACY = "NLL per token", "added NLL", "accuracy"
+BLOCK_LATENCY = METRICS["block_latency_ms"].label
+LATENCY = f"{METRICS['latency_ms'].label} so far"
+BLOCK_WLR, MEAN_WLR = (f"{which} {METRICS['wlr'].label}" for which in ("block", "mean"))
+NLL = f"{METRICS['nll'].label} per token"
+ADDED_NLL, ACCURACY = METRICS["added_nll"].label, METRICS["next_token_accuracy"].label
 
 TIE = 1e-4
 """Relative difference of latencies up to which devices finish together: optimal shares pass through float32 actions."""
@@ -133,16 +137,21 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, str]:
         return dict.fromkeys((BLOCK_LATENCY, LATENCY, BLOCK_WLR, MEAN_WLR), NOTHING)
     last = outcomes[-1]
     figures = {
-        BLOCK_LATENCY: f"{figure(last.block_latency_ms)} ms",
-        LATENCY: f"{figure(sum(one.block_latency_ms for one in outcomes))} ms",
-        BLOCK_WLR: f"{figure(last.wlr)} /ms",
-        MEAN_WLR: f"{figure(float(np.mean([one.wlr for one in outcomes])))} /ms",
+        BLOCK_LATENCY: _with_unit(last.block_latency_ms, "block_latency_ms"),
+        LATENCY: _with_unit(sum(one.block_latency_ms for one in outcomes), "latency_ms"),
+        BLOCK_WLR: _with_unit(last.wlr, "wlr"),
+        MEAN_WLR: _with_unit(float(np.mean([one.wlr for one in outcomes])), "wlr"),
     }
     if last.text is not None:
         figures[NLL] = f"{last.text.nll:.3f}"
         figures[ADDED_NLL] = f"{last.text.nll - last.text.reference_nll:+.3f}"
         figures[ACCURACY] = f"{100 * last.text.next_token_accuracy:.1f} %"
     return figures
+
+
+def _with_unit(value: float, metric: str) -> str:
+    """A number and the unit of its metric; of "1/ms" the 1 goes without saying."""
+    return f"{figure(value)} {METRICS[metric].unit.removeprefix('1')}"
 
 
 def _rows(episode: Episode, block: int, now: Record) -> tuple[DeviceRow, ...]:

@@ -27,7 +27,8 @@ class RunConfig:
         environment: the environment, with both decisions in the action.
         seed: of episodes, policies and resamples.
         batch_size: windows in one forward pass. A batched pass rounds differently from a single one.
-        files: absolute path of each policy that is a file, by its name here; one that is missing is taken as named.
+        files: what to load for policies that are not found by their names: the absolute path of a file, or the name of
+            a policy that ships. A policy that is missing here is taken as named.
     """
 
     policies: tuple[str, ...]

@@ -41,6 +41,14 @@ def policy_hashes(config: RunConfig) -> dict[str, str]:
     return found
 
 
+def absent_policies(config: RunConfig) -> frozenset[str]:
+    """The policies of a configuration whose files are not here."""
+    files = {policy: weights_file(config.located(policy)) for policy in config.policies}
+    return frozenset(
+        policy for policy, file in files.items() if file and not file.with_suffix(".safetensors").is_file()
+    )
+
+
 def channel_hashes(source: str) -> dict[str, str]:
     """SHA-256 of the file that a source of gains replays, if it is of that kind."""
     file = trace_file(source)

@@ -1,16 +1,20 @@
-"""Recompute a results folder and compare: a result that does not come again is not one."""
+"""Recompute a results folder, and say where the recomputed figures differ from the saved ones.
+
+Policies whose files are no longer here are left out. Statistics of settings and families depend on all policies, so
+they are compared only where every policy is here and the folder holds any.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eval.kinds import KINDS, WINDOWS, Kind
 from eval.plan import RunConfig
-from eval.provenance import HOW_MADE
+from eval.provenance import HOW_MADE, absent_policies
 from eval.results import WALL_CLOCK, Results
 from eval.shape import REPLAYED, check_shape
 from eval.statistics import Summary
@@ -40,6 +44,16 @@ class SavedResults:
     summary: Summary
 
     @property
+    def absent(self) -> frozenset[str]:
+        """Policies whose files are not here."""
+        return absent_policies(self.config)
+
+    @property
+    def config_here(self) -> RunConfig:
+        """The configuration without the policies whose files are not here."""
+        return replace(self.config, policies=tuple(one for one in self.config.policies if one not in self.absent))
+
+    @property
     def statistics(self) -> Summary:
         """What the JSON says of the measurements."""
         return {name: self.summary[name] for name in self.summary.keys() - HOW_MADE}
@@ -52,7 +66,8 @@ def read_results(folder: Path) -> SavedResults:
         ValueError: not a results folder.
     """
     kind = next((kind for kind in KINDS if (folder / f"{kind.stem}.json").is_file()), WINDOWS)
-    described, table = folder / f"{kind.stem}.json", folder / f"{kind.stem}.csv"
+    described, table, packed = (folder / f"{kind.stem}.{suffix}" for suffix in ("json", "csv", "csv.gz"))
+    table = packed if packed.is_file() and not table.is_file() else table
     for path in (described, table):
         if not path.is_file():
             raise ValueError(f"expected a results folder, but {shown(folder)} holds no {path.name}")
@@ -77,14 +92,17 @@ def changed_inputs(saved: SavedResults, sha256: dict[str, str]) -> list[str]:
 
 def differences(saved: SavedResults, results: Results) -> Iterator[str]:
     """What differs between saved and recomputed results, wall-clock times left out; a phrase each."""
-    rows, stem = results.rows(), saved.kind.stem
-    if len(saved.rows) != len(rows):
-        yield f"{stem}.csv: {len(saved.rows)} rows saved, {len(rows)} recomputed"
-    for line, (old, new) in enumerate(zip(saved.rows, rows, strict=False), start=2):
+    rows, stem, absent = results.rows(), saved.kind.stem, saved.absent
+    lines = [(line, row) for line, row in enumerate(saved.rows, start=2) if row["policy"] not in absent]
+    if len(lines) != len(rows):
+        yield f"{stem}.csv: {len(lines)} rows saved, {len(rows)} recomputed"
+    for (line, old), new in zip(lines, rows, strict=False):
         for column in results.columns():
             measured = column in results.metrics()
             if column not in WALL_CLOCK and not _same_cell(measured, old[column], new[column]):
                 yield f"{stem}.csv line {line}, {column}: {old[column]} saved, {new[column]} recomputed"
+    if absent or not saved.statistics:
+        return
     recomputed = saved.kind.statistics(results)
     for name in recomputed.keys() | saved.statistics.keys():
         yield from _json_differences(f"{stem}.json {name}", saved.statistics.get(name), recomputed.get(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 from wdmoe_env.policies.policy import RulePolicy
 from wdmoe_env.policies.policy_file import save_policy
 
+STUDY = Path(__file__).parents[1] / "docs" / "results"
 METRICS, COLUMNS = EpisodeResults.metrics(), EpisodeResults.columns()
 SMALL = ["--model", "micro", "--num-tokens", "8", "--episodes", "6", "--batch-size", "4"]
 CONTRACT = (
@@ -251,6 +253,70 @@ def test_replay_sees_another_model(copied, capsys):
     (copied / "results.json").write_text(json.dumps(summary))
     assert main(["--replay", str(copied)]) == 1
     assert "the model micro has changed since" in capsys.readouterr().out
+
+
+def packed(folder):
+    """Leave the table packed with gzip alone."""
+    table = folder / "results.csv"
+    table.with_name("results.csv.gz").write_bytes(gzip.compress(table.read_bytes()))
+    table.unlink()
+
+
+@pytest.fixture
+def moved(tmp_path, learned):
+    """A results folder one of whose policies is no longer where it was, and that policy's name."""
+    path = tmp_path / "policy.safetensors"
+    for part in (path, path.with_suffix(".json")):
+        shutil.copy(learned.with_suffix(part.suffix), part)
+    out = run(tmp_path / "out", "--policies", "top1", str(path))
+    path.unlink()
+    packed(out)
+    return out, str(path)
+
+
+def test_replay_compares_the_policies_whose_files_are_here(moved, capsys):
+    folder, _ = moved
+    assert main(["--replay", str(folder)]) == 0
+    match, count = capsys.readouterr().out.splitlines()[-2:]
+    assert match == f"match: 12 rows of {folder} came again, wall-clock times left out"
+    assert count == "2 of 3 policies are compared; the files of the others are not here"
+
+
+def test_replay_sees_a_tampered_row_beside_policies_that_are_not_here(moved, capsys):
+    folder, absent = moved
+    table = folder / "results.csv.gz"
+    lines = gzip.decompress(table.read_bytes()).decode().splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("top1,3,"))
+    # The absent policy's rows come first, so that lines of the file and of what is recomputed differ.
+    others = [line for line in lines[1:] if not line.startswith(absent)]
+    hidden = [line for line in lines[1:] if line.startswith(absent)]
+    cells = lines[at].split(",")
+    others[others.index(lines[at])] = ",".join([*cells[:5], str(2 * float(cells[5])), *cells[6:]])
+    table.write_bytes(gzip.compress("\n".join([lines[0], *hidden, *others]).encode()))
+    assert main(["--replay", str(folder)]) == 1
+    assert f"results.csv line {at + 1 + len(hidden)}, latency_ms: " in capsys.readouterr().out
+
+
+def test_the_study_of_the_documentation_replays(tmp_path, capsys):
+    """One batch of it, under a rule, a policy that ships under its name in training, and one that does not ship."""
+    kept = [
+        "vanilla",
+        "wdmoe:0.9",
+        "runs/st/quality-10/seed-1/policy.safetensors",
+        "runs/st/quality-10/seed-0/policy.safetensors",
+    ]
+    summary = json.loads((STUDY / "results.json").read_text())
+    assert (summary["config"]["episodes"], len(summary["config"]["policies"])) == (512, 54)
+    summary["config"] |= {"episodes": 64, "policies": kept}
+    (tmp_path / "results.json").write_text(json.dumps(summary))
+    header, *lines = gzip.decompress((STUDY / "results.csv.gz").read_bytes()).decode().splitlines()
+    mine = [line for name in kept for line in lines if line.startswith(f"{name},")]
+    mine = [line for line in mine if int(line.split(",")[1]) < 64]
+    (tmp_path / "results.csv").write_text("\n".join([header, *mine]))
+    assert main(["--replay", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("match: 192 rows")
+    assert "3 of 4 policies are compared" in out
 
 
 def test_windows_of_named_domains_alone(tmp_path, capsys):

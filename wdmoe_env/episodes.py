@@ -38,9 +38,7 @@ class EpisodeSource:
 
     def tokens(self, index: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token ids, mask and targets, all (N, J), of windows (N,)."""
-        windows = self.windows
-        token_ids, mask, targets = windows.token_ids[index], windows.mask[index], windows.targets[index]
-        return torch.from_numpy(token_ids), torch.from_numpy(mask), torch.from_numpy(targets)
+        return tensors_of(self.windows.rows(index))
 
     def reference_nll(self, index: NDArray[np.int64]) -> Float:
         """Mean NLL (N,) of the model's own routing on windows (N,), nats per token.
@@ -56,6 +54,11 @@ class EpisodeSource:
             checked = checked_nll(self.model, token_nll, mask, " under its own routing")
             self._reference_nll[missing] = mean_over_tokens(checked, mask)
         return self._reference_nll[index]
+
+
+def tensors_of(windows: TokenWindows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, mask and targets, all (N, J), of windows as the model takes them."""
+    return torch.from_numpy(windows.token_ids), torch.from_numpy(windows.mask), torch.from_numpy(windows.targets)
 
 
 def check_tokens(model: SplitModel, *token_ids: NDArray[np.int64]) -> None:

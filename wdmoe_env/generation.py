@@ -28,8 +28,10 @@ from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.runner import Service
 from wdmoe_env.moe.split import SplitForward
-from wdmoe_env.scoring import Player, Scorer, Terms
-from wdmoe_env.simulator import EpisodeResult, Rollout
+from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.rollout.passes import Passes
+from wdmoe_env.rollout.rollout import Rollout
+from wdmoe_env.scoring import Player, Scorer, Terms, channel_generator
 from wdmoe_env.text.windows import TokenWindows
 
 REFUSED = {
@@ -88,15 +90,17 @@ def generate(
     # Before the caller's own, which may rule tokens out by scores that are not finite.
     checks = [_Check(scorer.model.model), *(given.get("logits_processor") or ())]
     options["logits_processor"] = LogitsProcessorList(checks)
-    runner = scorer.player(scorer.padded(len(prompt))).process.simulator.runner
+    simulator = scorer.player(scorer.padded(len(prompt))).process.simulator
+    trace = simulator.channel.sample([channel_generator(seed)])
     forward = scorer.model.run(
-        lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options), Service(runner, (0,))
+        lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options),
+        Service(simulator.runner, (0,)),
     )
     passes = []
     try:
         while forward.block is not None:
             player = scorer.player(scorer.padded(len(forward.block.routed)))
-            passes.append(player.play(PassRollout(player, forward, seed)))
+            passes.append(player.play(_pass_rollout(player, forward, trace)))
         texts = getattr(forward.result, "sequences", forward.result)  # of ``return_dict_in_generate``
         tokens: list[int] = texts[0, len(prompt) :].tolist()
     finally:
@@ -153,44 +157,40 @@ def _check_rows(scorer: Scorer, prompt_tokens: int, max_new_tokens: int, setting
         )
 
 
-class PassRollout(Rollout):
+def _pass_rollout(player: Player, forward: SplitForward, trace: ChannelTrace) -> Rollout:
     """One pass of a generation under way, as an episode of a window that it fills from the left.
-
-    Args:
-        player: of windows that are long enough.
-        forward: the generation, paused at a first block.
-        seed: of the channel.
 
     Raises:
         ValueError: the pass reads more tokens than a window holds.
     """
-
-    def __init__(self, player: Player, forward: SplitForward, seed: int) -> None:
-        sizes = player.process.simulator.sizes
-        self._given = _Pass(forward, sizes.num_blocks, sizes.num_tokens)
-        read = len(self._given.paused.routed)
-        if read > sizes.num_tokens:  # the rest would be cut off without a word
-            raise ValueError(f"a pass must fit a window of num_tokens, {sizes.num_tokens}, got {read} tokens")
-        ids = np.zeros((1, sizes.num_tokens), dtype=np.int64)
-        mask = np.arange(sizes.num_tokens)[None] < read
-        trace = player.take(TokenWindows(ids, ids, mask, ("",)), [seed])
-        super().__init__(player.process.simulator, np.arange(1), trace)
-
-    def _begin(self) -> None:
-        self._forward = self._given  # type: ignore[assignment]
-        self.block = self._view.block(self._forward.blocks)
-
-    def finish(self) -> EpisodeResult:
-        """The latency; there is no text to score."""
-        unknown = np.full(1, np.nan)
-        return EpisodeResult(self._latency_s, unknown, np.full(self.token_mask.shape, np.nan), unknown, unknown)
+    world = player.process.simulator.world
+    num_tokens = world.sizes.num_tokens
+    passes = _Pass(forward, world.sizes.num_blocks, num_tokens)
+    read = len(passes.paused.routed)
+    if read > num_tokens:  # the rest would be cut off without a word
+        raise ValueError(f"a pass must fit a window of num_tokens, {num_tokens}, got {read} tokens")
+    ids = np.zeros((1, num_tokens), dtype=np.int64)
+    texts = TokenWindows(ids, ids, np.arange(num_tokens)[None] < read, ("",))
+    return Rollout(world, texts, trace, passes.begin)
 
 
 class _Pass:
-    """What ``LockStep`` is to a window: the blocks of one pass, in windows of one length."""
+    """One pass of a generation as ``Passes`` of one text: its blocks, padded to a window."""
 
     def __init__(self, forward: SplitForward, num_blocks: int, num_tokens: int) -> None:
         self._generation, self._left, self._num_tokens = forward, num_blocks, num_tokens
+        self._begun = False
+
+    def begin(self) -> Passes:
+        """The pass itself, once: what came before it in the generation cannot be run again.
+
+        Raises:
+            RuntimeError: it has begun already.
+        """
+        if self._begun:
+            raise RuntimeError("a pass of a generation cannot begin again: it belongs to the thread that generates")
+        self._begun = True
+        return self
 
     @property
     def paused(self) -> BlockInput:
@@ -219,6 +219,9 @@ class _Pass:
         """Pairs (1,) that were selected in the last block and not served."""
         service = self._generation.service
         return np.zeros(1, dtype=np.int64) if service is None else service.unserved_pairs
+
+    def scores(self) -> None:
+        """None: the text is not there yet."""
 
     def close(self) -> None:
         """Nothing: the generation is its maker's to close."""

@@ -1,13 +1,16 @@
 """The decision process of N episodes in lock-step: actions in; observations, rewards and info out.
 
-Both faces, the single and the batched environment, are thin wrappers of this.
+Both faces, the single and the batched environment, are thin wrappers of this. Each lets one call run at a time: two
+threads that step an environment at once would mix up its blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +20,11 @@ from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation, observation_space
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.rewards import evaluate_reward, reward_function
-from wdmoe_env.simulator import BlockResult, EpisodeResult, Rollout, Simulator
+from wdmoe_env.rollout.rollout import BlockResult, EpisodeResult, Rollout
+from wdmoe_env.simulator import Simulator
 
 Info = dict[str, Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +70,72 @@ class DecisionProcess:
         self.observation_space = observation_space(sizes, config.observe_hidden_states)
 
     def step(self, rollout: Rollout, decided: Decided) -> Transition:
-        """Carry out a decision for every episode of a rollout.
+        """Carry out a decision for every episode of a rollout, and reward it.
+
+        Args:
+            rollout: N episodes that have not ended, with the reference that rewards are made of.
+            decided: values (N, ...) of the parts that the action held, by name.
+        """
+        info = self.run(rollout, decided)
+        if rollout.done:
+            info |= _episode_info(rollout.finish())
+            info["reward_terms"]["added_nll"] = info["nll"] - info["reference_nll"]
+        else:
+            info["reward_terms"]["added_nll"] = np.zeros_like(info["wlr"])
+        reward = evaluate_reward(self._reward, info["reward_terms"])
+        return Transition(encode_observation(rollout.block), reward, rollout.done, info)
+
+    def run(self, rollout: Rollout, decided: Decided) -> Info:
+        """Carry out a decision for every episode of a rollout, of texts from anywhere, without a reward.
 
         Args:
             rollout: N episodes that have not ended.
             decided: values (N, ...) of the parts that the action held, by name.
+
+        Returns:
+            Info of the block, entries (N, ...). Its ``reward_terms`` are those of the block: ``added_nll`` is not
+            among them.
         """
         plan = settled_plan(rollout.block, decided, self.config.min_share)
-        block = rollout.step(plan)
-        episode = rollout.finish() if rollout.done else None
-        terms = _terms(block, episode)
-        info = _block_info(block, plan.repaired_tokens, terms) | (_episode_info(episode) if episode else {})
-        reward = evaluate_reward(self._reward, terms)
-        return Transition(encode_observation(rollout.block), reward, rollout.done, info)
+        return _block_info(rollout.step(plan), plan.repaired_tokens)
+
+
+class Turn:
+    """A context that one call of an environment is in at a time. It refuses a second one and never waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        """Begin the turn.
+
+        Raises:
+            RuntimeError: another call is under way; it goes on undisturbed.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "expected one call at a time, but another one, mostly of another thread, is in reset() or step() of "
+                "this environment"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        """End the turn."""
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        """A copy is free."""
+        return Turn, ()
+
+
+def in_turn(method: Method) -> Method:
+    """Let a method run only in the turn of its object, which has it as ``_turn``."""
+
+    @wraps(method)
+    def alone(self: Any, *args: Any, **keywords: Any) -> Any:
+        with self._turn:
+            return method(self, *args, **keywords)
+
+    return cast("Method", alone)
 
 
 def _rows_of(values: Mapping[str, Any], marked: NDArray[np.bool_]) -> dict[str, Any]:
@@ -85,8 +143,7 @@ def _rows_of(values: Mapping[str, Any], marked: NDArray[np.bool_]) -> dict[str, 
     return {name: _rows_of(v, marked) if isinstance(v, dict) else v[marked] for name, v in values.items()}
 
 
-def _terms(block: BlockResult, episode: EpisodeResult | None) -> dict[str, Float]:
-    added = np.zeros_like(block.wlr) if episode is None else episode.nll - episode.reference_nll
+def _block_terms(block: BlockResult) -> dict[str, Float]:
     return {
         "gate_weight_served": block.gate_weight_served,
         "block_latency_ms": 1e3 * block.block_latency_s,
@@ -94,11 +151,11 @@ def _terms(block: BlockResult, episode: EpisodeResult | None) -> dict[str, Float
         "wlr": block.wlr,
         "wlr_device": block.wlr_device,
         "latency_ratio": block.block_latency_s / block.vanilla_latency_s,
-        "added_nll": added,
     }
 
 
-def _block_info(block: BlockResult, repaired: NDArray[np.int64], terms: dict[str, Float]) -> Info:
+def _block_info(block: BlockResult, repaired: NDArray[np.int64]) -> Info:
+    terms = _block_terms(block)
     unserved = {} if block.unserved_pairs is None else {"unserved_pairs": block.unserved_pairs}
     return unserved | {
         "block_latency_ms": terms["block_latency_ms"],

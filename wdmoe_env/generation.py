@@ -1,6 +1,9 @@
 """Text generated under a policy: each pass of ``generate``, over the prompt and then token by token, is an episode.
 
-A pass sends what it reads over the air: all of the prompt, then one token. All passes of a text meet the same channel.
+A pass sends what it reads over the air: all of the prompt, then one token. Time goes on from pass to pass. With I
+blocks in a pass, pass k = 0, 1, ... of a text meets the blocks k * I to k * I + I - 1 of one channel of the same
+devices. That channel has at most ``wdmoe_env.physics.channel.MOST_BLOCKS`` blocks. After its last whole pass it begins
+again from its first block, and so does a recorded channel after the last whole pass of its recording.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ def generate(
     Args:
         scorer: policy, model and radio.
         prompt: token ids, as many as the longest window holds at most.
-        seed: of the channel.
+        seed: of the channel; the first pass meets the episode of an environment of that seed.
         max_new_tokens: the most to generate.
         stop: called with the tokens generated so far, of the best beam where there are several; True ends the text.
         **settings: for transformers' ``generate``, as of ``check_settings``; none is greedy decoding.
@@ -91,7 +94,7 @@ def generate(
     checks = [_Check(scorer.model.model), *(given.get("logits_processor") or ())]
     options["logits_processor"] = LogitsProcessorList(checks)
     simulator = scorer.player(scorer.padded(len(prompt))).process.simulator
-    trace = simulator.channel.sample([channel_generator(seed)])
+    trace, num_blocks = scorer.channel.sample([channel_generator(seed)]), simulator.sizes.num_blocks
     forward = scorer.model.run(
         lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options),
         Service(simulator.runner, (0,)),
@@ -100,7 +103,8 @@ def generate(
     try:
         while forward.block is not None:
             player = scorer.player(scorer.padded(len(forward.block.routed)))
-            passes.append(player.play(_pass_rollout(player, forward, trace)))
+            of_pass = trace.of_pass(len(passes), num_blocks)
+            passes.append(player.play(_pass_rollout(player, forward, of_pass)))
         texts = getattr(forward.result, "sequences", forward.result)  # of ``return_dict_in_generate``
         tokens: list[int] = texts[0, len(prompt) :].tolist()
     finally:
@@ -159,6 +163,11 @@ def _check_rows(scorer: Scorer, prompt_tokens: int, max_new_tokens: int, setting
 
 def _pass_rollout(player: Player, forward: SplitForward, trace: ChannelTrace) -> Rollout:
     """One pass of a generation under way, as an episode of a window that it fills from the left.
+
+    Args:
+        player: of windows that are long enough.
+        forward: the generation, paused at the pass's first block.
+        trace: the channel of the pass.
 
     Raises:
         ValueError: the pass reads more tokens than a window holds.

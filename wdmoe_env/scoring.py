@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import check_tokens
 from wdmoe_env.observations import Block, encode_observation
-from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.physics.channel import Channel, ChannelTrace
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess
 from wdmoe_env.rollout.rollout import Rollout
@@ -87,6 +87,11 @@ class Scorer:
         most = self.model.context_length
         if config.num_tokens > most:
             raise ValueError(f"num_tokens must be at most {most}, the context of the model, got {config.num_tokens}")
+
+    @cached_property
+    def channel(self) -> Channel:
+        """The channel over the passes of a text that is generated, see ``Channel.longer``."""
+        return self.player(self.padded(1)).process.simulator.channel.longer()
 
     def padded(self, length: int) -> int:
         """The length J of the windows that texts of some length are padded to."""

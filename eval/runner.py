@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.drops import count_drops
-from eval.inputs import beside_hashes, channel_hashes, model_hash, policy_hashes
+from eval.inputs import beside_hashes, channel_hashes, model_hash, policy_hashes, text_hashes
 from eval.members import member, reads_hidden_states
 from eval.oracle import make_policy
 from eval.plan import REFERENCE, Episodes, EvaluationConfig, RunConfig, plan_episodes, windows_of
@@ -126,7 +126,8 @@ class Runner:
         self.members = tuple(replace(member(config.located(spec)), policy=spec) for spec in config.policies)
         model = config.environment.model
         weights = {f"the model {model}": model_hash(self.source.model), **beside_hashes(model)}
-        self.sha256 = weights | policy_hashes(config) | channel_hashes(config.environment.channel.source)
+        files = channel_hashes(config.environment.channel.source) | text_hashes(config.environment.split)
+        self.sha256 = weights | policy_hashes(config) | files
 
     def run(
         self, episodes: Episodes, measure: MeasureBatch, unit: str, progress: bool

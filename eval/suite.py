@@ -14,7 +14,7 @@ from eval.plan import Episodes, RunConfig
 from eval.results import Measurements, Results
 from eval.runner import Runner, play
 from wdmoe_env.checks import check_integer
-from wdmoe_env.config import EnvConfig
+from wdmoe_env.config import EnvConfig, names_texts
 from wdmoe_env.episodes import load_suite_windows, suite_path
 from wdmoe_env.policies import policy_names
 from wdmoe_env.text.suite import NUM_CHOICES, SUITE_TOKENS, Item, suite_file, window_rows
@@ -38,7 +38,7 @@ class SuiteConfig(RunConfig):
     def __post_init__(self) -> None:
         """Check every field, and put the reference in."""
         RunConfig.__post_init__(self)
-        if self.environment.split in ("train", "test"):
+        if self.environment.split in ("train", "test") or names_texts(self.environment.split):
             raise ValueError(f"split must be 'suite' or the file of a suite, got {self.environment.split!r}")
         if self.suite_items is not None:
             check_integer("suite_items", self.suite_items, at_least=1)

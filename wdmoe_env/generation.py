@@ -99,7 +99,7 @@ def generate(
         lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options),
         Service(simulator.runner, (0,)),
     )
-    passes = []
+    passes: list[Terms] = []
     try:
         while forward.block is not None:
             player = scorer.player(scorer.padded(len(forward.block.routed)))

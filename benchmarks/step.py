@@ -21,9 +21,10 @@ import wdmoe_env
 from benchmarks.reference import ReferenceEnv
 from benchmarks.table import Row, Settings
 from benchmarks.timing import Timed, clocked, in_turn, on_threads
-from wdmoe_env import actions, env, process, simulator, vector_env, view
+from wdmoe_env import actions, env, process, vector_env
 from wdmoe_env.moe import experts, lockstep
 from wdmoe_env.physics.channel import Channel
+from wdmoe_env.rollout import rollout
 
 TINY = Path(wdmoe_env.__file__).parent / "assets" / "tiny"
 STOCK = ("eager", "grouped_mm")  # on a CPU "batched_mm" is many times slower than either, and upsets the caches
@@ -33,8 +34,8 @@ PARTS = {
     "model without experts": [(lockstep.LockStep, "__init__"), (lockstep.LockStep, "resume")],
     "physics": [
         (Channel, "sample"),
-        (view.Radio, "of"),
-        (simulator.Rollout, "_measure"),
+        (rollout.Radio, "of"),
+        (rollout.Rollout, "_measure"),
         (actions, "device_load"),
     ],
     "solver": [(actions, "min_max_bandwidth")],
@@ -44,7 +45,7 @@ PARTS = {
         (process, "encode_observation"),
         (env, "encode_observation"),
         (vector_env, "encode_observation"),
-        (view.View, "block"),
+        (rollout.View, "block"),
     ],
 }
 

@@ -21,10 +21,12 @@ import wdmoe_env
 from eval.plan import RunConfig
 from eval.results import Results
 from eval.statistics import Summary
-from wdmoe_env.config import SUITE_SUFFIXES, EnvConfig
+from wdmoe_env.config import SUITE_SUFFIXES, TEXT_PREFIX, EnvConfig, names_texts
+from wdmoe_env.episodes import text_path
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import KNOWN_MODELS
 from wdmoe_env.policies.registry import trained_names, weights_file
+from wdmoe_env.text.own import text_files
 
 TRACE = "trace"
 BESIDE_WEIGHTS = ("config.json", "tokenizer.json")
@@ -55,6 +57,15 @@ def channel_hashes(source: str) -> dict[str, str]:
     return {} if file is None else {f"the trace {file}": file_hash(file)}
 
 
+def text_hashes(split: str) -> dict[str, str]:
+    """SHA-256 of the names and hashes of the files of one's own texts, if a split is of that kind."""
+    if not names_texts(split):
+        return {}
+    path = text_path(split)
+    lines = [f"{file.relative_to(path)} {file_hash(file)}" for file in text_files(path)]
+    return {f"the text {path}": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+
 def trace_file(source: str) -> Path | None:
     """The file of a source of gains that replays one."""
     kind, _, path = source.partition(":")
@@ -68,12 +79,14 @@ def located_policies(policies: Iterable[str]) -> dict[str, str]:
 
 
 def located_environment(environment: EnvConfig) -> EnvConfig:
-    """An environment whose model, suite and trace are named by absolute paths, where they are files or folders."""
+    """An environment whose model, suite, texts and trace are named by absolute paths, where they are files."""
     changes: dict[str, Any] = {}
     folder = Path(environment.model).expanduser()
     if environment.model not in KNOWN_MODELS and folder.is_dir():
         changes["model"] = str(folder.absolute())
-    if environment.split.endswith(SUITE_SUFFIXES):
+    if names_texts(environment.split):
+        changes["split"] = f"{TEXT_PREFIX}{text_path(environment.split).absolute()}"
+    elif environment.split.endswith(SUITE_SUFFIXES):
         changes["split"] = str(Path(environment.split).absolute())
     trace = trace_file(environment.channel.source)
     if trace is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from eval.drops import count_drops
 from eval.members import member
 from eval.plan import EvaluationConfig, RunConfig, windows_of
-from eval.provenance import beside_hashes, channel_hashes, model_hash, policy_hashes
+from eval.provenance import beside_hashes, channel_hashes, model_hash, policy_hashes, text_hashes
 from eval.results import EpisodeResults
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.evaluation import (
@@ -118,7 +118,8 @@ class ConfiguredRunner(Runner):
         self.members = tuple(replace(member(config.located(policy)), policy=policy) for policy in config.policies)
         model = config.environment.model
         weights = {f"the model {model}": model_hash(self.source.model), **beside_hashes(model)}
-        self.sha256 = weights | policy_hashes(config) | channel_hashes(config.environment.channel.source)
+        files = channel_hashes(config.environment.channel.source) | text_hashes(config.environment.split)
+        self.sha256 = weights | policy_hashes(config) | files
 
 
 def run_and_count(env: WDMoEVectorEnv, policy: Policy, episodes: Episodes) -> Measurements:

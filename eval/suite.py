@@ -14,7 +14,7 @@ from eval.provenance import file_hash
 from eval.results import Results
 from eval.runner import ConfiguredRunner
 from wdmoe_env.checks import check_integer
-from wdmoe_env.config import EnvConfig
+from wdmoe_env.config import EnvConfig, names_texts
 from wdmoe_env.episodes import load_suite_windows, suite_path
 from wdmoe_env.evaluation import Episodes, Measurements, play
 from wdmoe_env.policies import policy_names
@@ -40,7 +40,7 @@ class SuiteConfig(RunConfig):
     def __post_init__(self) -> None:
         """Check every field, and put the reference in."""
         RunConfig.__post_init__(self)
-        if self.environment.split in ("train", "test"):
+        if self.environment.split in ("train", "test") or names_texts(self.environment.split):
             raise ValueError(f"split must be 'suite' or the file of a suite, got {self.environment.split!r}")
         if self.suite_items is not None:
             check_integer("suite_items", self.suite_items, at_least=1)

@@ -323,7 +323,7 @@ def test_so_does_one_that_fails_in_the_model_or_the_renderer(place, monkeypatch)
     env.reset(seed=0)
     action = env.action_space.sample()
     with monkeypatch.context() as patch:
-        owner, name = (env._rollout._forward, "resume") if place == "model" else (env.renderer, "add")
+        owner, name = (env._rollout._passes, "resume") if place == "model" else (env.renderer, "add")
         patch.setattr(owner, name, lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             env.step(action)

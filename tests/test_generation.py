@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import pairwise
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,9 @@ from transformers import GenerationConfig
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.generation import REFUSED, TAKEN, check_settings, generate
 from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.physics import channel
+from wdmoe_env.physics.gains import Gains
+from wdmoe_env.physics.recording_file import write_recording
 from wdmoe_env.policies import make_policy
 from wdmoe_env.scoring import Scorer
 
@@ -146,3 +152,56 @@ def test_what_generate_does_not_take_is_named_before_a_pass(settings, sentence, 
 def test_every_field_of_generation_config_is_taken_or_refused():
     fields = {name for name in GenerationConfig().to_dict() if not name.startswith("_")}
     assert fields <= TAKEN | REFUSED.keys()
+
+
+def pass_channels(config, tokens=4):
+    """Radio latencies of one token at equal shares, (passes, I, U), that the passes of a text meet."""
+    seen = []
+
+    class Looking:
+        def predict(self, observation, **keywords):
+            seen.append(observation["unit_latency"][0])
+            return self.codec.encode(observation["routed"] > 0.5, np.full((1, 8), 1 / 8)), None
+
+    def make(env):
+        policy = Looking()
+        policy.codec = env.codec
+        return policy
+
+    generate(Scorer(make, config), PROMPT, seed=3, max_new_tokens=tokens)
+    return np.array(seen).reshape(tokens, -1, 8)
+
+
+def test_time_goes_on_from_pass_to_pass(model):
+    passes = pass_channels(CONFIG)
+    assert passes.shape == (4, model.num_blocks, 8)
+    for one, other in pairwise(passes):
+        assert (one != other).all()
+    np.testing.assert_array_equal(pass_channels(CONFIG), passes)
+    np.testing.assert_array_equal(pass_channels(CONFIG, tokens=2), passes[:2])
+
+
+def test_the_first_pass_meets_the_episode_of_the_same_seed():
+    env = gym.make("wdmoe_env:WDMoE-v0", config=CONFIG)
+    observation, _ = env.reset(seed=3)
+    np.testing.assert_allclose(pass_channels(CONFIG)[0, 0], observation["unit_latency"], rtol=1e-6)
+
+
+def test_without_fading_and_movement_all_passes_are_alike():
+    passes = pass_channels(replace(CONFIG, channel={"fading": "none"}))
+    assert (passes == passes[0, 0]).all()
+
+
+def test_a_recording_of_one_pass_is_met_again_in_every_pass(model, tmp_path):
+    gain = np.geomspace(1e-9, 1e-10, model.num_blocks * 8).reshape(model.num_blocks, 1, 8)
+    write_recording(tmp_path / "gains.npz", Gains.of(gain))
+    passes = pass_channels(replace(CONFIG, channel=f"trace:{tmp_path / 'gains.npz'}"))
+    assert (passes == passes[0]).all()
+    assert (passes[0, 0] != passes[0, 1]).all()
+
+
+def test_a_channel_that_is_spent_begins_again(model, monkeypatch):
+    monkeypatch.setattr(channel, "MOST_BLOCKS", 2 * model.num_blocks + 1)
+    passes = pass_channels(CONFIG)
+    assert (passes[0] != passes[1]).all()
+    np.testing.assert_array_equal(passes[2:], passes[:2])

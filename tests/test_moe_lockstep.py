@@ -248,7 +248,7 @@ def test_an_episode_on_lanes_can_be_copied_and_given_up(lanes):
     env.reset(seed=0)
     env.step(env.action_space.sample())
     rollout = env._cohorts[0].rollout
-    assert len(rollout._forward.blocks) == 2
+    assert len(rollout._passes.blocks) == 2
     for other in (copy.deepcopy(rollout), pickle.loads(pickle.dumps(rollout))):
         np.testing.assert_allclose(other.block.gate_probs, rollout.block.gate_probs, atol=1e-6)
     del rollout, other
@@ -268,7 +268,7 @@ torch.set_num_threads(2)
 lockstep.TOKENS_PER_LANE = {J}
 env = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=6, model="micro", num_tokens={J})
 env.reset(seed=0)
-assert len(env._cohorts[0].rollout._forward.blocks) == 2
+assert len(env._cohorts[0].rollout._passes.blocks) == 2
 {ending}
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)

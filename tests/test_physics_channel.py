@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 
 from wdmoe_env.config import ChannelConfig, DeviceConfig
-from wdmoe_env.physics.channel import Channel
+from wdmoe_env.physics.channel import MOST_BLOCKS, Channel
 from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.sources import register_source
 
@@ -239,3 +239,37 @@ def test_what_else_a_source_may_get_wrong_is_one_sentence(gains, error, message)
     with pytest.raises(error, match=message) as caught:
         sampled(gains)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_longer_channel_begins_as_a_short_one(name):
+    short = Channel(*CONFIGS[name], num_blocks=4)
+    long = short.longer().sample(generators(3))
+    assert long.gain.shape[0] == MOST_BLOCKS
+    first, again = long.of_pass(0, 4), long.of_pass(MOST_BLOCKS // 4, 4)
+    expected = short.sample(generators(3))
+    for part in ("gain", "distance_m", "full_band_snr"):
+        np.testing.assert_allclose(getattr(first, part), getattr(expected, part), rtol=1e-9)
+        np.testing.assert_array_equal(getattr(again, part), getattr(first, part))
+
+
+def test_a_source_of_ones_own_is_asked_for_what_it_has():
+    """It has 20 blocks: four passes of four are what is found by halves."""
+
+    def factory(argument, channel, devices, num_blocks):
+        if num_blocks > 20:
+            raise ValueError(f"expected at most 20 blocks, got {num_blocks}")
+        return Twenty(devices, num_blocks)
+
+    class Twenty:
+        def __init__(self, devices, num_blocks):
+            self.shape = (num_blocks, devices.count)
+
+        def sample(self, generators):
+            drawn = [generator.uniform(1e-10, 1e-9, self.shape) for generator in generators]
+            return Gains.of(np.stack(drawn, axis=1))
+
+    register_source("twenty", factory)
+    channel = Channel(ChannelConfig(source="twenty"), DeviceConfig(), num_blocks=4).longer()
+    assert channel.num_blocks == 16
+    assert channel.sample(generators(2)).gain.shape == (16, 2, 8)

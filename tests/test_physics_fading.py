@@ -9,6 +9,7 @@ from scipy import special, stats
 from wdmoe_env.config import ChannelConfig
 from wdmoe_env.physics.fading import (
     bessel_j0,
+    continued_root,
     correlation_root,
     fading_power,
     jakes_autocorrelation,
@@ -95,6 +96,24 @@ def test_bessel_j0_at_known_values():
 def test_bessel_j0_everywhere():
     x = np.concatenate([np.linspace(-5.0, 3000.0, 20_001), [999.9999, 1000.0, 1000.0001, 1e5, 1e9]])
     np.testing.assert_allclose(bessel_j0(x), special.j0(x), atol=1e-11)
+
+
+@pytest.mark.parametrize("doppler_hz", [0.0, 0.05, 9.7, 300.0])
+@pytest.mark.parametrize("num_blocks", [1, 4, 32])
+def test_blocks_go_on_after_the_first_ones(doppler_hz, num_blocks):
+    """The first ones are those of a short episode, and all have the autocorrelation that the long one should have."""
+    autocorrelation = jakes_autocorrelation(128, doppler_hz, interval_s=0.02)
+    root, lags = continued_root(autocorrelation, num_blocks), np.arange(128)
+    assert root.shape == (128, num_blocks + 128)
+    np.testing.assert_array_equal(root[:num_blocks, :num_blocks], correlation_root(autocorrelation[:num_blocks]))
+    assert not root[:num_blocks, num_blocks:].any()
+    np.testing.assert_allclose(root @ root.T, autocorrelation[np.abs(lags[:, None] - lags)], atol=2e-4)
+
+
+def test_without_doppler_shift_later_blocks_are_as_the_first():
+    root = continued_root(jakes_autocorrelation(64, 0.0, 0.02), num_blocks=4)
+    values = root @ np.random.default_rng(0).standard_normal(root.shape[1])
+    np.testing.assert_allclose(values, values[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("doppler_hz", [0.0, 2.0, 9.7, 60.0, 5000.0])

@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,17 +180,14 @@ def test_tokens_are_the_windows_text_where_the_tokenizer_can_tell():
     env = make(num_tokens=4).unwrapped
     env.reset(seed=0)
     rollout = env._rollout
-    source = SimpleNamespace(
-        model=SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")),
-        windows=rollout.simulator.source.windows,
-    )
-    simulator = SimpleNamespace(config=env.config, sizes=rollout.simulator.sizes, source=source)
-    mask = np.array([[True, True, True, False]])
-    told = Episode.of(SimpleNamespace(**{**vars(rollout), "simulator": simulator, "token_mask": mask}))
-    ids = source.windows.token_ids[rollout.windows[0]]
-    assert told.tokens == (f"<{ids[0]}>", f"<{ids[1]}>", f"<{ids[2]}>", "")
-    source.model.tokenizer = None
-    assert Episode.of(SimpleNamespace(**{**vars(rollout), "simulator": simulator, "token_mask": mask})).tokens == ()
+    tokenizer = SimpleNamespace(decode=lambda ids: f"<{ids[0]}>")
+    world = SimpleNamespace(config=env.config, sizes=rollout.world.sizes, model=SimpleNamespace(tokenizer=tokenizer))
+    texts = replace(rollout.texts, mask=np.array([[True, True, True, False]]))
+    changed = SimpleNamespace(**{**vars(rollout), "world": world, "texts": texts})
+    ids = env.simulator.source.windows.token_ids[rollout.windows[0]]
+    assert Episode.of(changed).tokens == (f"<{ids[0]}>", f"<{ids[1]}>", f"<{ids[2]}>", "")
+    world.model.tokenizer = None
+    assert Episode.of(changed).tokens == ()
 
 
 @pytest.fixture

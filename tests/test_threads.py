@@ -16,7 +16,7 @@ from test_env import assert_same
 
 from benchmarks.timing import on_threads
 from wdmoe_env.moe import lockstep, split
-from wdmoe_env.simulator import Rollout
+from wdmoe_env.rollout.rollout import Rollout
 
 ENVS = {
     "single": lambda **keywords: gym.make("wdmoe_env:WDMoE-v0", **MICRO, **keywords),

@@ -98,6 +98,19 @@ def test_every_start_that_lasts_is_as_likely_and_no_episode_runs_into_the_next(t
     assert min(counts.values()) > 1000 - 4 * np.sqrt(5000 * 0.2 * 0.8)
 
 
+def test_a_recording_over_several_passes_goes_on_while_it_has_whole_ones(tmp_path):
+    """Of 7 steps and passes of 3: two passes from the first two starts, one from the others, and then again."""
+    write_recording(tmp_path / "gains.npz", Gains.of(1e-6 * (1.0 + np.arange(7.0)[:, None, None] * np.ones((1, 1, 2)))))
+    short = source_of(tmp_path / "gains.npz", num_blocks=3)
+    gain = short.longer().sample(generators(50)).gain[:9, :, 0]
+    steps = np.rint(1e6 * gain).astype(int).T - 1
+    expected = [list(range(start, start + 6 if start < 2 else start + 3)) for start in steps[:, 0]]
+    assert {row[0] for row in expected} == {0, 1, 2, 3, 4}
+    for row, whole in zip(steps.tolist(), expected, strict=True):
+        assert row == (3 * whole)[:9]
+    np.testing.assert_array_equal(short.sample(generators(50)).gain[..., 0], gain[:3])
+
+
 def test_a_row_depends_on_its_own_generator_alone(tmp_path):
     write_recording(tmp_path / "gains.npz", Gains.of(numbered(20, 9, 2)))
     channel = source_of(tmp_path / "gains.npz", num_blocks=3)

@@ -40,6 +40,9 @@ ConfigT = TypeVar("ConfigT")
 SUITE_SUFFIXES = (".jsonl", ".jsonl.gz")
 """How the name of a suite's file ends."""
 
+TEXT_PREFIX = "text:"
+"""How a split of one's own texts begins; the path of a file or a folder follows."""
+
 DISTANCES_M = (1e-3, 1e9)
 """Least and greatest distance of a device: a millimetre to beyond the moon."""
 
@@ -228,7 +231,9 @@ class EnvConfig:
         num_tokens: tokens J of a window, at most as many as the model's context holds.
         split: where the windows come from: ``"train"`` or ``"test"``, which are disjoint sets of documents, or the
             multiple-choice suite, ``"suite"`` for the one that ships or the path of another (.jsonl, .jsonl.gz), with
-            a window for each choice of each item; see ``wdmoe_env.text.suite``.
+            a window for each choice of each item; see ``wdmoe_env.text.suite``. ``"text:PATH"`` takes texts of your
+            own: JSON Lines (.jsonl, .jsonl.gz) with ``text`` and, if you like, ``domain``, a plain text, or a folder
+            of such files; see ``wdmoe_env.text.own``.
         reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, or a function from the named terms, each
             an array (n,), to rewards (n,), row by row: n is however many episodes are in step with each other.
         quality_weight: reward lost per nat of added NLL under ``"latency_quality"``, 0 to 1e12.
@@ -278,7 +283,7 @@ class EnvConfig:
                 raise TypeError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
         _put(self, "num_tokens", check_integer("num_tokens", self.num_tokens, at_least=1, at_most=10**9))
         _put(self, "split", plain_path(self.split))
-        if not isinstance(self.split, str) or not self.split.endswith(SUITE_SUFFIXES):
+        if not isinstance(self.split, str) or not (names_texts(self.split) or self.split.endswith(SUITE_SUFFIXES)):
             check_choice("split", self.split, get_args(Split))
         _put(self, "reward", plain(self.reward))
         if not isinstance(self.reward, str) and not callable(self.reward):
@@ -326,6 +331,17 @@ class EnvConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict; JSON-ready unless ``reward`` is a function."""
         return dataclasses.asdict(self)
+
+
+def names_texts(split: str) -> bool:
+    """Whether a split is texts of one's own, ``"text:PATH"``.
+
+    Raises:
+        ValueError: no path follows.
+    """
+    if split == TEXT_PREFIX:
+        raise ValueError(f"split must name a file or a folder behind {TEXT_PREFIX!r}, got nothing")
+    return split.startswith(TEXT_PREFIX)
 
 
 def from_mapping(kind: type[ConfigT], values: Mapping[Any, Any], prefix: str = "") -> ConfigT:

@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wdmoe_env.config import TEXT_PREFIX, names_texts
 from wdmoe_env.moe.finite import check_finite, name_of
 from wdmoe_env.moe.lockstep import own_scores
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model, read_tokenizer
 from wdmoe_env.physics.latency import Float
+from wdmoe_env.reading import shown
 from wdmoe_env.references import shipped_references
+from wdmoe_env.text.own import load_texts
 from wdmoe_env.text.suite import SuiteWindows, load_suite, suite_windows
-from wdmoe_env.text.windows import TokenWindows, load_documents, token_windows
+from wdmoe_env.text.windows import Document, TokenWindows, load_documents, token_windows
 
 
 class EpisodeSource:
@@ -41,9 +44,7 @@ class EpisodeSource:
 
     def tokens(self, index: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token ids, mask and targets, all (N, J), of windows (N,)."""
-        windows = self.windows
-        token_ids, mask, targets = windows.token_ids[index], windows.mask[index], windows.targets[index]
-        return torch.from_numpy(token_ids), torch.from_numpy(mask), torch.from_numpy(targets)
+        return tensors_of(self.windows.rows(index))
 
     def reference_nll(self, index: NDArray[np.int64]) -> Float:
         """Mean NLL (N,) of the model's own routing on windows (N,), nats per token.
@@ -59,6 +60,11 @@ class EpisodeSource:
             checked = checked_nll(self.model, token_nll, mask, " under its own routing")
             self._reference_nll[missing] = mean_over_tokens(checked, mask)
         return self._reference_nll[index]
+
+
+def tensors_of(windows: TokenWindows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, mask and targets, all (N, J), of windows as the model takes them."""
+    return torch.from_numpy(windows.token_ids), torch.from_numpy(windows.mask), torch.from_numpy(windows.targets)
 
 
 def check_tokens(model: SplitModel, *token_ids: NDArray[np.int64]) -> None:
@@ -106,21 +112,25 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
     Args:
         model: a name or path, see ``load_model``.
         num_tokens: J.
-        split: ``"train"``, ``"test"``, ``"suite"`` or the path of a suite.
+        split: ``"train"``, ``"test"``, ``"suite"``, the path of a suite, or ``"text:PATH"``.
         device: torch device of the model.
         dtype: type of its weights.
 
     Raises:
-        ValueError: windows longer than the model's context, or tokens that it does not know; or what ``load_model``
-            or ``load_suite_windows`` raises.
+        ValueError: windows longer than the model's context, or tokens that it does not know; or what ``load_model``,
+            ``load_suite_windows`` or ``load_texts`` raises.
+        OSError: a text that cannot be read.
     """
     read_tokenizer(model)  # before the model, which may take minutes
+    texts = load_texts(text_path(split)) if names_texts(split) else None
     split_model = load_model(model, device, dtype)
     if num_tokens > split_model.context_length:
         raise ValueError(
             f"num_tokens must be at most {split_model.context_length}, the context of model {model!r}, got {num_tokens}"
         )
-    if split in ("train", "test"):
+    if texts is not None:
+        windows = _windows_of(split, texts, split_model, num_tokens)
+    elif split in ("train", "test"):
         windows = token_windows(load_documents(split), split_model.tokenizer.encode, num_tokens)
     else:
         windows = load_suite_windows(model, num_tokens, split, device, dtype).windows
@@ -149,3 +159,15 @@ def load_suite_windows(model: str, num_tokens: int, split: str, device: str, dty
 def suite_path(split: str) -> Path | None:
     """The path of a split's suite, ``None`` for the one that ships."""
     return None if split == "suite" else Path(split)
+
+
+def text_path(split: str) -> Path:
+    """The path of a split of one's own texts, ``"text:PATH"``."""
+    return Path(split.removeprefix(TEXT_PREFIX)).expanduser()
+
+
+def _windows_of(split: str, texts: list[Document], model: SplitModel, num_tokens: int) -> TokenWindows:
+    try:
+        return token_windows(texts, model.tokenizer.encode, num_tokens)
+    except ValueError as error:
+        raise ValueError(f"{shown(text_path(split))}: {error}") from None

@@ -1,6 +1,9 @@
 """Text generated under a policy: each pass of ``generate``, over the prompt and then token by token, is an episode.
 
-A pass sends what it reads over the air: all of the prompt, then one token. All passes of a text meet the same channel.
+A pass sends what it reads over the air: all of the prompt, then one token. Time goes on from pass to pass. With I
+blocks in a pass, pass k = 0, 1, ... of a text meets the blocks k * I to k * I + I - 1 of one channel of the same
+devices. That channel has at most ``wdmoe_env.physics.channel.MOST_BLOCKS`` blocks. After its last whole pass it begins
+again from its first block, and so does a recorded channel after the last whole pass of its recording.
 """
 
 from __future__ import annotations
@@ -24,13 +27,14 @@ from transformers import (
 
 from wdmoe_env.checks import check_integer
 from wdmoe_env.episodes import check_tokens
-from wdmoe_env.metrics import EpisodeResult
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.runner import Service
 from wdmoe_env.moe.split import SplitForward
-from wdmoe_env.scoring import Player, Scorer, Terms
-from wdmoe_env.simulator import Rollout
+from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.rollout.passes import Passes
+from wdmoe_env.rollout.rollout import Rollout
+from wdmoe_env.scoring import Player, Scorer, Terms, channel_generator
 from wdmoe_env.text.windows import TokenWindows
 
 REFUSED = {
@@ -66,7 +70,7 @@ def generate(
     Args:
         scorer: policy, model and radio.
         prompt: token ids, as many as the longest window holds at most.
-        seed: of the channel.
+        seed: of the channel; the first pass meets the episode of an environment of that seed.
         max_new_tokens: the most to generate.
         stop: called with the tokens generated so far, of the best beam where there are several; True ends the text.
         **settings: for transformers' ``generate``, as of ``check_settings``; none is greedy decoding.
@@ -89,15 +93,18 @@ def generate(
     # Before the caller's own, which may rule tokens out by scores that are not finite.
     checks = [_Check(scorer.model.model), *(given.get("logits_processor") or ())]
     options["logits_processor"] = LogitsProcessorList(checks)
-    runner = scorer.player(scorer.padded(len(prompt))).process.simulator.runner
+    simulator = scorer.player(scorer.padded(len(prompt))).process.simulator
+    trace, num_blocks = scorer.channel.sample([channel_generator(seed)]), simulator.sizes.num_blocks
     forward = scorer.model.run(
-        lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options), Service(runner, (0,))
+        lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options),
+        Service(simulator.runner, (0,)),
     )
-    passes = []
+    passes: list[Terms] = []
     try:
         while forward.block is not None:
             player = scorer.player(scorer.padded(len(forward.block.routed)))
-            passes.append(player.play(PassRollout(player, forward, seed)))
+            of_pass = trace.of_pass(len(passes), num_blocks)
+            passes.append(player.play(_pass_rollout(player, forward, of_pass)))
         texts = getattr(forward.result, "sequences", forward.result)  # of ``return_dict_in_generate``
         tokens: list[int] = texts[0, len(prompt) :].tolist()
     finally:
@@ -154,44 +161,45 @@ def _check_rows(scorer: Scorer, prompt_tokens: int, max_new_tokens: int, setting
         )
 
 
-class PassRollout(Rollout):
+def _pass_rollout(player: Player, forward: SplitForward, trace: ChannelTrace) -> Rollout:
     """One pass of a generation under way, as an episode of a window that it fills from the left.
 
     Args:
         player: of windows that are long enough.
-        forward: the generation, paused at a first block.
-        seed: of the channel.
+        forward: the generation, paused at the pass's first block.
+        trace: the channel of the pass.
 
     Raises:
         ValueError: the pass reads more tokens than a window holds.
     """
-
-    def __init__(self, player: Player, forward: SplitForward, seed: int) -> None:
-        sizes = player.process.simulator.sizes
-        self._given = _Pass(forward, sizes.num_blocks, sizes.num_tokens)
-        read = len(self._given.paused.routed)
-        if read > sizes.num_tokens:  # the rest would be cut off without a word
-            raise ValueError(f"a pass must fit a window of num_tokens, {sizes.num_tokens}, got {read} tokens")
-        ids = np.zeros((1, sizes.num_tokens), dtype=np.int64)
-        mask = np.arange(sizes.num_tokens)[None] < read
-        trace = player.take(TokenWindows(ids, ids, mask, ("",)), [seed])
-        super().__init__(player.process.simulator, np.arange(1), trace)
-
-    def _begin(self) -> None:
-        self._forward = self._given  # type: ignore[assignment]
-        self.block = self._view.block(self._forward.blocks)
-
-    def finish(self) -> EpisodeResult:
-        """The latency; there is no text to score."""
-        unknown = np.full(1, np.nan)
-        return EpisodeResult(self._latency_s, unknown, np.full(self.token_mask.shape, np.nan), unknown, unknown)
+    world = player.process.simulator.world
+    num_tokens = world.sizes.num_tokens
+    passes = _Pass(forward, world.sizes.num_blocks, num_tokens)
+    read = len(passes.paused.routed)
+    if read > num_tokens:  # the rest would be cut off without a word
+        raise ValueError(f"a pass must fit a window of num_tokens, {num_tokens}, got {read} tokens")
+    ids = np.zeros((1, num_tokens), dtype=np.int64)
+    texts = TokenWindows(ids, ids, np.arange(num_tokens)[None] < read, ("",))
+    return Rollout(world, texts, trace, passes.begin)
 
 
 class _Pass:
-    """What ``LockStep`` is to a window: the blocks of one pass, in windows of one length."""
+    """One pass of a generation as ``Passes`` of one text: its blocks, padded to a window."""
 
     def __init__(self, forward: SplitForward, num_blocks: int, num_tokens: int) -> None:
         self._generation, self._left, self._num_tokens = forward, num_blocks, num_tokens
+        self._begun = False
+
+    def begin(self) -> Passes:
+        """The pass itself, once: what came before it in the generation cannot be run again.
+
+        Raises:
+            RuntimeError: it has begun already.
+        """
+        if self._begun:
+            raise RuntimeError("a pass of a generation cannot begin again: it belongs to the thread that generates")
+        self._begun = True
+        return self
 
     @property
     def paused(self) -> BlockInput:
@@ -220,6 +228,9 @@ class _Pass:
         """Pairs (1,) that were selected in the last block and not served."""
         service = self._generation.service
         return np.zeros(1, dtype=np.int64) if service is None else service.unserved_pairs
+
+    def scores(self) -> None:
+        """None: the text is not there yet."""
 
     def close(self) -> None:
         """Nothing: the generation is its maker's to close."""

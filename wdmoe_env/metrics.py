@@ -68,15 +68,18 @@ class EpisodeResult:
         latency_s: (N,) sum over blocks.
         nll: (N,) nats per token.
         token_nll: (N, J) nats, 0 at padding.
+        correct: (N, J) whether the most probable token was the text's; of no meaning at padding.
         next_token_accuracy: (N,) share of tokens whose most probable successor was right.
-        reference_nll: (N,) NLL of the model's own routing on the same windows.
+        reference_nll: (N,) NLL in nats per token of the model's own routing on the same texts; ``None`` where the
+            rollout has no reference.
     """
 
     latency_s: Float
     nll: Float
     token_nll: Float
+    correct: Bool
     next_token_accuracy: Float
-    reference_nll: Float
+    reference_nll: Float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,12 +412,11 @@ class MetricReader:
         """Rebuild from the table: a row may hold a function that cannot be pickled."""
         return MetricReader, ()
 
-    def info(self, block: BlockResult, episode: EpisodeResult | None) -> dict[str, Any]:
-        """Entries (N, ...) of ``info``, among them the dict of terms, each (N,).
+    def of_block(self, block: BlockResult) -> dict[str, Any]:
+        """Entries (N, ...) of ``info`` after a block, among them the dict of the terms of the block, each (N,).
 
         Args:
             block: of N episodes.
-            episode: of the same, after the last block; ``None`` before.
 
         Raises:
             ValueError: a registered metric has another shape than its row says.
@@ -423,13 +425,25 @@ class MetricReader:
         terms: dict[str, Any] = {}
         _read(self._of_block, block, info, terms)
         info[REWARD_TERMS] = terms
+        return info
+
+    def add_episode(self, info: dict[str, Any], episode: EpisodeResult | None) -> None:
+        """Add the entries (N, ...) and the terms of the episode; before its end these terms are 0.
+
+        Args:
+            info: of a block.
+            episode: of the same N episodes, after the last block; ``None`` before.
+
+        Raises:
+            ValueError: a registered metric has another shape than its row says.
+        """
+        terms = info[REWARD_TERMS]
         if episode is not None:
             _read(self._of_episode, episode, info, terms)
-            return info
+            return
         for name, _, _, in_terms in self._of_episode:
             if in_terms:
-                terms[name] = np.zeros_like(block.wlr)
-        return info
+                terms[name] = np.zeros_like(terms["wlr"])
 
 
 _Readable = tuple[str, Callable[[Any], Any], bool, bool]

@@ -1,13 +1,16 @@
 """The decision process of N episodes in lock-step: actions in; observations, rewards and info out.
 
-Both faces, the single and the batched environment, are thin wrappers of this.
+Both faces, the single and the batched environment, are thin wrappers of this. Each lets one call run at a time: two
+threads that step an environment at once would mix up its blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +20,11 @@ from wdmoe_env.config import EnvConfig
 from wdmoe_env.metrics import REWARD_TERMS, MetricReader, evaluate_reward, reward_function
 from wdmoe_env.observations import Observation, encode_observation, observation_space
 from wdmoe_env.physics.latency import Float
-from wdmoe_env.simulator import Rollout, Simulator
+from wdmoe_env.rollout.rollout import Rollout
+from wdmoe_env.simulator import Simulator
 
 Info = dict[str, Any]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +71,68 @@ class DecisionProcess:
         self.observation_space = observation_space(sizes, config.observe_hidden_states)
 
     def step(self, rollout: Rollout, decided: Decided) -> Transition:
-        """Carry out a decision for every episode of a rollout.
+        """Carry out a decision for every episode of a rollout, and reward it.
+
+        Args:
+            rollout: N episodes that have not ended, with the reference that rewards are made of.
+            decided: values (N, ...) of the parts that the action held, by name.
+        """
+        info = self.run(rollout, decided)
+        self._metrics.add_episode(info, rollout.finish() if rollout.done else None)
+        reward = evaluate_reward(self._reward, info[REWARD_TERMS])
+        return Transition(encode_observation(rollout.block), reward, rollout.done, info)
+
+    def run(self, rollout: Rollout, decided: Decided) -> Info:
+        """Carry out a decision for every episode of a rollout, of texts from anywhere, without a reward.
 
         Args:
             rollout: N episodes that have not ended.
             decided: values (N, ...) of the parts that the action held, by name.
+
+        Returns:
+            Info of the block, entries (N, ...). Its ``reward_terms`` are those of the block: ``added_nll`` is not
+            among them.
         """
         plan = settled_plan(rollout.block, decided, self.config.min_share)
-        block = rollout.step(plan)
-        episode = rollout.finish() if rollout.done else None
-        info = self._metrics.info(block, episode)
-        reward = evaluate_reward(self._reward, info[REWARD_TERMS])
-        return Transition(encode_observation(rollout.block), reward, rollout.done, info)
+        return self._metrics.of_block(rollout.step(plan))
+
+
+class Turn:
+    """A context that one call of an environment is in at a time. It refuses a second one and never waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        """Begin the turn.
+
+        Raises:
+            RuntimeError: another call is under way; it goes on undisturbed.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "expected one call at a time, but another one, mostly of another thread, is in reset() or step() of "
+                "this environment"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        """End the turn."""
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        """A copy is free."""
+        return Turn, ()
+
+
+def in_turn(method: Method) -> Method:
+    """Let a method run only in the turn of its object, which has it as ``_turn``."""
+
+    @wraps(method)
+    def alone(self: Any, *args: Any, **keywords: Any) -> Any:
+        with self._turn:
+            return method(self, *args, **keywords)
+
+    return cast("Method", alone)
 
 
 def _rows_of(values: Mapping[str, Any], marked: NDArray[np.bool_]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.episodes import EpisodeSource, check_tokens, mean_over_tokens
-from wdmoe_env.metrics import EpisodeResult
+from wdmoe_env.episodes import check_tokens
 from wdmoe_env.observations import Block, encode_observation
-from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.physics.channel import Channel, ChannelTrace
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess
-from wdmoe_env.simulator import Rollout
+from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.text.continuations import Continuation, continuation_windows
 from wdmoe_env.text.windows import TokenWindows
 
@@ -37,7 +36,7 @@ PolicyMaker = Callable[[Any], Any]
 """From an environment, or anything with its ``codec``, to what has Stable-Baselines3's ``predict``."""
 
 Terms = dict[str, Float]
-"""Terms of the reward, each (blocks, N)."""
+"""Terms of the reward, each (blocks, N); without ``added_nll``, which needs a reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,11 @@ class Scorer:
         if config.num_tokens > most:
             raise ValueError(f"num_tokens must be at most {most}, the context of the model, got {config.num_tokens}")
 
+    @cached_property
+    def channel(self) -> Channel:
+        """The channel over the passes of a text that is generated, see ``Channel.longer``."""
+        return self.player(self.padded(1)).process.simulator.channel.longer()
+
     def padded(self, length: int) -> int:
         """The length J of the windows that texts of some length are padded to."""
         longest = self.config.num_tokens
@@ -120,22 +124,23 @@ class Scorer:
     def _score(self, continuations: Sequence[Continuation], seeds: Sequence[int], num_tokens: int) -> Scores:
         player = self.player(num_tokens)
         windows, scored = continuation_windows(continuations, num_tokens)
-        trace = player.take(windows, seeds)
-        rollout = TextRollout(player.process, trace)
+        trace = player.process.simulator.channel.sample([channel_generator(seed) for seed in seeds])
+        rollout = player.rollout(windows, trace)
         terms = player.play(rollout)
+        episode = rollout.finish()
         return Scores(
-            logprob=-(rollout.token_nll * scored).sum(axis=-1),
-            greedy=np.asarray((rollout.correct | ~scored).all(axis=-1)),
+            logprob=-(episode.token_nll * scored).sum(axis=-1),
+            greedy=np.asarray((episode.correct | ~scored).all(axis=-1)),
             latency_ms=terms["block_latency_ms"].sum(axis=0),
-            vanilla_latency_ms=self._vanilla_latency_ms(player, terms, trace),
+            vanilla_latency_ms=self._vanilla_latency_ms(player, terms, windows, trace),
             wlr=terms["wlr"].mean(axis=0),
         )
 
-    def _vanilla_latency_ms(self, player: Player, terms: Terms, trace: ChannelTrace) -> Float:
+    def _vanilla_latency_ms(self, player: Player, terms: Terms, windows: TokenWindows, trace: ChannelTrace) -> Float:
         if not self._reference:
-            return np.full(trace.gain.shape[1], np.nan)
+            return np.full(len(windows), np.nan)
         if player.policy is not None:
-            terms = replace(player, policy=None).play(TextRollout(player.process, trace))
+            terms = replace(player, policy=None).play(player.rollout(windows, trace))
         return terms["block_latency_ms"].sum(axis=0)
 
     def _player(self, num_tokens: int) -> Player:
@@ -155,23 +160,22 @@ class Player:
     process: DecisionProcess
     policy: Any
 
-    def take(self, windows: TokenWindows, seeds: Sequence[int]) -> ChannelTrace:
-        """Put windows from outside in the place of the split's, and draw their channels.
+    def rollout(self, windows: TokenWindows, trace: ChannelTrace) -> Rollout:
+        """Begin episodes of windows from outside. They have no reference, since no reward is made of them.
 
         Args:
             windows: N of them.
-            seeds: N; an environment of that seed has the same channel.
+            trace: the channels of the N episodes in all blocks.
         """
         simulator = self.process.simulator
-        simulator.source = EpisodeSource(simulator.source.model, windows)
-        return simulator.channel.sample([_generator(seed) for seed in seeds])
+        return Rollout(simulator.world, windows, trace, partial(simulator.begin, windows))
 
     def play(self, rollout: Rollout) -> Terms:
         """Decide every block of a rollout."""
-        decide = _vanilla if self.policy is None else self._decisions(len(rollout.windows))
+        decide = _vanilla if self.policy is None else self._decisions(len(rollout.texts))
         terms = []
         while not rollout.done:
-            terms.append(self.process.step(rollout, decide(rollout.block)).info["reward_terms"])
+            terms.append(self.process.run(rollout, decide(rollout.block))["reward_terms"])
         return {name: np.stack([block[name] for block in terms]) for name in terms[0]}
 
     def _decisions(self, count: int) -> Callable[[Block], Decided]:
@@ -188,43 +192,12 @@ class Player:
         return decide
 
 
-class TextRollout(Rollout):
-    """All windows of a process under way; it keeps what each token came to, and leaves the reference out.
-
-    Args:
-        process: its simulator holds the windows, N of them.
-        trace: their channels.
-
-    Attributes:
-        token_nll: (N, J) nats, 0 at padding; after the last block.
-        correct: (N, J) whether the most probable token was right; after the last block.
-    """
-
-    def __init__(self, process: DecisionProcess, trace: ChannelTrace) -> None:
-        super().__init__(process.simulator, np.arange(trace.gain.shape[1]), trace)
-
-    def finish(self) -> EpisodeResult:
-        """Score the text after the last block; there is no reference.
-
-        Raises:
-            FloatingPointError: the model's scores of the text are not finite.
-        """
-        self.token_nll, self.correct = self._scores()
-        return EpisodeResult(
-            latency_s=self._latency_s,
-            nll=mean_over_tokens(self.token_nll, self.token_mask),
-            token_nll=self.token_nll,
-            next_token_accuracy=mean_over_tokens(self.correct & self.token_mask, self.token_mask),
-            reference_nll=np.full(len(self.token_nll), np.nan),
-        )
-
-
 def _vanilla(block: Block) -> Decided:
     batch, devices = block.unit_latency_s.shape
     return {ExpertsPart.name: block.routed, BandwidthPart.name: np.full((batch, devices), 1.0 / devices)}
 
 
-def _generator(seed: int) -> np.random.Generator:
+def channel_generator(seed: int) -> np.random.Generator:
     """The generator of an environment's seed, after its window was drawn: the same channel here and there."""
     generator, _ = np_random(int(seed))
     generator.integers(2**31)

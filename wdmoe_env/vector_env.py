@@ -19,10 +19,9 @@ from wdmoe_env.checks import check_integer, check_options, check_seed, items_of,
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.process import DecisionProcess, Info
+from wdmoe_env.process import DecisionProcess, Info, Turn, in_turn
 from wdmoe_env.rendering import BATCH_RENDER_MODES, RENDER_FPS, Picture, Renderer
-from wdmoe_env.simulator import Rollout
-from wdmoe_env.turn import Turn, in_turn
+from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.vector_info import merge, split_rows, spread
 
 

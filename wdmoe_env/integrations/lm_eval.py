@@ -62,7 +62,8 @@ class WDMoELM(LM):  # type: ignore[misc]
 
     Every request is a window of its own, of its context and what follows. All requests of a document meet the same
     devices and the same channel. A document that has a number in a field ``channel_seed`` meets that one; others meet
-    one that follows from ``seed``, the task and the document, whatever else is evaluated.
+    one that follows from ``seed``, the task and the document, whatever else is evaluated. Where a text is generated,
+    its passes meet one part of the channel after the other, see ``wdmoe_env.generation``.
 
     Args:
         policy: ``"vanilla"``, the model's own routing at equal shares, or a function from an environment (anything with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,9 @@ from wdmoe_env.physics.sources import gain_source
 
 # Of the whole band: beyond, an observation in float32 holds no spectral efficiency that stands for it.
 LEAST_SNR, MOST_SNR = 1e-44, 1e32
+
+MOST_BLOCKS = 512
+"""Of a channel over several passes: the correlation of its fading is a matrix of so many rows and columns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,22 @@ class ChannelTrace(Gains):
     """
 
     full_band_snr: Float
+
+    def of_pass(self, number: int, num_blocks: int) -> ChannelTrace:
+        """The I blocks of a pass of a channel that goes on; after the last one, the first comes again.
+
+        Args:
+            number: of the pass, from 0.
+            num_blocks: blocks I of a pass.
+        """
+        start = number * num_blocks % len(self.gain)
+        here = slice(start, start + num_blocks)
+        return ChannelTrace(
+            gain=self.gain[here],
+            uplink_gain=self.uplink_gain[here],
+            distance_m=self.distance_m[here],
+            full_band_snr=self.full_band_snr[here],
+        )
 
 
 class Channel:
@@ -49,6 +69,26 @@ class Channel:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
         self.channel, self.devices, self.num_blocks = channel, devices, num_blocks
         self.source = gain_source(channel, devices, num_blocks)
+
+    def longer(self) -> Channel:
+        """The channel of the same devices over as many passes of I blocks as ``MOST_BLOCKS`` hold, one at least.
+
+        Its first pass is an episode of this channel, draw for draw, where the source has a method ``longer``, as the
+        statistical and the recorded one do. Another source is made anew for all blocks. One that has fewer is asked
+        for half as many passes, and so on.
+        """
+        passes = max(1, MOST_BLOCKS // self.num_blocks)
+        own = getattr(self.source, "longer", None)
+        if own is not None:
+            going_on = copy(self)
+            going_on.source, going_on.num_blocks = own(passes), passes * self.num_blocks
+            return going_on
+        while passes > 1:
+            try:
+                return Channel(self.channel, self.devices, passes * self.num_blocks)
+            except ValueError:
+                passes //= 2
+        return self
 
     def sample(self, generators: Sequence[np.random.Generator]) -> ChannelTrace:
         """Draw N episodes; row n depends on ``generators[n]`` alone.

@@ -13,6 +13,8 @@ from wdmoe_env.config import ChannelConfig
 from wdmoe_env.physics.latency import Float
 
 _ASYMPTOTIC_FROM = 1000.0
+# Of a component of unit variance: what varies less in the first blocks is mostly rounding, and tells nothing of others.
+_LEAST_VARIANCE = 1e-8
 
 
 def bessel_j0(x: Float) -> Float:
@@ -48,6 +50,27 @@ def correlation_root(autocorrelation: Float) -> Float:
     return (vectors * np.sqrt(np.maximum(eigenvalues, 0.0))) @ vectors.T
 
 
+def continued_root(autocorrelation: Float, num_blocks: int) -> Float:
+    """Root (I', I + I') by which the first I of I' blocks are those of ``correlation_root`` and the others go on.
+
+    Its product with I + I' standard normals has the autocorrelation, and its first I rows read the first I normals
+    alone. The others are an independent draw of all I' blocks, corrected by what its first I blocks are off.
+
+    Args:
+        autocorrelation: (I',) at lags 0 .. I' - 1.
+        num_blocks: I, at most I'.
+    """
+    first, whole = correlation_root(autocorrelation[:num_blocks]), correlation_root(autocorrelation)
+    lags = np.arange(autocorrelation.size)
+    to_first = autocorrelation[np.abs(lags[:, None] - lags[:num_blocks])]
+    eigenvalues, vectors = np.linalg.eigh(to_first[:num_blocks])
+    told = vectors[:, eigenvalues > _LEAST_VARIANCE]
+    forecast = to_first @ told / eigenvalues[eigenvalues > _LEAST_VARIANCE] @ told.T
+    root = np.concatenate([forecast @ first, whole - forecast @ whole[:num_blocks]], axis=1)
+    root[:num_blocks] = np.concatenate([first, np.zeros_like(whole[:num_blocks])], axis=1)
+    return root
+
+
 def num_components(channel: ChannelConfig) -> int:
     """Real Gaussian processes that one link needs: 2 m for Nakagami, 2 for Rayleigh and Rician, 0 without fading."""
     if channel.fading == "none":
@@ -63,14 +86,14 @@ def fading_power(channel: ChannelConfig, normals: Float, root: Float) -> Float:
 
     Args:
         channel: fading kind and its parameters.
-        normals: (C, I, ...) standard normals, C of ``num_components``.
-        root: (I, I) from ``correlation_root``.
+        normals: (C, X, ...) standard normals, C of ``num_components``.
+        root: (I, X) from ``correlation_root``, where X is I, or from ``continued_root``.
 
     Returns:
         (I, ...) linear power; E = 1, E[g^2] = 1 + 1/m for Nakagami-m, (K^2 + 4K + 2) / (K + 1)^2 for Rician.
     """
     if channel.fading == "none":
-        return np.ones(normals.shape[1:])
+        return np.ones((len(root), *normals.shape[2:]))
     components = np.einsum("ij,cj...->ci...", root, normals)
     if channel.fading == "rician":
         k_factor = 10.0 ** (channel.rician_k_db / 10.0)

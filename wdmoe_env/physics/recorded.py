@@ -102,10 +102,10 @@ class Recording:
         """U."""
         return self.gain.shape[1]
 
-    def starts(self, num_blocks: int) -> NDArray[np.int64]:
-        """Steps (S,) after which a recorded episode goes on for I blocks, those steps included."""
-        left = np.repeat(np.cumsum(self.lengths), self.lengths) - np.arange(len(self.gain))
-        return np.flatnonzero(left >= num_blocks)
+    def steps_left(self) -> NDArray[np.int64]:
+        """Steps (T,) for which the recorded episode of each step goes on, that step included."""
+        left: NDArray[np.int64] = np.repeat(np.cumsum(self.lengths), self.lengths) - np.arange(len(self.gain))
+        return left
 
     def _place(self, position: int) -> str:
         return "step {} of device {}".format(*divmod(position, self.num_devices))
@@ -119,22 +119,32 @@ class RecordedGains:
 
     Args:
         recording: the gains.
-        num_blocks: blocks I of an episode.
+        num_blocks: blocks I of a pass, which is an episode.
+        passes: how many passes follow each other; see ``longer``.
 
     Raises:
         ValueError: no recorded episode is long enough.
     """
 
-    def __init__(self, recording: Recording, num_blocks: int) -> None:
-        self._recording = recording
-        self._starts = recording.starts(num_blocks)
-        self._blocks = np.arange(num_blocks)[:, None]
+    def __init__(self, recording: Recording, num_blocks: int, passes: int = 1) -> None:
+        self._recording, self._num_blocks = recording, num_blocks
+        left = recording.steps_left()
+        self._starts = np.flatnonzero(left >= num_blocks)
         if not self._starts.size:
             longest = recording.lengths.max()
             raise ValueError(f"expected an episode of {num_blocks} steps, one for each block, got {longest} at most")
+        self._whole_passes = left[self._starts] // num_blocks * num_blocks
+        self._blocks = np.arange(passes * num_blocks)[:, None]
+
+    def longer(self, passes: int) -> RecordedGains:
+        """The same recording over several passes; the first one is an episode of this source, draw for draw.
+
+        Where the recorded episode has no further whole pass, the passes begin again from the start that was drawn.
+        """
+        return RecordedGains(self._recording, self._num_blocks, passes)
 
     def sample(self, generators: Sequence[np.random.Generator]) -> Gains:
         """Draw N episodes; see ``GainSource``. Each generator advances by one draw."""
-        starts = [self._starts[generator.integers(len(self._starts))] for generator in generators]
-        steps, recording = self._blocks + np.array(starts), self._recording
+        drawn = np.array([generator.integers(len(self._starts)) for generator in generators])
+        steps, recording = self._starts[drawn] + self._blocks % self._whole_passes[drawn], self._recording
         return Gains(recording.gain[steps], recording.uplink_gain[steps], recording.distance_m[steps])

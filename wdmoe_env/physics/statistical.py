@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from wdmoe_env.config import ChannelConfig, DeviceConfig
-from wdmoe_env.physics.fading import correlation_root, fading_power, jakes_autocorrelation, num_components
+from wdmoe_env.physics.fading import (
+    continued_root,
+    correlation_root,
+    fading_power,
+    jakes_autocorrelation,
+    num_components,
+)
 from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import Float, carrier_to_noise_hz
 from wdmoe_env.physics.mobility import gauss_markov_positions_m, initial_distances_m, initial_positions_m, ring_m
@@ -30,19 +36,26 @@ class StatisticalGains:
         channel: the radio.
         devices: the mobile devices.
         num_blocks: blocks I of an episode.
+        later_blocks: blocks that follow those of an episode; see ``longer``.
 
     Raises:
         ValueError: powers, noise, bandwidth and path loss that leave no ratio which a radio can have.
     """
 
-    def __init__(self, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> None:
+    def __init__(self, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int, later_blocks: int = 0) -> None:
         check_link_budget(channel, devices)
-        self._channel, self._devices, self._num_blocks = channel, devices, num_blocks
+        self._channel, self._devices = channel, devices
+        self._num_blocks, self._later_blocks = num_blocks, later_blocks
         doppler_hz = devices.speed_mps * channel.carrier_hz / SPEED_OF_LIGHT_MPS
-        self._root = correlation_root(jakes_autocorrelation(num_blocks, doppler_hz, channel.block_interval_s))
+        correlation = jakes_autocorrelation(num_blocks + later_blocks, doppler_hz, channel.block_interval_s)
+        self._root = continued_root(correlation, num_blocks) if later_blocks else correlation_root(correlation)
         self._shadowing_std_db = _shadowing_std_db(channel)
         self._moving = devices.mobility == "gauss_markov"
-        self._fading_rows = num_blocks * num_components(channel)
+        self._components = num_components(channel)
+
+    def longer(self, passes: int) -> StatisticalGains:
+        """The same channel over several passes of I blocks; the first is an episode of this source, draw for draw."""
+        return StatisticalGains(self._channel, self._devices, self._num_blocks, (passes - 1) * self._num_blocks)
 
     def sample(self, generators: Sequence[np.random.Generator]) -> Gains:
         """Draw N episodes; see ``GainSource``. Each generator advances by the same number of draws in every call."""
@@ -57,22 +70,29 @@ class StatisticalGains:
         return Gains(gain, gain, np.repeat(distance, len(gain) // len(distance), axis=0))
 
     def _draw(self, generators: Sequence[np.random.Generator]) -> tuple[Float, Float]:
-        """Uniforms (N, 2, U) and normals (N, rows, U): shadowing, fading, velocity."""
+        """Uniforms (N, 2, U) and normals (N, rows, U), one row for each of ``_rows``."""
         count, devices = len(generators), self._devices.count
-        rows = 1 + self._fading_rows + 2 * self._num_blocks * self._moving
-        uniforms, normals = np.empty((count, 2, devices)), np.empty((count, rows, devices))
+        uniforms, normals = np.empty((count, 2, devices)), np.empty((count, sum(self._rows()), devices))
         for generator, uniform, normal in zip(generators, uniforms, normals, strict=True):
             generator.random(out=uniform)
             generator.standard_normal(out=normal)
         return uniforms, normals
 
+    def _rows(self) -> list[int]:
+        """Rows of normals: shadowing; fading and velocity of an episode's blocks; the same of the blocks after it."""
+        blocks, later, moving = self._num_blocks, self._later_blocks, 2 * self._moving
+        drawn_anew = blocks + later if later else 0  # see ``continued_root``
+        return [1, self._components * blocks, moving * blocks, self._components * drawn_anew, moving * later]
+
     def _split(self, normals: Float) -> tuple[Float, Float, Float]:
-        """Shadowing (N, U), fading (C, I, N, U) and velocity (0 or I, N, U, 2) out of normals (N, rows, U)."""
-        first, blocks, fading_end = normals.swapaxes(0, 1), self._num_blocks, 1 + self._fading_rows
-        batch = first.shape[1:]
-        fading = first[1:fading_end].reshape(-1, blocks, *batch)
-        velocity = first[fading_end:].reshape(-1, 2, *batch).transpose(0, 2, 3, 1)
-        return first[0], fading, velocity
+        """Shadowing (N, U), fading (C, X, N, U) and velocity (0 or I, N, U, 2) out of normals (N, rows, U)."""
+        rows = normals.swapaxes(0, 1)
+        batch = rows.shape[1:]
+        shadowing, fading, velocity, later_fading, later_velocity = np.split(rows, np.cumsum(self._rows())[:-1])
+        components = [part.reshape(self._components, -1, *batch) for part in (fading, later_fading) if part.size]
+        whole = np.concatenate(components, axis=1) if components else fading.reshape(0, 0, *batch)
+        velocities = np.concatenate([velocity, later_velocity]).reshape(-1, 2, *batch)
+        return shadowing[0], whole, velocities.transpose(0, 2, 3, 1)
 
     def _distances_m(self, uniforms: Float, velocity: Float) -> Float:
         """(I or 1, N, U): one distance serves all blocks where devices stand still."""

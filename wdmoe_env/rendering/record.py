@@ -10,7 +10,7 @@ import numpy as np
 
 from wdmoe_env.observations import Block
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.simulator import Rollout
+from wdmoe_env.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,12 @@ class Episode:
     @classmethod
     def of(cls, rollout: Rollout | Film, n: int = 0) -> Self:
         """Episode n of a rollout, or of what was kept of it."""
-        simulator = rollout.simulator
-        config = simulator.config
+        config = rollout.world.config
         profiles = np.resize(np.array(config.devices.profiles), config.devices.count)
         return cls(
             model=config.model,
             window=int(rollout.windows[n]),
-            num_blocks=simulator.sizes.num_blocks,
+            num_blocks=rollout.world.sizes.num_blocks,
             devices=tuple(profiles.tolist()),
             distance_m=np.asarray(rollout.trace.distance_m[:, n]),
             tokens=_token_texts(rollout, n),
@@ -139,8 +138,8 @@ class Film:
 
     def __init__(self, rollout: Rollout) -> None:
         # Not the rollout itself: a copy of it would run its forward pass again.
-        self.simulator, self.windows, self.trace = rollout.simulator, rollout.windows, rollout.trace
-        self.token_mask = rollout.token_mask
+        self.world, self.windows, self.trace = rollout.world, rollout.windows, rollout.trace
+        self.texts = rollout.texts
         self._first = _copy(rollout.block)
         self._steps: list[tuple[Block, dict[str, Any]]] = []
 
@@ -169,9 +168,8 @@ def _copy(block: Block) -> Block:
 
 
 def _token_texts(rollout: Rollout | Film, n: int) -> tuple[str, ...]:
-    source = rollout.simulator.source
-    decode = getattr(source.model.tokenizer, "decode", None)
+    decode = getattr(rollout.world.model.tokenizer, "decode", None)
     if decode is None:
         return ()
-    token_ids = source.windows.token_ids[rollout.windows[n]]
-    return tuple(decode([int(one)]) if real else "" for one, real in zip(token_ids, rollout.token_mask[n], strict=True))
+    token_ids, mask = rollout.texts.token_ids[n], rollout.texts.mask[n]
+    return tuple(decode([int(one)]) if real else "" for one, real in zip(token_ids, mask, strict=True))

@@ -14,7 +14,7 @@ from wdmoe_env.rendering.record import Film
 from wdmoe_env.rendering.scene import Scene, scene_of
 from wdmoe_env.rendering.terminal import terminal_text
 from wdmoe_env.rendering.window import Window
-from wdmoe_env.simulator import Rollout
+from wdmoe_env.rollout.rollout import Rollout
 
 RENDER_MODES = ("human", "rgb_array", "ansi")
 BATCH_RENDER_MODES = ("rgb_array", "ansi")

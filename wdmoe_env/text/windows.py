@@ -50,6 +50,11 @@ class TokenWindows:
         """M."""
         return len(self.token_ids)
 
+    def rows(self, index: NDArray[np.int64]) -> TokenWindows:
+        """Some of the windows, by indices (n,)."""
+        domains = tuple(self.domains[one] for one in index)
+        return TokenWindows(self.token_ids[index], self.targets[index], self.mask[index], domains)
+
 
 def load_documents(split: str) -> list[Document]:
     """Read the shipped documents of ``"train"`` or ``"test"``."""

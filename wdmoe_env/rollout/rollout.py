@@ -1,0 +1,327 @@
+"""N episodes in lock-step: the only place where the model and the physics meet.
+
+A rollout is given explicit texts, their channels, and something that begins the model's passes over them. It knows
+nothing of where they come from: an environment draws windows of its split, a caller brings texts, and each pass of a
+generation is an episode too. The single environment is N = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wdmoe_env.actions import Plan
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.episodes import checked_nll, mean_over_tokens
+from wdmoe_env.metrics import BlockResult, EpisodeResult
+from wdmoe_env.moe.finite import check_finite
+from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.split import SplitModel, this_thread
+from wdmoe_env.observations import Block, Sizes
+from wdmoe_env.physics import latency, metric
+from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float
+from wdmoe_env.rollout.passes import Begin
+from wdmoe_env.text.windows import TokenWindows
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What all episodes of a configuration share.
+
+    Attributes:
+        config: the configuration.
+        model: the split model.
+        sizes: of the environment.
+        placement: (I, E, U) 1 where a device holds an expert.
+        payload_s: L / B of equation (5), seconds.
+        compute_s: (U,) seconds of one expert on one token.
+    """
+
+    config: EnvConfig
+    model: SplitModel
+    sizes: Sizes
+    placement: Float
+    payload_s: float
+    compute_s: Float
+
+
+class Rollout:
+    """N episodes under way, in lock-step.
+
+    Picklable and deep-copyable in mid-episode, where ``begin`` and ``reference_nll`` are: the passes begin again and
+    run with the recorded selections, which is deterministic. The same happens where another thread steps than the one
+    before, since a paused forward pass can go on only in the thread that started it. That costs the blocks that have
+    run, once for each change.
+
+    Args:
+        world: what all episodes of the configuration share.
+        texts: N windows.
+        trace: the channels of all blocks.
+        begin: begins the model's passes over the texts.
+        reference_nll: gives the NLL (N,) of the model's own routing on the texts; ``None`` where there is none.
+        windows: (N,) index of each text within its split; 0 to N - 1 for texts that belong to none.
+
+    Attributes:
+        block: what a policy may see now; after the last block all probabilities are 0.
+        done: whether the last block has run.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        texts: TokenWindows,
+        trace: ChannelTrace,
+        begin: Begin,
+        reference_nll: Callable[[], Float] | None = None,
+        windows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.world, self.texts, self.trace = world, texts, trace
+        self.windows = np.arange(len(texts)) if windows is None else windows
+        self.token_mask = texts.mask
+        self._begin, self._reference_nll = begin, reference_nll
+        self._num_tokens = texts.mask.sum(axis=-1)
+        self._view = View.of(world, texts.mask, trace)
+        self._selections: list[Bool] = []
+        self._latency_s = np.zeros(len(texts))
+        self._thread: object = this_thread()
+        self._start()
+
+    def _start(self) -> None:
+        self._passes = self._begin()
+        self._look()
+
+    def _look(self) -> None:
+        """See where the passes are now; the episodes are over where that is of no use."""
+        try:
+            self.block = self._view.block(self._passes.blocks)
+        except FloatingPointError:
+            self._passes.close()
+            raise
+
+    @property
+    def done(self) -> bool:
+        """Whether the last block has run."""
+        return not self._passes.blocks
+
+    @property
+    def blocks_done(self) -> int:
+        """Blocks that have run, or begun to."""
+        return len(self._selections)
+
+    def step(self, plan: Plan) -> BlockResult:
+        """Run the block's experts under a decision and go on to the next block.
+
+        Args:
+            plan: what runs; every token has an expert, padding has none.
+
+        Raises:
+            FloatingPointError: the model's next gates or hidden states are not finite; the episodes are over then.
+        """
+        if self._thread is not this_thread():
+            self._passes.close()  # its own thread ends it
+            self._run_again()
+        selection = plan.selection
+        own = np.array_equal(selection, self.block.routed)
+        result = self._measure(plan, own)
+        self._latency_s = self._latency_s + result.block_latency_s
+        self._selections.append(selection.copy())  # info hands the original out
+        self._advance(selection, own)
+        if self.world.config.runner != "local":
+            result = replace(result, unserved_pairs=self._passes.unserved_pairs())
+        return result
+
+    def finish(self) -> EpisodeResult:
+        """Score the texts after the last block.
+
+        Raises:
+            FloatingPointError: the model's scores of the text are not finite.
+            RuntimeError: the passes score no text, as those of a generation.
+        """
+        scores = self._passes.scores()
+        if scores is None:
+            raise RuntimeError("expected passes that score a text, got passes of a text that is being generated")
+        token_nll, correct = checked_nll(self.world.model, scores[0], self.token_mask), scores[1]
+        return EpisodeResult(
+            latency_s=self._latency_s,
+            nll=mean_over_tokens(token_nll, self.token_mask),
+            token_nll=token_nll,
+            correct=correct,
+            next_token_accuracy=mean_over_tokens(correct & self.token_mask, self.token_mask),
+            reference_nll=None if self._reference_nll is None else self._reference_nll(),
+        )
+
+    def close(self) -> None:
+        """End the paused passes."""
+        self._passes.close()
+
+    def _measure(self, plan: Plan, own: bool) -> BlockResult:
+        """Physics of what runs; ``own`` says that it is what the model itself would use."""
+        block, links = self.block, self.block.links
+        selection, load, shares = plan.selection, plan.load, plan.shares
+        device_latency = latency.device_latency_s(links, load, shares)
+        block_latency = latency.block_latency_s(device_latency)
+        own_load = load if own else latency.device_load(block.routed, links.placement)
+        vanilla_latency = latency.sum_over_tokens_s(links, own_load, block.unit_latency_s)
+        device_weight = metric.device_weight_served(block.weights, selection, links.placement)
+        served = device_weight.sum(axis=-1)
+        return BlockResult(
+            selection=selection,
+            shares=shares,
+            tokens=load.tokens,
+            device_latency_s=device_latency,
+            block_latency_s=block_latency,
+            vanilla_latency_s=latency.block_latency_s(vanilla_latency),
+            gate_weight_served=served,
+            gate_weight_kept=served / self._num_tokens,  # the weights of a token's own routing sum to 1
+            wlr=metric.wlr_per_ms(served, block_latency),
+            wlr_device=metric.wlr_device_per_ms(device_weight, device_latency),
+            repaired_tokens=plan.repaired_tokens,
+        )
+
+    def _advance(self, selection: Bool, own: bool) -> None:
+        # The model's own routing needs no new weights; on another device the rows would have to come from there.
+        unchanged = own and self.world.model.device.type == "cpu"
+        self._passes.resume(None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
+        self._look()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the paused passes and what follows from them."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_passes", "_thread", "block")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin the passes again, and run them up to where they were."""
+        self.__dict__.update(state)
+        self._run_again()
+
+    def _run_again(self) -> None:
+        """Run the passes on this thread, from the first block up to where they were."""
+        self._thread = None  # no thread's until it is there, so that the next step mends an interrupted one
+        self._start()
+        for selection in self._selections:
+            self._advance(selection, np.array_equal(selection, self.block.routed))
+        self._thread = this_thread()
+
+
+@dataclass(frozen=True, slots=True)
+class Radio:
+    """What the channel of N episodes comes to.
+
+    Attributes:
+        links: of each of the I blocks.
+        spectral_efficiency: (I, N, 2, U) bit/s/Hz at equal shares.
+        unit_latency_s: (I, N, U) radio time of one token, both ways, at equal shares.
+    """
+
+    links: list[BlockLinks]
+    spectral_efficiency: Float
+    unit_latency_s: Float
+
+    @classmethod
+    def of(cls, world: World, trace: ChannelTrace) -> Radio:
+        """Links of N episodes in every block of their channels, and what equal shares give on them."""
+        batch, devices = trace.full_band_snr.shape[1], len(world.compute_s)
+        payload, compute = np.full(batch, world.payload_s), np.broadcast_to(world.compute_s, (batch, devices))
+        equal = latency.equal_shares(batch, devices)
+        efficiency = latency.spectral_efficiency(trace.full_band_snr, equal)
+        return cls(
+            [
+                BlockLinks(snr, payload, compute, at)
+                for snr, at in zip(trace.full_band_snr, world.placement, strict=True)
+            ],
+            efficiency,
+            latency.both_ways_s(efficiency, payload, equal),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How paused passes become a block.
+
+    Attributes:
+        world: what all episodes share.
+        token_mask: (N, J) True where there is a token.
+        padded: whether the mask is False anywhere.
+        radio: of the N episodes.
+    """
+
+    world: World
+    token_mask: Bool
+    padded: bool
+    radio: Radio
+
+    @classmethod
+    def of(cls, world: World, token_mask: Bool, trace: ChannelTrace) -> View:
+        """The view of N episodes.
+
+        Args:
+            world: what all episodes share.
+            token_mask: (N, J) True where there is a token.
+            trace: the channels of the N episodes in all blocks.
+        """
+        return cls(world, token_mask, not token_mask.all(), Radio.of(world, trace))
+
+    def block(self, passes: Sequence[BlockInput]) -> Block:
+        """The paused block; after the end, where there is none, all probabilities are 0.
+
+        Args:
+            passes: where each pass is paused, in the order of the episodes.
+
+        Raises:
+            FloatingPointError: gate probabilities or hidden states of a token are not finite.
+        """
+        sizes, batch = self.world.sizes, len(self.token_mask)
+        gate_probs, routed = self._gates(passes)
+        hidden = self._hidden(passes) if self.world.config.observe_hidden_states else None
+        if self.padded:
+            padding = ~self.token_mask
+            gate_probs[padding], routed[padding] = 0.0, False
+            if hidden is not None:
+                hidden[padding] = 0.0
+        index = passes[0].index if passes else sizes.num_blocks
+        self._check(index, gate_probs, hidden)
+        at = min(index, sizes.num_blocks - 1)
+        return Block(
+            gate_probs=gate_probs,
+            routed=routed,
+            token_mask=self.token_mask,
+            links=self.radio.links[at],
+            spectral_efficiency=self.radio.spectral_efficiency[at],
+            unit_latency_s=self.radio.unit_latency_s[at],
+            index=np.full(batch, index / sizes.num_blocks),
+            hidden_states=hidden,
+        )
+
+    def _check(self, index: int, gate_probs: Float, hidden: NDArray[np.float32] | None) -> None:
+        """Refuse numbers that are not finite; hidden states that no one sees show in the gates that they lead to."""
+        where = f"in block {index + 1} of {self.world.sizes.num_blocks}"
+        check_finite(self.world.model.model, f"gate probabilities {where}", gate_probs)
+        if hidden is not None:
+            check_finite(self.world.model.model, f"hidden states {where}", hidden)
+
+    def _gates(self, passes: Sequence[BlockInput]) -> tuple[Float, Bool]:
+        """Gate probabilities and own routing (N, J, E), in memory of their own."""
+        shape = (len(self.token_mask), self.world.sizes.num_tokens, self.world.sizes.num_experts)
+        if not passes:
+            return np.zeros(shape), np.zeros(shape, dtype=bool)
+        gate_probs = _to_host([at.gate_probs for at in passes], np.float64)
+        return gate_probs.reshape(shape), _to_host([at.routed for at in passes], np.bool_).reshape(shape)
+
+    def _hidden(self, passes: Sequence[BlockInput]) -> NDArray[np.float32]:
+        """Hidden states (N, J, H)."""
+        shape = (len(self.token_mask), self.world.sizes.num_tokens, self.world.sizes.hidden_size)
+        if not passes:
+            return np.zeros(shape, dtype=np.float32)
+        return _to_host([at.hidden_states.float() for at in passes], np.float32).reshape(shape)
+
+
+def _to_host(tensors: list[torch.Tensor], dtype: type[Scalar]) -> NDArray[Scalar]:
+    """The rows of all passes as one array of its own memory."""
+    return np.concatenate([tensor.numpy(force=True) for tensor in tensors], dtype=dtype)

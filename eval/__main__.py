@@ -238,24 +238,32 @@ def replay(folder: Path) -> int:
 
 def replay_one(folder: Path) -> int:
     """Recompute a results folder; 0 where it matches, 1 where not."""
-    from eval.replay import changed_inputs, differences, read_results
+    from eval.replay import changed_inputs, compare, read_results
 
     with mistakes_as_one_sentence():
         saved = read_results(folder)
         evaluation = saved.kind.evaluation(saved.config_here)
-    found = changed_inputs(saved, evaluation.sha256) or list(differences(saved, evaluation.run()))
-    if found:
-        print(f"mismatch: {len(found)} differences in {folder}, wall-clock times left out; the first:")
-        print("\n".join(f"  {difference}" for difference in found[:5]))
-        return 1
-    absent = saved.absent
-    compared = sum(row["policy"] not in absent for row in saved.rows)
-    print(f"match: {compared} rows of {folder} came again, wall-clock times left out")
-    if absent:
+    changed = changed_inputs(saved, evaluation.sha256)
+    if changed:
+        return mismatch(folder, changed)
+    compared = compare(saved, evaluation)
+    if compared.differences:
+        return mismatch(folder, compared.differences)
+    print(f"match: {compared.rows} rows of {folder} came again, wall-clock times left out")
+    if compared.ties:
+        print(f"{compared.ties} of them with gate probabilities rounded otherwise: a decision stands at a tie")
+    if saved.absent:
         policies = saved.config.policies
-        here = len(policies) - len(absent)
+        here = len(policies) - len(saved.absent)
         print(f"{here} of {len(policies)} policies are compared; the files of the others are not here")
     return 0
+
+
+def mismatch(folder: Path, differences: list[str]) -> int:
+    """Print how many differences there are and the first of them; returns the exit code."""
+    print(f"mismatch: {len(differences)} differences in {folder}, wall-clock times left out; the first:")
+    print("\n".join(f"  {difference}" for difference in differences[:5]))
+    return 1
 
 
 def report(folders: list[Path], out: Path | None) -> int:

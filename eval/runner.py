@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from eval.drops import count_drops
 from eval.members import member
@@ -15,23 +17,27 @@ from wdmoe_env.config import EnvConfig
 from wdmoe_env.evaluation import (
     Episodes,
     Measurements,
-    PolicySpec,
     Runner,
     measured,
     plan_episodes,
     play,
+    run_batch,
     with_added_nll,
 )
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.oracle import exhaustive_oracle
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.policies import policy_names
-from wdmoe_env.policies.policy import Policy
+from wdmoe_env.policies.named import PolicySpec
+from wdmoe_env.policies.policy import Observation, Policy, State
 from wdmoe_env.policies.rules import problem_of
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
 ORACLE = "oracle"
 MOST_ORACLE_TOKENS = 8
+ROUNDING = 1e-6
+"""Relative change of gate probabilities that another processor's float32 arithmetic makes in a forward pass."""
+ROUNDING_TRIES = 8
 
 
 def evaluate(
@@ -89,12 +95,52 @@ class Evaluation:
         Args:
             progress: whether to show a bar.
         """
-        text = self._runner.source.windows
-        drawn = plan_episodes(self.config.episodes, len(self._windows), self.config.seed)
-        episodes = Episodes(self._windows[drawn.windows], drawn.seeds)
+        text, episodes = self._runner.source.windows, self._episodes()
         measurements = with_added_nll(dict(self._runner.run(episodes, run_and_count, "episode", progress)))
         domains = tuple(text.domains[window] for window in episodes.windows)
         return EpisodeResults(self.config, self.sha256, self._runner.members, measurements, episodes, domains)
+
+    def rounded_otherwise(self, policy: str, number: int) -> Iterator[dict[str, float]]:
+        """What ``run_batch`` measures on an episode with gate probabilities rounded otherwise before the policy.
+
+        A decision at a tie falls otherwise on a processor that rounds otherwise; that is tried here a few times.
+
+        Args:
+            policy: its name.
+            number: of the episode.
+        """
+        size = self.config.batch_size
+        batch = list(self._episodes().batches(size))[number // size]
+        for seed in range(ROUNDING_TRIES):
+            nudged = Nudged(self._runner.policies[policy], seed)
+            values = run_batch(self._runner.environment(len(batch)), nudged, batch)
+            yield {name: float(of_episodes[number % size]) for name, of_episodes in values.items()}
+
+    def _episodes(self) -> Episodes:
+        drawn = plan_episodes(self.config.episodes, len(self._windows), self.config.seed)
+        return Episodes(self._windows[drawn.windows], drawn.seeds)
+
+
+class Nudged:
+    """A policy that sees gate probabilities as another processor may round them.
+
+    Args:
+        policy: that decides.
+        seed: of the rounding.
+    """
+
+    def __init__(self, policy: Policy, seed: int) -> None:
+        self._policy = policy
+        self._generator = np.random.default_rng(seed)
+
+    def predict(
+        self, observation: Observation, state: State = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Any, State]:
+        """Actions of observations; see ``Policy``."""
+        exact = observation["gate_probs"]
+        nudged = exact * (1.0 + ROUNDING * self._generator.uniform(-1.0, 1.0, exact.shape))
+        seen = {**observation, "gate_probs": nudged.astype(exact.dtype)}
+        return self._policy.predict(seen, state, episode_start, deterministic)
 
 
 class ConfiguredRunner(Runner):

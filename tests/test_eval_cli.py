@@ -297,6 +297,39 @@ def test_replay_sees_a_tampered_row_beside_policies_that_are_not_here(moved, cap
     assert f"results.csv line {at + 1 + len(hidden)}, latency_ms: " in capsys.readouterr().out
 
 
+@pytest.fixture
+def tied(copied, monkeypatch):
+    """A results folder without statistics, one row of which has a decision that fell otherwise."""
+    saved = read_results(copied)
+    monkeypatch.setattr("eval.runner.ROUNDING", 0.2)  # every decision stands at a tie
+    fallen = next(Evaluation(saved.config).rounded_otherwise("wdmoe:0.9", 5))
+    table = rows(copied)
+    row = next(row for row in table if row["policy"] == "wdmoe:0.9" and row["episode"] == "5")
+    reference = float(next(row for row in table if row["policy"] == "vanilla" and row["episode"] == "5")["nll"])
+    assert fallen["latency_ms"] != pytest.approx(float(row["latency_ms"]))
+    row |= {name: repr(value) for name, value in {**fallen, "added_nll": fallen["nll"] - reference}.items()}
+    with open(copied / "results.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+    summary = json.loads((copied / "results.json").read_text())
+    (copied / "results.json").write_text(json.dumps({name: summary[name] for name in ("config", "sha256")}))
+    return copied
+
+
+def test_a_row_that_another_rounding_gives_comes_again(tied, capsys):
+    assert main(["--replay", str(tied)]) == 0
+    match, count = capsys.readouterr().out.splitlines()[-2:]
+    assert match.startswith("match: 36 rows")
+    assert count.startswith("1 of them with gate probabilities rounded otherwise")
+
+
+def test_a_row_that_no_rounding_gives_differs(tied, monkeypatch, capsys):
+    monkeypatch.setattr("eval.runner.ROUNDING", 1e-6)
+    assert main(["--replay", str(tied)]) == 1
+    assert "latency_ms" in capsys.readouterr().out
+
+
 def test_the_study_of_the_documentation_replays(tmp_path, capsys):
     """One batch of it, under a rule, a policy that ships under its name in training, and one that does not ship."""
     kept = [

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import wdmoe_env
-from wdmoe_env.evaluation import named
+from wdmoe_env.evaluation import with_reference
 from wdmoe_env.policies import rules
+from wdmoe_env.policies.named import named
 from wdmoe_env.policies.registry import TRAINED
 
 
@@ -78,7 +79,7 @@ def test_the_same_seed_gives_the_same_episodes_and_fewer_are_the_first_of_more(m
 )
 def test_what_is_no_policy_is_one_sentence(policies, error, sentence):
     with pytest.raises(error, match=sentence):
-        named(policies)
+        with_reference(named(policies))
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from wdmoe_env.checks import check_integer
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.metrics import results_of
-from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
-from wdmoe_env.policies.registry import make_policy, reads_hidden_states
+from wdmoe_env.policies.named import PolicySpec, named, policy_of
+from wdmoe_env.policies.policy import Policy
+from wdmoe_env.policies.registry import reads_hidden_states
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
 REFERENCE = "vanilla"
@@ -29,9 +30,6 @@ REFERENCE = "vanilla"
 
 Measurements = dict[str, NDArray[Any]]
 """Names of metrics to arrays (n, ...) over episodes."""
-
-PolicySpec = str | Path | Rule | Policy
-"""A name, a file, a function from a block to a selection and shares, or an object with ``predict``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,60 +105,32 @@ def evaluate(
     environment = EnvConfig(split="test") if config is None else EnvConfig.make(config)
     for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
         check_integer(name, value, at_least=least)
-    runner = Runner(named(policies), environment, min(batch_size, episodes), seed)
+    runner = Runner(with_reference(named(policies)), environment, min(batch_size, episodes), seed)
     text = runner.source.windows
     planned = plan_episodes(episodes, len(text), seed)
     measurements = with_added_nll(dict(runner.run(planned, run_batch, "episode", progress)))
     return Evaluated(measurements, planned, tuple(text.domains[window] for window in planned.windows))
 
 
-def named(policies: Iterable[PolicySpec] | Mapping[str, PolicySpec]) -> dict[str, PolicySpec]:
-    """The name of each policy and what stands for it, ``REFERENCE`` first where it is missing.
+def with_reference(policies: Mapping[str, PolicySpec]) -> dict[str, PolicySpec]:
+    """Policies by name, ``REFERENCE`` first where it is missing.
 
     Args:
-        policies: as ``evaluate`` takes them.
+        policies: name of each and what stands for it.
 
     Raises:
-        ValueError: two policies of one name, or another policy under the name of the reference.
-        TypeError: something that is no policy.
+        ValueError: another policy under the name of the reference.
     """
-    if isinstance(policies, (str, Path)) or not isinstance(policies, Iterable):
-        raise TypeError(f"expected a list of policies, or a mapping from names to policies, got {policies!r}")
-    found: dict[str, PolicySpec] = {}
-    pairs = policies.items() if isinstance(policies, Mapping) else [(_name(one), one) for one in policies]
-    for name, one in pairs:
-        _check_policy(name, one)
-        if found.setdefault(name, one) != one:
-            raise ValueError(f"expected a name for each policy, got two of the name {name!r}: name them in a mapping")
-    if found.get(REFERENCE, REFERENCE) != REFERENCE:
+    if policies.get(REFERENCE, REFERENCE) != REFERENCE:
         raise ValueError(f"expected the model's own routing under the name {REFERENCE!r}, got another policy")
-    return found if REFERENCE in found else {REFERENCE: REFERENCE, **found}
-
-
-def _name(policy: Any) -> str:
-    if isinstance(policy, (str, Path)):
-        return str(policy)
-    if callable(policy) and isinstance(getattr(policy, "__name__", None), str):
-        return str(policy.__name__)
-    raise TypeError(
-        f"expected a name, a file or a function in a list of policies, got {policy!r}: name it in a mapping"
-    )
-
-
-def _check_policy(name: Any, policy: Any) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"expected text as the name of a policy, got {name!r}")
-    if not (isinstance(policy, (str, Path)) or hasattr(policy, "predict") or callable(policy)):
-        raise TypeError(
-            f"expected a name, a file, a function or an object with predict as policy {name}, got {policy!r}"
-        )
+    return dict(policies) if REFERENCE in policies else {REFERENCE: REFERENCE, **policies}
 
 
 class Runner:
     """A model and policies, loaded and checked, and the policies' turns on episodes.
 
     Args:
-        policies: name of each and what stands for it; see ``named``.
+        policies: name of each and what stands for it, the reference among them.
         config: of the environment, with both decisions in the action.
         batch_size: episodes in one forward pass.
         seed: of policies that draw at random.
@@ -180,9 +150,9 @@ class Runner:
         self._config = replace(config, observe_hidden_states=hidden)
         self._batch_size = batch_size
         self._environments: dict[int, WDMoEVectorEnv] = {}
-        env = self._environment(batch_size)
+        env = self.environment(batch_size)
         self.source = env.simulator.source
-        self.policies = {name: _policy(spec, env, seed) for name, spec in policies.items()}
+        self.policies = {name: policy_of(spec, env, seed) for name, spec in policies.items()}
         self._try([name for name, spec in policies.items() if not isinstance(spec, (str, Path))], env)
 
     def run(
@@ -205,7 +175,7 @@ class Runner:
                 bar.set_description(name)
                 parts = []
                 for batch in episodes.batches(self._batch_size):
-                    parts.append(measure(self._environment(len(batch)), policy, batch))
+                    parts.append(measure(self.environment(len(batch)), policy, batch))
                     bar.update(len(batch))
                 yield name, {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
 
@@ -225,19 +195,13 @@ class Runner:
                 error.add_note(f"in policy {name!r}")
                 raise
 
-    def _environment(self, size: int) -> WDMoEVectorEnv:
+    def environment(self, size: int) -> WDMoEVectorEnv:
         """The environment of ``size`` episodes; only the last batch may need a smaller one."""
         if size not in self._environments:
             self._environments[size] = gym.make_vec(  # type: ignore[assignment]
                 "wdmoe_env:WDMoE-v0", num_envs=size, autoreset_mode="DISABLED", config=self._config
             )
         return self._environments[size]
-
-
-def _policy(spec: PolicySpec, env: WDMoEVectorEnv, seed: int) -> Policy:
-    if isinstance(spec, (str, Path)):
-        return make_policy(spec, env, seed)
-    return spec if hasattr(spec, "predict") else RulePolicy(spec, env.codec)
 
 
 def check_decision(config: EnvConfig) -> None:

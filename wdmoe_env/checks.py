@@ -1,7 +1,7 @@
 """Checks of settings and of arrays: each says in one sentence what was expected and what came.
 
-They return what they checked as Python's own number, string or tuple, or as a float64 array, so that NumPy's scalars,
-lists and arrays of any real kind are as good as Python's own, and a setting stays plain.
+They return what they checked as Python's own number, string or tuple, or as a float64 array. So NumPy's scalars, lists
+and arrays of any real kind are taken wherever Python's own are, and a setting stays plain.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def items_of(value: object) -> tuple[Any, ...] | None:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Refuse a value that is none of the choices; the nearest one is named.
+    """Refuse a value that is not among the choices; the message names the nearest one.
 
     Raises:
         ValueError: it is none of them.

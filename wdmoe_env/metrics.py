@@ -101,8 +101,8 @@ class Metric:
         in_results: whether an evaluation keeps the value of every episode.
 
     Raises:
-        ValueError: a word for ``when``, ``over_blocks`` or ``better`` that is none of the above, a term or a result
-            that is no number, or a result of the blocks that says nothing of how they become the episode's.
+        ValueError: an unknown word for ``when``, ``over_blocks`` or ``better``; a term or a result that is no number;
+            or a result of the blocks without ``over_blocks``.
     """
 
     name: str

@@ -6,9 +6,9 @@ straight-through estimator of Bengio et al., arXiv 1308.3432):
 
 - A block's latency has the price of each device at the bandwidth optimum as its gradient.
 - The text's loss is differentiated through the experts' combination weights. It is near its minimum at the model's own
-  routing, where its slope says nothing: what is missing costs in proportion to its square. So the gradient is divided
-  by twice the probability of what was drawn, which makes its expectation the mean of the slopes with and without the
-  pair: the trapezoid rule, exact for a quadratic loss (as in ReinMax, Liu et al., arXiv 2304.08612).
+  routing, where its slope says nothing, because a missing pair costs in proportion to its square. So the gradient is
+  divided by twice the probability of what was drawn. Its expectation is then the mean of the slopes with and without
+  the pair. This is the trapezoid rule, exact for a quadratic loss (as in ReinMax, Liu et al., arXiv 2304.08612).
 """
 
 from __future__ import annotations

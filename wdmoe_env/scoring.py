@@ -63,7 +63,7 @@ class Scorer:
 
     Args:
         make_policy: called once for each length of windows; ``None`` is the model's own routing at equal shares.
-        config: the environment; its ``num_tokens`` is the length of the longest window, its split is of no matter.
+        config: the environment; its ``num_tokens`` is the length of the longest window. Its split is not used.
         reference: whether to run every window a second time with the model's own routing at equal shares.
         one_length: whether all windows are padded to the longest one, for a policy to which padding may matter: rules
             decide alike, a network that sees where in the window a token stands does not.

@@ -50,7 +50,7 @@ def write_whole(path: Path, content: bytes) -> None:
         content: all of it.
 
     Raises:
-        ValueError: something else than a regular file stands there, or a name that is none.
+        ValueError: something else than a regular file stands there, or no file can have this name.
         OSError: it cannot be written; the message names the file, and what was there is unchanged.
     """
     write_files(path.parent, {path.name: content})
@@ -85,7 +85,7 @@ def check_file(path: Path) -> None:
     """Refuse a path where no file of our own can stand, without touching it.
 
     Raises:
-        ValueError: a link, folder, device, pipe or socket is there, or the name is none.
+        ValueError: a link, folder, device, pipe or socket is there, or no file can have this name.
         OSError: the folders before it cannot be read.
     """
     _check_name(path)
@@ -123,7 +123,7 @@ def held_folder(path: Path) -> Iterator[Path]:
         The folder itself, without links.
 
     Raises:
-        ValueError: no folder, a link to nothing, a name that is none, or another process holds it.
+        ValueError: no folder, a link to nothing, a name that no folder can have, or another process holds it.
         OSError: nothing can be written there.
     """
     check_folder(path)
@@ -139,7 +139,7 @@ def check_folder(path: Path) -> None:
     """Refuse a path that is no folder and cannot become one, without touching it.
 
     Raises:
-        ValueError: a file, a link to nothing, or a name that is none.
+        ValueError: a file, a link to nothing, or a name that no folder can have.
         OSError: the folders before it cannot be read.
     """
     _check_name(path)

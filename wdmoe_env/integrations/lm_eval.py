@@ -75,7 +75,7 @@ class WDMoELM(LM):  # type: ignore[misc]
             of the latencies.
         add_bos_token: whether texts begin with the tokenizer's BOS; ``None`` does as the tokenizer does by itself.
         batch_size: windows at once, or ``"auto"``: as many as hold 8,192 tokens.
-        max_batch_size: for the harness; of no matter.
+        max_batch_size: the harness passes it; nothing depends on it.
         device: torch device; where there is no CUDA, one that begins with ``cuda`` is the CPU.
         **environment: fields of ``EnvConfig``; ``channel.fading`` stands for a field of a nested one.
 

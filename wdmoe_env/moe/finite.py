@@ -17,7 +17,7 @@ def check_finite(model: Any, what: str, values: NDArray[Any]) -> None:
     Args:
         model: the transformers model that the numbers come from.
         what: they are, for the message.
-        values: of any shape; of tokens alone, since what stands at padding is of no matter.
+        values: of any shape, without those at padding, which nothing reads.
 
     Raises:
         FloatingPointError: one is not finite. The message names the model, what it is, and a weight that is not finite

@@ -166,7 +166,9 @@ class SplitModel:
         return logits
 
     def own_rows(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the output layer makes ``own_logits`` of, (N, J, H), in the modes of the caller; the logits without one.
+        """Last hidden states (N, J, H) under the model's own routing, in the modes of the caller.
+
+        A model whose logits are more than one layer's outputs gives its logits (N, J, V) instead.
 
         Args:
             token_ids: (N, J) int64, as of ``forward``.

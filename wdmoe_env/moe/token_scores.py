@@ -23,7 +23,7 @@ Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
 
 def output_layer(model: Any, probe_tokens: Tensor) -> nn.Linear | None:
-    """The layer that makes the logits of the base model's last hidden states, ``None`` where that is not all.
+    """The linear layer that turns the last hidden states into logits; ``None`` where a model does more than that.
 
     Args:
         model: a transformers model.
@@ -41,7 +41,7 @@ def score_tokens(rows: Tensor, targets: Tensor, layer: nn.Linear | None = None) 
     """Scores of tokens; a guess that ties with the best one is right.
 
     Args:
-        rows: (n, J, V) logits, or (n, J, H) what the layer makes them of.
+        rows: (n, J, V) logits, or (n, J, H) last hidden states, which the layer turns into logits.
         targets: (n, J) int64, the token that follows each.
         layer: the output layer.
     """

@@ -39,7 +39,7 @@ def save_policy(path: Path, network: TokenSharedNetwork, decision: DecisionKind,
         card: what else the file should say: family, training arguments, results.
 
     Raises:
-        ValueError: a weight is not finite, or the card is none that could be read again; nothing is written.
+        ValueError: a weight is not finite, or the card could not be read again; nothing is written.
     """
     described = {"network": "token-shared", "decision": decision, **asdict(network.architecture), **card}
     _write(path, network, described)
@@ -138,7 +138,7 @@ def _fill(network: nn.Module, path: Path) -> nn.Module:
     """Put the weights of a file into a network.
 
     Raises:
-        ValueError: a file that is not one of safetensors, or holds other weights, or some that are not finite.
+        ValueError: the file is no safetensors file, holds other weights, or holds weights that are not finite.
     """
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     try:

@@ -112,7 +112,7 @@ def named_rule(name: str) -> Rule:
     """The rule of a name, as a function of a block, for what imitates it.
 
     Raises:
-        ValueError: a name that is none of a rule without a state.
+        ValueError: not the name of a rule, or a rule that keeps a state.
     """
     policy = ENTRIES[name].build(None, None, 0) if name in ENTRIES else None
     if not isinstance(policy, RulePolicy):
@@ -130,8 +130,8 @@ def make_policy(spec: str | Path, env: Any, seed: int = 0) -> Policy:
         seed: of the policy's own randomness.
 
     Raises:
-        ValueError: an unknown name (the nearest known ones are named), a parameter that is not one, a file that
-            is not a policy or does not fit the environment.
+        ValueError: an unknown name (the message names the nearest ones), a wrong parameter, or a file that is no policy
+            or does not fit the environment.
         TypeError: ``spec`` is neither a string nor a ``Path``.
     """
     if not isinstance(spec, (str, Path)):

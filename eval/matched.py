@@ -2,8 +2,9 @@
 
 A family's settings are points of mean added NLL and mean latency. One may draw at random before every episode which of
 two policies to run, and so reach every point of the line between them. A family's front may therefore be interpolated
-linearly, and only the lower convex hull of the points counts. At its left end stands the model's own routing at optimal shares, which adds
-no NLL; its right end is the fastest setting. Beyond the ends nothing was measured, and nothing is claimed.
+linearly, and only the lower convex hull of the points counts. At its left end stands the model's own routing at optimal
+shares, which adds no NLL; its right end is the fastest setting. Beyond the ends nothing was measured, and nothing is
+claimed.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class Item:
         answer: index of the right one.
 
     Raises:
-        ValueError: an unknown format, an empty text, other than four different choices, or an answer that is not among them.
+        ValueError: an unknown format, an empty text, other than four different choices, or an answer that is not
+            among them.
     """
 
     format: str

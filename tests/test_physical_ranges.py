@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from wdmoe_env.physics.compute import device_flops
 from wdmoe_env.physics.latency import block_latency_s, device_latency_s, device_load, equal_shares
 from wdmoe_env.physics.metric import wlr_device_per_ms
 from wdmoe_env.policies import rules
-from wdmoe_env.view import Radio
+from wdmoe_env.rollout.rollout import Radio
 
 BLOCKS, EPISODES, TOKENS = 2, 2, 4
 
@@ -74,7 +75,8 @@ def first_block(channel, devices, deployment, seed):
     experts = devices.count
     placement = np.broadcast_to(np.eye(experts), (BLOCKS, experts, experts))
     compute_s = deployment.expert_flops / device_flops(devices)
-    radio = Radio.of(trace, deployment.payload_bits / channel.bandwidth_hz, compute_s, placement)
+    payload_s = deployment.payload_bits / channel.bandwidth_hz
+    radio = Radio.of(SimpleNamespace(payload_s=payload_s, compute_s=compute_s, placement=placement), trace)
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.ones(experts), (EPISODES, TOKENS))
     routed = probs >= np.sort(probs, axis=-1)[..., [-min(2, experts)]]

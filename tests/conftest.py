@@ -23,6 +23,14 @@ def micro() -> dict[str, object]:
     return dict(MICRO)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_libraries() -> None:
+    """Leave what the libraries hold out of the collections after each test, which would take 0.4 s each otherwise."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _no_mode_leaks() -> Iterator[None]:
     """Torch's modes belong to the thread: no test may leave one behind, whatever it abandons."""

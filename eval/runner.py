@@ -29,7 +29,7 @@ from wdmoe_env.optimize.oracle import exhaustive_oracle
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.policies import policy_names
 from wdmoe_env.policies.named import PolicySpec
-from wdmoe_env.policies.policy import Observation, Policy, State
+from wdmoe_env.policies.policy import ObservationMapping, Policy, State
 from wdmoe_env.policies.rules import problem_of
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
@@ -134,7 +134,11 @@ class Nudged:
         self._generator = np.random.default_rng(seed)
 
     def predict(
-        self, observation: Observation, state: State = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: ObservationMapping,
+        state: State = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
     ) -> tuple[Any, State]:
         """Actions of observations; see ``Policy``."""
         exact = observation["gate_probs"]

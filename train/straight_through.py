@@ -28,7 +28,7 @@ from train.progress import goes_on, policy_path
 from wdmoe_env.actions import DECISIONS, LOGIT_SCALE, PARTS, BandwidthPart, ExpertsPart, settled_plan
 from wdmoe_env.metrics import RewardFunction, reward_function
 from wdmoe_env.policies.distribution import ActionDistribution
-from wdmoe_env.policies.features import Features, Observation
+from wdmoe_env.policies.features import Features, ObservationTensors
 from wdmoe_env.policies.network import TokenSharedNetwork
 from wdmoe_env.policies.policy_file import save_policy
 from wdmoe_env.policies.registry import named_rule
@@ -84,7 +84,7 @@ class Actor:
         self.seen: list[tuple[Features, Tensor]] = []
         self.entropy = torch.zeros(())
 
-    def __call__(self, observation: Observation) -> Draw:
+    def __call__(self, observation: ObservationTensors) -> Draw:
         """Draw for a block."""
         distribution = ActionDistribution(self.network, observation, "selection")
         seen, logits = distribution.seen, distribution.logits

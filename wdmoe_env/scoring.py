@@ -40,7 +40,7 @@ Terms = dict[str, Float]
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class WindowScores:
     """What n windows came to.
 
     Attributes:
@@ -100,7 +100,7 @@ class Scorer:
 
     def batches(
         self, continuations: Sequence[Continuation], seeds: Sequence[int], batch_size: int | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], Scores]]:
+    ) -> Iterator[tuple[NDArray[np.int64], WindowScores]]:
         """Score continuations, the longest first: yields the rows (n,) of each batch, and its scores.
 
         Args:
@@ -121,14 +121,14 @@ class Scorer:
             order = order[len(rows) :]
             yield rows, self._score([continuations[row] for row in rows], [seeds[row] for row in rows], num_tokens)
 
-    def _score(self, continuations: Sequence[Continuation], seeds: Sequence[int], num_tokens: int) -> Scores:
+    def _score(self, continuations: Sequence[Continuation], seeds: Sequence[int], num_tokens: int) -> WindowScores:
         player = self.player(num_tokens)
         windows, scored = continuation_windows(continuations, num_tokens)
         trace = player.process.simulator.channel.sample([channel_generator(seed) for seed in seeds])
         rollout = player.rollout(windows, trace)
         terms = player.play(rollout)
         episode = rollout.finish()
-        return Scores(
+        return WindowScores(
             logprob=-(episode.token_nll * scored).sum(axis=-1),
             greedy=np.asarray((episode.correct | ~scored).all(axis=-1)),
             latency_ms=terms["block_latency_ms"].sum(axis=0),

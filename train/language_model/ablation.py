@@ -15,7 +15,7 @@ from eval.suite import plan_items
 from train.language_model.held_out import HeldOut, token_losses
 from train.language_model.packed_suite import right_items
 from wdmoe_env.moe.experts import run_experts
-from wdmoe_env.moe.hook import BlockInput, Policy
+from wdmoe_env.moe.hook import BlockInput, ExpertChooser
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.text.suite import SuiteWindows
 
@@ -34,12 +34,12 @@ def first_expert(block: BlockInput) -> Tensor:
     return one_hot(block.gate_probs.masked_fill(~block.routed, -1))
 
 
-def first_expert_in(number: int) -> Policy:
+def first_expert_in(number: int) -> ExpertChooser:
     """``first_expert`` in one block, own routing in the others."""
     return lambda block: first_expert(block) if block.index == number else None
 
 
-def first_and_wrong(generator: torch.Generator) -> Policy:
+def first_and_wrong(generator: torch.Generator) -> ExpertChooser:
     """The most probable expert and a random one that was not routed, weighted by their gate probabilities."""
     return lambda block: first_expert(block) | unrouted_expert(block.routed, generator)
 
@@ -116,7 +116,9 @@ class Bench:
             len(items): PairedBootstrap(len(items), generator) for items in (self.all_items, self.some_items)
         }
 
-    def outcome(self, model: SplitModel, policy: Policy | None, label: str, items: Items | None = None) -> Outcome:
+    def outcome(
+        self, model: SplitModel, policy: ExpertChooser | None, label: str, items: Items | None = None
+    ) -> Outcome:
         """Run the windows, and all items or those given."""
         items = self.all_items if items is None else items
         nats = token_losses(model, self.text, policy, label).sum(axis=1)

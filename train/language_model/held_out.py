@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wdmoe_env.moe.hook import BlockInput, Policy, policy_of_context
+from wdmoe_env.moe.hook import BlockInput, ExpertChooser, policy_of_context
 from wdmoe_env.moe.split import SplitModel, neutral_modes
 from wdmoe_env.moe.token_scores import score_tokens
 
@@ -62,7 +62,7 @@ def cut(tokens: NDArray[np.integer], index: Index, context: int) -> HeldOut:
 
 
 @contextmanager
-def routed_by(model: SplitModel, policy: Policy | None) -> Iterator[Any]:
+def routed_by(model: SplitModel, policy: ExpertChooser | None) -> Iterator[Any]:
     """The transformers model, whose blocks ask ``policy`` for their experts; ``None`` is its own routing."""
     token = policy_of_context.set(policy)
     try:
@@ -72,7 +72,7 @@ def routed_by(model: SplitModel, policy: Policy | None) -> Iterator[Any]:
         policy_of_context.reset(token)
 
 
-def token_losses(model: SplitModel, text: HeldOut, policy: Policy | None, label: str) -> NDArray[np.float64]:
+def token_losses(model: SplitModel, text: HeldOut, policy: ExpertChooser | None, label: str) -> NDArray[np.float64]:
     """Loss of every target, (windows, context) in nats; 0 at padding.
 
     Args:

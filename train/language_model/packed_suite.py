@@ -16,7 +16,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from train.language_model.held_out import routed_by
-from wdmoe_env.moe.hook import Policy
+from wdmoe_env.moe.hook import ExpertChooser
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.text.suite import NUM_CHOICES, SuiteWindows, window_rows
 
@@ -43,7 +43,7 @@ class _Packed:
 
 
 def right_items(
-    model: SplitModel, suite: SuiteWindows, items: NDArray[np.int64], policy: Policy | None, label: str
+    model: SplitModel, suite: SuiteWindows, items: NDArray[np.int64], policy: ExpertChooser | None, label: str
 ) -> NDArray[np.bool_]:
     """Whether the answer has the highest score, (m,); arguments as of ``item_scores``."""
     answers = np.array([suite.items[item].answer for item in items])
@@ -52,7 +52,7 @@ def right_items(
 
 
 def item_scores(
-    model: SplitModel, suite: SuiteWindows, items: NDArray[np.int64], policy: Policy | None, label: str
+    model: SplitModel, suite: SuiteWindows, items: NDArray[np.int64], policy: ExpertChooser | None, label: str
 ) -> NDArray[np.float64]:
     """Score of every choice, (m, 4), as of ``SuiteWindows.choice_scores``.
 
@@ -98,7 +98,11 @@ def _batches(lengths: list[int]) -> Iterator[NDArray[np.int64]]:
 
 
 def _losses(
-    model: SplitModel, suite: SuiteWindows, items: NDArray[np.int64], packed: list[_Packed], policy: Policy | None
+    model: SplitModel,
+    suite: SuiteWindows,
+    items: NDArray[np.int64],
+    packed: list[_Packed],
+    policy: ExpertChooser | None,
 ) -> NDArray[np.float64]:
     """Loss of every scored token in nats, item after item and choice after choice."""
     tokens, position = _grid([item.tokens for item in packed], 0), _grid([item.position for item in packed], 0)

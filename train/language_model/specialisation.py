@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from train.language_model.held_out import HeldOut, token_losses
-from wdmoe_env.moe.hook import BlockInput, Policy
+from wdmoe_env.moe.hook import BlockInput, ExpertChooser
 from wdmoe_env.moe.split import SplitModel
 
 LOST_EXPERTS = 3
@@ -66,7 +66,7 @@ def most_used(counts: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(int(block), int(expert)) for block, expert in np.transpose(np.unravel_index(first, counts.shape))]
 
 
-def without(experts: list[tuple[int, int]], model: SplitModel) -> Policy:
+def without(experts: list[tuple[int, int]], model: SplitModel) -> ExpertChooser:
     """Own routing less some experts; a token that loses all of a block gets its most probable remaining one."""
     lost = torch.zeros(model.num_blocks, model.num_experts, dtype=torch.bool)
     lost[tuple(torch.tensor(experts).T)] = True

@@ -24,7 +24,7 @@ from wdmoe_env.integrations.airtime import Airtime
 from wdmoe_env.integrations.lm_eval_arguments import Chosen, batch_size_of, device_of, document_seed, nested
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.optional import optional
-from wdmoe_env.scoring import PolicyMaker, Scorer, Scores
+from wdmoe_env.scoring import PolicyMaker, Scorer, WindowScores
 from wdmoe_env.text.continuations import Continuation, cut_contexts, encode_continuations
 
 with optional("lm-eval", extra="lm-eval"):
@@ -306,7 +306,7 @@ class WDMoELM(LM):  # type: ignore[misc]
         continuations: Sequence[Continuation],
         seeds: Sequence[int],
         disable_tqdm: bool,
-    ) -> Iterator[tuple[NDArray[np.int64], Scores]]:
+    ) -> Iterator[tuple[NDArray[np.int64], WindowScores]]:
         """Rows and scores of every batch, whose latency is kept and which the bar counts."""
         with tqdm(total=len(requests), desc=f"Running {kind} requests", disable=disable_tqdm) as bar:
             for rows, scores in self._scorer.batches(continuations, seeds, self._batch_size):

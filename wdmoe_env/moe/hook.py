@@ -56,17 +56,17 @@ class BlockInput:
     routed: Tensor
 
 
-Policy = Callable[[BlockInput], Tensor | RelaxedSelection | None]
+ExpertChooser = Callable[[BlockInput], Tensor | RelaxedSelection | None]
 """Block input to selection (T, E) bool, or one with a gradient, or ``None`` for the model's own routing."""
 
-policy_of_context: ContextVar[Policy | None] = ContextVar("policy_of_context", default=None)
+policy_of_context: ContextVar[ExpertChooser | None] = ContextVar("policy_of_context", default=None)
 service_of_context: ContextVar[Service | None] = ContextVar("service_of_context", default=None)
 _probing: ContextVar[bool] = ContextVar("_probing", default=False)
 _router_logits: ContextVar[Tensor] = ContextVar("_router_logits")
 
 
 @contextmanager
-def under(policy: Policy | None) -> Iterator[None]:
+def under(policy: ExpertChooser | None) -> Iterator[None]:
     """A context whose policy is this one."""
     token = policy_of_context.set(policy)
     try:

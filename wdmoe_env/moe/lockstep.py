@@ -30,7 +30,7 @@ from torch import Tensor
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.runner import ExpertRunner, Service
 from wdmoe_env.moe.split import SplitForward, SplitModel, neutral_modes
-from wdmoe_env.moe.token_scores import Scores, score_tokens
+from wdmoe_env.moe.token_scores import TokenScores, score_tokens
 
 TOKENS_PER_PASS = 1024
 TOKENS_PER_LANE = 512
@@ -94,7 +94,7 @@ class LockStep:
         """Pairs (N,) of each sequence that were selected in the last block and not served."""
         return np.concatenate([one.service.unserved_pairs for one in self._passes if one.service])
 
-    def scores(self) -> Scores:
+    def scores(self) -> TokenScores:
         """Scores of the text, after the last block."""
         return _joined([one.result for one in self._passes])
 
@@ -108,7 +108,7 @@ class LockStep:
         return [one.block for one in self._passes if one.block is not None]
 
 
-def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:
+def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> TokenScores:
     """Scores under the model's own routing, without a stop.
 
     Args:
@@ -196,11 +196,11 @@ def _start(
     return model.forward(token_ids, attention_mask, read_out, inference=True, service=service)
 
 
-def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> Scores:
+def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> TokenScores:
     with neutral_modes(model.device.type, inference=True):
         return score_tokens(model.own_rows(token_ids, attention_mask), targets, model.output_layer)
 
 
-def _joined(scores: Sequence[Scores]) -> Scores:
+def _joined(scores: Sequence[TokenScores]) -> TokenScores:
     nll, correct = zip(*scores, strict=True)
     return np.concatenate(nll), np.concatenate(correct)

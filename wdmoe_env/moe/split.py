@@ -22,7 +22,7 @@ from torch import Tensor
 from wdmoe_env.moe.experts import ExpertFunction, expert_widths, order_weights
 from wdmoe_env.moe.hook import (
     BlockInput,
-    Policy,
+    ExpertChooser,
     install_hook,
     policy_of_context,
     service_of_context,
@@ -149,7 +149,9 @@ class SplitModel:
         with neutral_modes(self.device.type):
             return self.logits_under(None, token_ids, attention_mask)
 
-    def logits_under(self, policy: Policy | None, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def logits_under(
+        self, policy: ExpertChooser | None, token_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits (N, J, V) under a policy that is called at each block, in the modes of the caller, without stopping.
 
         Where the caller has gradients on and the policy answers with a ``RelaxedSelection``, the logits have a gradient

@@ -18,7 +18,7 @@ from torch.nn import functional
 LOGITS_AT_ONCE = 2**17  # 512 KiB, which stay in a core's cache from one use to the next
 ROWS_AT_ONCE = 32  # at least, however wide: the weights of the output layer are read for each part
 
-Scores = tuple[NDArray[np.float64], NDArray[np.bool_]]
+TokenScores = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """NLL in nats, and whether the best guess was right; both (N, J)."""
 
 
@@ -37,7 +37,7 @@ def output_layer(model: Any, probe_tokens: Tensor) -> nn.Linear | None:
     return layer if hidden_states is not None and torch.equal(layer(hidden_states), logits) else None
 
 
-def score_tokens(rows: Tensor, targets: Tensor, layer: nn.Linear | None = None) -> Scores:
+def score_tokens(rows: Tensor, targets: Tensor, layer: nn.Linear | None = None) -> TokenScores:
     """Scores of tokens; a guess that ties with the best one is right.
 
     Args:

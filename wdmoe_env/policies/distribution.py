@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wdmoe_env.actions import DECISIONS, LEAST_LOGIT, ActionPart, BandwidthPart, ExpertsPart
 from wdmoe_env.config import DecisionKind
-from wdmoe_env.policies.features import Observation
+from wdmoe_env.policies.features import ObservationTensors
 from wdmoe_env.policies.network import TokenSharedNetwork
 
 
@@ -32,7 +32,7 @@ class ActionDistribution:
         logits: (M,) log-odds of using each candidate pair.
     """
 
-    def __init__(self, network: TokenSharedNetwork, observation: Observation, decision: DecisionKind) -> None:
+    def __init__(self, network: TokenSharedNetwork, observation: ObservationTensors, decision: DecisionKind) -> None:
         self.network = network
         self.observation = observation
         self.parts = DECISIONS[decision]

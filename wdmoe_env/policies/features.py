@@ -23,7 +23,7 @@ from wdmoe_env.policies.columns import (
 from wdmoe_env.policies.draft import Draft, balanced_shares, first_drafts, priced
 from wdmoe_env.policies.pairs import Pairs
 
-Observation = dict[str, Tensor]
+ObservationTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Features:
         device_columns: likewise, before and behind the draft's.
     """
 
-    observation: Observation
+    observation: ObservationTensors
     candidates: Tensor
     best: Tensor
     pairs: Pairs
@@ -51,7 +51,7 @@ class Features:
     device_columns: tuple[Columns, Columns]
 
     @classmethod
-    def of(cls, observation: Observation, extra_experts: int = 0) -> Self:
+    def of(cls, observation: ObservationTensors, extra_experts: int = 0) -> Self:
         """Features at the first draft, near the best weight-to-latency ratio.
 
         Args:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wdmoe_env.actions import ActionCodec
 from wdmoe_env.observations import Sizes, observation_space
 from wdmoe_env.policies.network import check_outputs
-from wdmoe_env.policies.policy import Observation, State, batched, first
+from wdmoe_env.policies.policy import ObservationMapping, State, batched, first
 
 
 def perceptron(sizes: list[int]) -> nn.Sequential:
@@ -43,7 +43,7 @@ class FlatPolicy:
 
     def predict(
         self,
-        observation: Observation,
+        observation: ObservationMapping,
         state: State = None,
         episode_start: Any = None,
         deterministic: bool = True,

@@ -11,7 +11,7 @@ from wdmoe_env.config import DecisionKind
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.flat import FlatPolicy, flattened_size
 from wdmoe_env.policies.network import TokenSharedNetwork, check_sizes
-from wdmoe_env.policies.policy import Observation, Policy, State, batched, first
+from wdmoe_env.policies.policy import ObservationMapping, Policy, State, batched, first
 from wdmoe_env.policies.policy_file import read_policy
 
 
@@ -32,7 +32,7 @@ class LearnedPolicy:
 
     def predict(
         self,
-        observation: Observation,
+        observation: ObservationMapping,
         state: State = None,
         episode_start: Any = None,
         deterministic: bool = True,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from wdmoe_env.actions import LOGIT_SCALE
 from wdmoe_env.observations import Sizes
 from wdmoe_env.policies.columns import BEST, DEVICE_FEATURES, PAIR_FEATURES, ROUTED, TINY
-from wdmoe_env.policies.features import Features, Observation
+from wdmoe_env.policies.features import Features, ObservationTensors
 
 SHARE_FEATURES = 5
 WORK_FEATURES = 2
@@ -118,7 +118,7 @@ class HiddenStateReader(nn.Module):
         self.out = nn.Parameter(rank**-0.5 * torch.randn(blocks, experts, rank, width))
         self.bias = nn.Parameter(torch.zeros(blocks, experts, width))
 
-    def forward(self, observation: Observation, candidates: Tensor) -> Tensor:
+    def forward(self, observation: ObservationTensors, candidates: Tensor) -> Tensor:
         """(M, width) for the M candidate pairs, in the order of ``nonzero``."""
         hidden = self.norm(observation["hidden_states"])
         block = (observation["block"][:, 0] * len(self.bias)).round().long().clamp_max(len(self.bias) - 1)
@@ -159,16 +159,16 @@ class TokenSharedNetwork(nn.Module):
         self.log_std = nn.Parameter(torch.full((1,), INITIAL_LOG_STD))
         self.value_net = nn.Sequential(_mlp(PAIR_FEATURES + WORK_FEATURES, width, width), nn.Linear(width, 1))
 
-    def look(self, observation: Observation) -> tuple[Features, Tensor]:
+    def look(self, observation: ObservationTensors) -> tuple[Features, Tensor]:
         """Features at the actor's own draft, and log-odds (M,) of using each candidate."""
         seen, read = self._at_own_draft(observation)
         return seen, self.expert_logits(seen, read)
 
-    def see(self, observation: Observation) -> Features:
+    def see(self, observation: ObservationTensors) -> Features:
         """Features at the actor's own draft."""
         return self._at_own_draft(observation)[0]
 
-    def _at_own_draft(self, observation: Observation) -> tuple[Features, Tensor | None]:
+    def _at_own_draft(self, observation: ObservationTensors) -> tuple[Features, Tensor | None]:
         """Features, and what the reader says (M, width).
 
         The actor answers to the prices of its own last answer, so that tokens do not all flee to the same device.

@@ -15,7 +15,7 @@ from wdmoe_env.actions import ActionCodec
 from wdmoe_env.observations import Block, Sizes, decode_observation, observation_space
 from wdmoe_env.physics.latency import Bool, Float
 
-Observation = Mapping[str, Any]
+ObservationMapping = Mapping[str, Any]
 Rule = Callable[[Block], tuple[Bool, Float]]
 State = tuple[Any, ...] | None
 
@@ -28,7 +28,7 @@ class Policy(Protocol):
 
     def predict(
         self,
-        observation: Observation,
+        observation: ObservationMapping,
         state: State = None,
         episode_start: Any = None,
         deterministic: bool = True,
@@ -61,7 +61,7 @@ class RulePolicy:
 
     def predict(
         self,
-        observation: Observation,
+        observation: ObservationMapping,
         state: State = None,
         episode_start: Any = None,
         deterministic: bool = True,
@@ -82,7 +82,7 @@ class RulePolicy:
         return (first(actions) if single else actions), state
 
 
-def batched(observation: Observation, codec: ActionCodec) -> tuple[dict[str, Any], bool]:
+def batched(observation: ObservationMapping, codec: ActionCodec) -> tuple[dict[str, Any], bool]:
     """The observation with a leading axis, and whether it had none.
 
     Args:

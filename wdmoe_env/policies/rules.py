@@ -17,7 +17,7 @@ from wdmoe_env.optimize.joint import fractional_program, joint_optimize
 from wdmoe_env.optimize.problem import BlockProblem, Decision
 from wdmoe_env.optimize.selection import expert_token_latency_s, marginal_price_selection
 from wdmoe_env.physics.latency import Bool, Float, device_load, equal_shares
-from wdmoe_env.policies.policy import Observation, State, batched, first
+from wdmoe_env.policies.policy import ObservationMapping, State, batched, first
 
 # Relative gain of WLR below which the paper's rule stops raising its threshold; chosen on training windows
 # by `python -m train.rules` as the least, and so the fastest, that loses at most 0.3 points of next-token accuracy.
@@ -105,7 +105,7 @@ class HistoryPolicy:
 
     def predict(
         self,
-        observation: Observation,
+        observation: ObservationMapping,
         state: State = None,
         episode_start: Any = None,
         deterministic: bool = True,
@@ -129,7 +129,7 @@ class HistoryPolicy:
         return (first(actions) if single else actions), (mean,)
 
 
-def predicted_observation(batch: Observation, past: Float, known: Bool) -> dict[str, Any]:
+def predicted_observation(batch: ObservationMapping, past: Float, known: Bool) -> dict[str, Any]:
     """The observation as the past predicts it: past spectral efficiencies and the latencies that follow.
 
     Args:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wdmoe_env.moe.hook import BlockInput
-from wdmoe_env.moe.token_scores import Scores
+from wdmoe_env.moe.token_scores import TokenScores
 
 
 class Passes(Protocol):
@@ -37,7 +37,7 @@ class Passes(Protocol):
     def unserved_pairs(self) -> NDArray[np.int64]:
         """Pairs (N,) of each text that were selected in the last block and not served."""
 
-    def scores(self) -> Scores | None:
+    def scores(self) -> TokenScores | None:
         """Scores of the texts after the last block; ``None`` where the passes score no text."""
 
     def close(self) -> None:

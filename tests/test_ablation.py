@@ -12,7 +12,7 @@ from train.language_model.held_out import HeldOut, RoutingRecord, cut, routed_by
 from train.language_model.packed_suite import item_scores
 from train.language_model.specialisation import most_used, specialisations, without
 from wdmoe_env.moe.experts import run_expert
-from wdmoe_env.moe.hook import BlockInput, Policy
+from wdmoe_env.moe.hook import BlockInput, ExpertChooser
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.token_scores import score_tokens
 from wdmoe_env.text.suite import Item, SuiteWindows, suite_windows, window_rows
@@ -69,7 +69,7 @@ def text() -> HeldOut:
 
 
 @pytest.mark.parametrize("policy", [None, first_expert, first_expert_in(1), without([(0, 1), (2, 3)], make())])
-def test_packed_items_score_as_windows_of_their_own(suite: SuiteWindows, policy: Policy | None) -> None:
+def test_packed_items_score_as_windows_of_their_own(suite: SuiteWindows, policy: ExpertChooser | None) -> None:
     model, items = make(), np.arange(3, 40)
     rows = window_rows(items)
     with routed_by(model, policy) as transformer:

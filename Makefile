@@ -1,4 +1,5 @@
 # make demo   train a policy on the model that ships; compare it with one that ships and the analytical optimizer
+# make check  style, types and the fast tests, in under two minutes: for the loop of work
 # make test   the test suite, in a virtual environment of its own
 # make integrations  every RL library, lm-eval and Sionna, with the oldest Gymnasium, in another; some 3 GB
 # make docs   the documentation site, in site/
@@ -15,7 +16,7 @@ DEMO := runs/demo
 # One thread: at these sizes a second one costs more than it brings.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test integrations docs bench lint clean
+.PHONY: demo check test integrations docs bench lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +31,9 @@ demo: $(READY)
 	$(BIN)/python -m eval --policies vanilla vanilla-optimal top1 random greedy wdmoe wdmoe-selection \
 		wdmoe-history marginal-price fractional straight-through-10 $(DEMO)/policy/policy.safetensors \
 		--episodes 256 --out $(DEMO)/eval
+
+check: lint
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-fail-under=85

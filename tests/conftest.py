@@ -11,6 +11,53 @@ import torch
 
 MICRO = {"model": "micro", "num_tokens": 8}
 
+SLOW = frozenset(
+    f"test_{name}"
+    for name in [
+        "ablation",
+        "agents",
+        "architectures",
+        "benchmarks",
+        "docs",
+        "eval_cli",
+        "eval_files",
+        "eval_page",
+        "gif",
+        "language_model",
+        "lm_eval_arguments",
+        "moe_finite",
+        "moe_lockstep",
+        "moe_split",
+        "moe_zoo",
+        "optimize_bandwidth",
+        "optimize_oracle",
+        "pages",
+        "physical_ranges",
+        "readme",
+        "real_models",
+        "relaxed",
+        "rendering",
+        "rollout",
+        "scoring",
+        "suite",
+        "suite_build",
+        "text_recipe",
+        "threads",
+        "train",
+        "vector_env",
+        "wheel",
+        "workers",
+    ]
+)
+"""Modules whose tests train, start processes or run whole models for long: ``make check`` leaves them out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow modules."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

@@ -151,11 +151,19 @@ def test_nan_in_the_file_is_not_laid_to_half_precision(folder):
         own_episode(make(folder, dtype="float16"))
 
 
-@pytest.mark.parametrize("part", ["embed_tokens", "0.block_sparse_moe.gate", "0.input_layernorm"])
+@pytest.mark.parametrize("part", ["embed_tokens", "0.input_layernorm"])
 def test_a_model_without_any_finite_gate_is_refused_when_made(folder, part):
     edit_weights(folder, fill(part, NAN))
     with pytest.raises(ValueError, match=r"expected finite gate weights .*, got none; its weight model\."):
         make(folder)
+
+
+def test_a_block_without_any_finite_gate_is_named_at_the_first_reset(folder):
+    """Loading does not run the experts, so that a gate spoils its own block alone there."""
+    edit_weights(folder, fill("0.block_sparse_moe.gate", NAN))
+    env = make(folder)
+    with pytest.raises(FloatingPointError, match=r"gate probabilities in block 1 of 3 .*its weight model\.layers\.0"):
+        env.reset(seed=0)
 
 
 def test_every_way_to_texts_from_outside(folder):

@@ -429,7 +429,7 @@ def test_replay_names_a_changed_suite_and_a_changed_model(folder, file, tmp_path
         (["--suite-items", "9"], "suite_items must be at most 8, what the suite has, got 9"),
         (["--num-tokens", "2"], "num_tokens must be at least"),
         (["--num-tokens", "1000"], "num_tokens must be at most 256, the context of model 'micro', got 1000"),
-        (["--suite", "none.jsonl"], "there is no file none.jsonl"),
+        (["--suite", "none.jsonl"], "expected a suite in JSON Lines, but there is no file"),
         (["--suite", "vanilla"], "split must be one of train, test, suite, got 'vanilla'"),
         (["--suite", "train"], "split must be 'suite' or the file of a suite, got 'train'"),
     ],

@@ -664,7 +664,7 @@ def test_arguments_that_cannot_be_read_are_named(tmp_path, capsys, text):
     (run / "arguments.json").write_text(text)
     capsys.readouterr()
     assert main(flags(run, "--timesteps", "64", "--resume")) == 2
-    assert f"expected the arguments of the run in {run / 'arguments.json'}" in capsys.readouterr().err
+    assert f"expected the arguments of the run to resume in {run / 'arguments.json'}" in capsys.readouterr().err
 
 
 def test_a_disk_that_fills_up_is_named_and_leaves_the_checkpoint(tmp_path, capsys, monkeypatch):

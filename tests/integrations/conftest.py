@@ -1,14 +1,22 @@
-"""The wheel that programs run against, and the list of what ran."""
+"""The wheel that programs run against, the list of what ran, and Gymnasium as it was before the libraries came."""
 
 from __future__ import annotations
 
 from importlib import metadata
 
+import gymnasium as gym
 import pytest
 
 from benchmarks.pages import install_wheel
 
 RAN = "ran"
+TIME_LIMIT = gym.wrappers.TimeLimit
+
+
+def pytest_collection_finish():
+    """Give Gymnasium its own ``TimeLimit`` back: rl_zoo3 replaces it for the whole process when it is imported."""
+    for module in (gym.wrappers, gym.wrappers.common, gym.envs.registration):
+        module.TimeLimit = TIME_LIMIT
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     "optional",
     "checks",
+    "named",
     "reading",
     "writing",
     "config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import gymnasium as gym
@@ -62,7 +63,7 @@ class Unreliable(LocalRunner):
 @pytest.fixture
 def kind(monkeypatch):
     """The unreliable runner under a name of its own."""
-    monkeypatch.setattr(runner_module, "_FACTORIES", dict(runner_module._FACTORIES))
+    monkeypatch.setattr(runner_module, "_RUNNERS", copy.deepcopy(runner_module._RUNNERS))
     register_runner("unreliable", Unreliable)
     Unreliable.opened = Unreliable.closed = 0
 

@@ -7,10 +7,8 @@ name, by which ``EnvConfig.runner`` and ``gymnasium.make(..., runner="KIND:ARGUM
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wdmoe_env.moe.experts import ExpertFunction, run_experts
+from wdmoe_env.named import NamedFactories
 
 UNREACHABLE = (ConnectionError, TimeoutError)
 """What a runner may raise where nothing at all was served; the pass goes on. Any other exception ends it."""
@@ -212,17 +211,8 @@ def make_runner(name: str) -> ExpertRunner:
     Raises:
         ValueError: no such kind, or an argument that it does not take.
     """
-    kind, _, argument = name.partition(":")
-    if kind not in _FACTORIES:
-        near = difflib.get_close_matches(kind, _FACTORIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"runner must be one of {', '.join(_FACTORIES)}, got {name!r}{hint}")
-    factory = _FACTORIES[kind]
-    if isinstance(factory, str):
-        module, _, function = factory.partition(":")
-        factory = getattr(import_module(module), function)
-    runner: ExpertRunner = factory(argument)
-    return runner
+    factory, argument = _RUNNERS.find(name)
+    return factory(argument)
 
 
 def register_runner(kind: str, factory: Factory | str) -> None:
@@ -237,9 +227,7 @@ def register_runner(kind: str, factory: Factory | str) -> None:
     Raises:
         ValueError: a name with a colon, or one that the package keeps for itself.
     """
-    if not kind or ":" in kind or kind in _OWN:
-        raise ValueError(f"kind must be a name without a colon and none of {', '.join(_OWN)}, got {kind!r}")
-    _FACTORIES[kind] = factory
+    _RUNNERS.register(kind, factory)
 
 
 def _local(argument: str) -> ExpertRunner:
@@ -248,5 +236,4 @@ def _local(argument: str) -> ExpertRunner:
     return LocalRunner()
 
 
-_FACTORIES: dict[str, Factory | str] = {"local": _local}
-_OWN = tuple(_FACTORIES)
+_RUNNERS: NamedFactories[Factory] = NamedFactories("runner", {"local": _local})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
-from importlib import import_module
 
 from wdmoe_env.config import ChannelConfig, DeviceConfig
+from wdmoe_env.named import NamedFactories
 from wdmoe_env.physics.gains import GainSource
 from wdmoe_env.physics.recorded import RecordedGains
 from wdmoe_env.physics.recording_file import read_recording
@@ -32,12 +31,8 @@ def gain_source(channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) 
         ValueError: no such kind, or an argument that it does not take.
         OSError, ImportError: a file that cannot be read, or a missing extra.
     """
-    kind, _, argument = channel.source.partition(":")
-    if kind not in _FACTORIES:
-        near = difflib.get_close_matches(kind, _FACTORIES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"channel source must be one of {', '.join(_FACTORIES)}, got {channel.source!r}{hint}")
-    return _factory(_FACTORIES[kind])(argument, channel, devices, num_blocks)
+    factory, argument = _SOURCES.find(channel.source)
+    return factory(argument, channel, devices, num_blocks)
 
 
 def register_source(kind: str, factory: Factory | str) -> None:
@@ -52,17 +47,7 @@ def register_source(kind: str, factory: Factory | str) -> None:
     Raises:
         ValueError: a name with a colon, or one that the package keeps for itself.
     """
-    if not kind or ":" in kind or kind in _OWN:
-        raise ValueError(f"kind must be a name without a colon and none of {', '.join(_OWN)}, got {kind!r}")
-    _FACTORIES[kind] = factory
-
-
-def _factory(factory: Factory | str) -> Factory:
-    if not isinstance(factory, str):
-        return factory
-    module, _, name = factory.partition(":")
-    imported: Factory = getattr(import_module(module), name)
-    return imported
+    _SOURCES.register(kind, factory)
 
 
 def _statistical(argument: str, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> GainSource:
@@ -83,9 +68,7 @@ def _trace(argument: str, channel: ChannelConfig, devices: DeviceConfig, num_blo
 
 
 # Sionna's is an entry point since its backend needs torch and an extra, which physics may not import.
-_FACTORIES: dict[str, Factory | str] = {
-    "statistical": _statistical,
-    "sionna": "wdmoe_env.radio.sionna:SionnaGains",
-    "trace": _trace,
-}
-_OWN = tuple(_FACTORIES)
+_SOURCES: NamedFactories[Factory] = NamedFactories(
+    "channel source",
+    {"statistical": _statistical, "sionna": "wdmoe_env.radio.sionna:SionnaGains", "trace": _trace},
+)

@@ -15,8 +15,16 @@ from scipy.optimize import minimize
 
 from wdmoe_env.observations import Block, decode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.physics.latency import BlockLinks, Float, Load, device_latency_s, device_load, equal_shares
-from wdmoe_env.physics.metric import device_weight_served, wlr_device_per_ms
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    Float,
+    Load,
+    device_latency_s,
+    device_load,
+    device_weight_served,
+    equal_shares,
+    wlr_device_per_ms,
+)
 
 LEAST_SHARE = 1e-3
 

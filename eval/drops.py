@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eval.results import EpisodeResults
 from eval.statistics import Summary
 from wdmoe_env.evaluation import REFERENCE, Measurements
-from wdmoe_env.physics.metric import gate_weights
+from wdmoe_env.physics.latency import gate_weights
 
 Counts = NDArray[np.int64]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, carrier_to_noise_hz
-from wdmoe_env.physics.metric import gate_weights
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, carrier_to_noise_hz, gate_weights
 
 BANDWIDTH_HZ = 100e6
 PAYLOAD_S = 4096 * 16 / BANDWIDTH_HZ

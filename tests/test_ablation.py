@@ -11,8 +11,8 @@ from train.language_model.ablation import Bench, Outcome, first_and_wrong, first
 from train.language_model.held_out import HeldOut, RoutingRecord, cut, routed_by, token_losses
 from train.language_model.packed_suite import item_scores
 from train.language_model.specialisation import most_used, specialisations, without
-from wdmoe_env.moe.experts import run_expert
 from wdmoe_env.moe.hook import BlockInput, ExpertChooser
+from wdmoe_env.moe.runner import run_expert
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.token_scores import score_tokens
 from wdmoe_env.text.suite import Item, SuiteWindows, suite_windows, window_rows

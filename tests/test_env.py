@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from wdmoe_env import ENV_IDS
 from wdmoe_env import actions as wdmoe_actions
 from wdmoe_env.observations import decode_observation
-from wdmoe_env.physics import latency, metric
+from wdmoe_env.physics import latency
 from wdmoe_env.text.windows import load_documents
 
 IDS = list(ENV_IDS)
@@ -161,7 +161,7 @@ def test_info_agrees_with_the_physics_of_the_observation():
     device_latency = latency.device_latency_s(block.links, load, info["shares"][None])
     np.testing.assert_allclose(info["device_latency_ms"], 1e3 * device_latency[0], rtol=1e-5)
     assert info["block_latency_ms"] == info["device_latency_ms"].max()
-    served = metric.weight_served(block.weights, selection[None])[0]
+    served = latency.weight_served(block.weights, selection[None])[0]
     assert reward == pytest.approx(served / info["block_latency_ms"], rel=1e-5)
     np.testing.assert_array_equal(info["selection"], selection)
 

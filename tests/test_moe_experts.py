@@ -6,7 +6,7 @@ import pytest
 import torch
 from moe_models import ARCHITECTURES, random_model
 
-from wdmoe_env.moe.experts import STRATEGIES, choose_strategy, expert_widths, order_weights, run_expert, run_experts
+from wdmoe_env.moe.runner import STRATEGIES, choose_strategy, expert_widths, order_weights, run_expert, run_experts
 
 
 def plain_sum(experts, hidden_states, selection, weights):

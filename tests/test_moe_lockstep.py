@@ -19,8 +19,8 @@ from moe_models import CONFIGS, random_model, random_tokens
 
 from benchmarks.timing import on_threads
 from wdmoe_env.moe import lockstep, split
-from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.lockstep import LockStep, own_scores
+from wdmoe_env.moe.runner import run_experts
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model
 

@@ -13,9 +13,8 @@ from moe_models import random_model, random_tokens
 
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.moe import runner as runner_module
-from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.lockstep import LockStep
-from wdmoe_env.moe.runner import ExpertAnswer, LocalRunner, Service, make_runner, register_runner
+from wdmoe_env.moe.runner import ExpertAnswer, LocalRunner, Service, make_runner, register_runner, run_experts
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.simulator import Simulator

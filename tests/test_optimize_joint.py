@@ -22,8 +22,9 @@ from wdmoe_env.physics.latency import (
     device_latency_s,
     device_load,
     equal_shares,
+    weight_served,
+    wlr_per_ms,
 )
-from wdmoe_env.physics.metric import weight_served, wlr_per_ms
 
 
 def instances(

@@ -25,8 +25,9 @@ from wdmoe_env.physics.latency import (
     device_latency_s,
     device_load,
     equal_shares,
+    weight_served,
+    wlr_per_ms,
 )
-from wdmoe_env.physics.metric import weight_served, wlr_per_ms
 
 # Tokens, experts, devices, top-k.
 SIZES = [(5, 4, 4, 2), (5, 4, 2, 2), (5, 4, 4, 3), (4, 3, 2, 2)]

@@ -27,8 +27,8 @@ from wdmoe_env.physics.latency import (
     device_load,
     equal_shares,
     token_latency_s,
+    weight_served,
 )
-from wdmoe_env.physics.metric import weight_served
 
 WEIGHTS = np.array([[[0.6, 0.4, 0.1], [0.8, 0.2, 0.0], [0.0, 1.0, 0.3], [0.0, 0.0, 0.0]]])
 ROUTED = np.array([[[1, 1, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]]], dtype=bool)

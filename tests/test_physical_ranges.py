@@ -15,8 +15,7 @@ from wdmoe_env.observations import Block, Sizes, decode_observation, encode_obse
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.physics.channel import LEAST_SNR, MOST_SNR, Channel, check_channel
 from wdmoe_env.physics.compute import device_flops
-from wdmoe_env.physics.latency import block_latency_s, device_latency_s, device_load, equal_shares
-from wdmoe_env.physics.metric import wlr_device_per_ms
+from wdmoe_env.physics.latency import block_latency_s, device_latency_s, device_load, equal_shares, wlr_device_per_ms
 from wdmoe_env.policies import rules
 from wdmoe_env.rollout.rollout import Radio
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from wdmoe_env.physics.reductions import any_over_last, sum_over_last, sum_over_tokens
+from wdmoe_env.physics.latency import any_over_last, sum_over_last, sum_over_tokens
 
 SHAPES = array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=9)
 NUMBERS = arrays(np.float64, SHAPES, elements=st.floats(-1e6, 1e6))

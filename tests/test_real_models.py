@@ -16,10 +16,10 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, Qwen3VLMoeConfig
 
 from wdmoe_env.moe.blank import blank_model
-from wdmoe_env.moe.experts import run_expert
 from wdmoe_env.moe.memory import memory_of, table
 from wdmoe_env.moe.partial import load_device_experts
 from wdmoe_env.moe.published import PUBLISHED
+from wdmoe_env.moe.runner import run_expert
 from wdmoe_env.moe.zoo import load_model
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wdmoe_env.config import DeploymentConfig
-from wdmoe_env.physics import latency, metric
+from wdmoe_env.physics import latency
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "system-model.md"
 
@@ -51,9 +51,9 @@ def links():
 def worked(shares):
     """All quantities of the example by the library."""
     block, shares = links(), np.array([shares])
-    weights = metric.gate_weights(GATE_PROBS, ROUTED)
+    weights = latency.gate_weights(GATE_PROBS, ROUTED)
     device = latency.device_latency_s(block, latency.device_load(SELECTION, PLACEMENT), shares)
-    slowest, served = latency.block_latency_s(device), metric.weight_served(weights, SELECTION)
+    slowest, served = latency.block_latency_s(device), latency.weight_served(weights, SELECTION)
     efficiency = latency.spectral_efficiency(block.full_band_snr, shares)
     return {
         "carrier_to_noise_hz": block.full_band_snr * BANDWIDTH_HZ,
@@ -65,8 +65,8 @@ def worked(shares):
         "block_ms": 1e3 * slowest,
         "weights": weights,
         "served": served,
-        "wlr": metric.wlr_per_ms(served, slowest),
-        "wlr_device": metric.wlr_device_per_ms(metric.device_weight_served(weights, SELECTION, PLACEMENT), device),
+        "wlr": latency.wlr_per_ms(served, slowest),
+        "wlr_device": latency.wlr_device_per_ms(latency.device_weight_served(weights, SELECTION, PLACEMENT), device),
     }
 
 

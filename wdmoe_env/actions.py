@@ -25,8 +25,7 @@ from wdmoe_env.checks import real_array, shown
 from wdmoe_env.config import ActionType, DecisionKind
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.physics.latency import Bool, Float, Load, device_load
-from wdmoe_env.physics.reductions import any_over_last
+from wdmoe_env.physics.latency import Bool, Float, Load, any_over_last, device_load
 
 # exp(2 * 4) = 2981: the largest ratio between two shares that are not zero.
 LOGIT_SCALE = 4.0
@@ -460,7 +459,8 @@ def enforce_min_share(shares: Float, loaded: Bool, min_share: float) -> Float:
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Float:
-    array = real_array(name, value)
+    plain = type(value) is np.ndarray and value.dtype.char in "fd"  # as an action mostly is
+    array = value.astype(np.float64, copy=False) if plain else real_array(name, value)
     if array.shape != shape:
         raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
     if not np.isfinite(array).all():

@@ -14,8 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from wdmoe_env.physics.latency import DOWNLINK, UPLINK, BlockLinks, Bool, Float
-from wdmoe_env.physics.metric import gate_weights
+from wdmoe_env.physics.latency import DOWNLINK, UPLINK, BlockLinks, Bool, Float, gate_weights
 
 Observation = dict[str, NDArray[np.float32]]
 

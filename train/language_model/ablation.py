@@ -14,8 +14,8 @@ from eval.statistics import Interval, PairedBootstrap
 from eval.suite import plan_items
 from train.language_model.held_out import HeldOut, token_losses
 from train.language_model.packed_suite import right_items
-from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.hook import BlockInput, ExpertChooser
+from wdmoe_env.moe.runner import run_experts
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.text.suite import SuiteWindows
 

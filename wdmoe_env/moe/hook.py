@@ -13,12 +13,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from wdmoe_env.moe.blank import reason_of
-from wdmoe_env.moe.experts import run_experts
 from wdmoe_env.moe.finite import clues
 from wdmoe_env.moe.patches import check_served, check_unquantised, patch_undecorated, served_experts
 from wdmoe_env.moe.routing import (
@@ -29,7 +29,7 @@ from wdmoe_env.moe.routing import (
     fit_gate_score,
     relaxed_weights,
 )
-from wdmoe_env.moe.runner import ExpertCall, ExpertRunner, Service, serve
+from wdmoe_env.moe.runner import UNREACHABLE, ExpertAnswer, ExpertCall, ExpertRunner, Service, run_experts
 
 _IMPLEMENTATION = "wdmoe"
 _ROUTER_NAMES = ("gate", "router")
@@ -229,7 +229,64 @@ def _split_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top
     service = service_of_context.get()
     runner = block.runner if service is None or service.runner is None else service.runner
     sequences = () if service is None else service.sequences
-    return serve(runner, ExpertCall(block.index, hidden_states, selection, weights, sequences), service)
+    return _serve(runner, ExpertCall(block.index, hidden_states, selection, weights, sequences), service)
+
+
+def _serve(runner: ExpertRunner, call: ExpertCall, service: Service | None) -> Tensor:
+    """Outputs (T, H) of a block by whoever runs its experts.
+
+    A row goes on with what was served of it. Its weights are scaled to the sum that they had over all that was
+    selected, which is the rule of ``combination_weights``. A row of which nothing was served gets zeros, so that the
+    residual stream alone goes on.
+
+    Args:
+        runner: runs the experts.
+        call: what to run.
+        service: is told what was not served; ``None`` where nobody asks.
+
+    Raises:
+        ValueError: an answer of another shape or type.
+    """
+    try:
+        answer = runner.run(call)
+    except UNREACHABLE:
+        answer = ExpertAnswer(torch.zeros_like(call.hidden_states), torch.zeros(call.selection.shape, dtype=torch.bool))
+    _check_answer(answer, call)
+    if service is not None:
+        service.timings_s = answer.timings_s
+    if answer.served is None:
+        if service is not None:
+            service.unserved_pairs = np.zeros(len(service.sequences), dtype=np.int64)
+        return answer.outputs
+    served = answer.served.to(call.selection.device) & call.selection
+    if service is not None:
+        unserved = (call.selection & ~served).sum(dim=1).numpy(force=True)
+        service.unserved_pairs = unserved.reshape(len(service.sequences), -1).sum(axis=1)
+    return _scaled(answer.outputs, call, served)
+
+
+def _scaled(outputs: Tensor, call: ExpertCall, served: Tensor) -> Tensor:
+    """Outputs (T, H) of what was served, as if it had the weight of all that was selected."""
+    weights = call.weights
+    selected, served = call.selection.to(weights.device), served.to(weights.device)
+    whole, part = (weights.where(pairs, 0.0).sum(dim=1, keepdim=True) for pairs in (selected, served))
+    scale = torch.where((served == selected).all(dim=1, keepdim=True), 1.0, whole / part).to(outputs.dtype)
+    return (outputs * scale).where(served.any(dim=1, keepdim=True) & (part != 0.0), 0.0)
+
+
+def _check_answer(answer: ExpertAnswer, call: ExpertCall) -> None:
+    outputs, served, like = answer.outputs, answer.served, call.hidden_states
+    if outputs.shape != like.shape or outputs.dtype != like.dtype:
+        wanted, got = ((one.dtype, tuple(one.shape)) for one in (like, outputs))
+        raise ValueError(
+            f"expected a runner's outputs to be {wanted[0]} of shape {wanted[1]}, got {got[0]} of {got[1]}"
+        )
+    if served is not None and (served.dtype != torch.bool or served.shape != call.selection.shape):
+        wanted_shape = tuple(call.selection.shape)
+        raise ValueError(
+            f"expected a runner's served to be a bool tensor of shape {wanted_shape}, "
+            f"got {served.dtype} of {tuple(served.shape)}"
+        )
 
 
 ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _split_experts)

@@ -19,7 +19,6 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from greenlet import error as greenlet_error
 from torch import Tensor
 
-from wdmoe_env.moe.experts import ExpertFunction, expert_widths, order_weights
 from wdmoe_env.moe.hook import (
     BlockInput,
     ExpertChooser,
@@ -29,7 +28,7 @@ from wdmoe_env.moe.hook import (
     under,
     without_experts,
 )
-from wdmoe_env.moe.runner import ExpertRunner, LocalRunner, Service
+from wdmoe_env.moe.runner import ExpertFunction, ExpertRunner, LocalRunner, Service, expert_widths, order_weights
 from wdmoe_env.moe.token_scores import output_layer
 
 __all__ = ["BlockInput", "SplitForward", "SplitModel", "neutral_modes"]

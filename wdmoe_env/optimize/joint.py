@@ -19,8 +19,7 @@ from wdmoe_env.optimize.selection import (
     marginal_price_search,
     paper_selection,
 )
-from wdmoe_env.physics.latency import Bool, Float, equal_shares
-from wdmoe_env.physics.reductions import any_over_last
+from wdmoe_env.physics.latency import Bool, Float, any_over_last, equal_shares
 
 LEAST_GAIN = 1e-12
 THRESHOLD_STEP = 0.05

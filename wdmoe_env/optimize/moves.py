@@ -14,8 +14,7 @@ import numpy as np
 from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.pricing import at_device_of_expert
 from wdmoe_env.optimize.problem import BlockProblem
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, device_load, experts_per_device
-from wdmoe_env.physics.metric import weight_served
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, device_load, experts_per_device, weight_served
 
 
 def best_single_move(problem: BlockProblem, kept: Bool, selection: Bool) -> Bool:

@@ -6,8 +6,7 @@ import numpy as np
 
 from wdmoe_env.optimize.moves import repeat_rows
 from wdmoe_env.optimize.problem import BlockProblem, Decision
-from wdmoe_env.physics.latency import Bool, Float, device_load
-from wdmoe_env.physics.metric import weight_served
+from wdmoe_env.physics.latency import Bool, Float, device_load, weight_served
 
 
 def exhaustive_oracle(problem: BlockProblem, max_selections: int = 2_000_000) -> Decision:

@@ -9,8 +9,16 @@ from numpy.typing import NDArray
 
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, solve_min_max
 from wdmoe_env.optimize.validate import check_links, check_price, check_selection
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, block_latency_s, device_latency_s, device_load
-from wdmoe_env.physics.metric import weight_served, wlr_per_ms
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    Bool,
+    Float,
+    block_latency_s,
+    device_latency_s,
+    device_load,
+    weight_served,
+    wlr_per_ms,
+)
 
 Index = NDArray[np.int64]
 

@@ -11,9 +11,15 @@ from wdmoe_env.optimize.moves import best_single_move
 from wdmoe_env.optimize.pricing import at_device_of_expert, best_response, device_prices, one_hot
 from wdmoe_env.optimize.problem import BlockProblem, Decision, Index
 from wdmoe_env.optimize.validate import check_mask
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, radio_latency_s
-from wdmoe_env.physics.metric import weight_served
-from wdmoe_env.physics.reductions import sum_over_last
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    Bool,
+    Float,
+    device_load,
+    radio_latency_s,
+    sum_over_last,
+    weight_served,
+)
 
 UNREACHABLE_S = 1e100  # stands for an infinite latency, so that a cosine takes its limit
 LEAST_GAIN = 1e-12

@@ -1,4 +1,4 @@
-"""Rates and latencies of one MoE block; design equations (3) to (7).
+"""Rates, latencies and gate weights of one MoE block; design equations (3) to (8).
 
 Everything that bandwidth shares can change is written in two normalised quantities, so that the same
 functions serve the simulator, the optimizers and a policy that sees only an observation:
@@ -8,18 +8,22 @@ functions serve the simulator, the optimizers and a policy that sees only an obs
 
 which turns L / R[u] with R[u] = b[u] B log2(1 + gamma[u] / (b[u] B)) into
 payload_s / (b[u] log2(1 + full_band_snr[u] / b[u])).
+
+Sums over tokens, experts and devices are products with ones: NumPy reduces an axis of eight one row at a time, and a
+product gives the same sums, to their rounding, several times faster.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.checks import FLOAT64, real_array
-from wdmoe_env.physics.reductions import sum_over_tokens
 
 Float = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -149,7 +153,8 @@ def radio_latency_s(links: BlockLinks, shares: Float) -> Float:
     Returns:
         (N, U) seconds per token.
     """
-    shares = real_array("shares", shares)
+    if type(shares) is not np.ndarray or shares.dtype is not FLOAT64:
+        shares = real_array("shares", shares)
     positive = np.where(shares > NO_SHARE, shares, 1.0)
     efficiency = spectral_efficiency(links.full_band_snr, positive)
     return np.where(shares > NO_SHARE, both_ways_s(efficiency, links.payload_s, positive), np.inf)
@@ -236,3 +241,90 @@ def block_latency_s(device_latency: Float) -> Float:
 def equal_shares(batch: int, num_devices: int) -> Float:
     """(N, U) of 1 / U: the bandwidth of the reference policy."""
     return np.full((batch, num_devices), 1.0 / num_devices)
+
+
+def gate_weights(gate_probs: Float, routed: Bool) -> Float:
+    """w[j, e] = p[j, e] / sum over the routed p: the routed ones of a token sum to 1.
+
+    An expert that was not routed has a weight too, on the same scale.
+
+    Args:
+        gate_probs: (N, J, E) scores of all experts.
+        routed: (N, J, E) the model's own choice.
+
+    Returns:
+        (N, J, E); rows without a routed expert (padding) are zero.
+    """
+    total = sum_over_last(gate_probs * routed)
+    return gate_probs / np.where(total > 0, total, np.inf)[..., None]
+
+
+def weight_served(weights: Float, selection: Bool) -> Float:
+    """W: the gate weight that the selected experts serve, summed over tokens; (N, J, E) twice -> (N,)."""
+    return sum_over_last(sum_over_tokens(weights * selection))
+
+
+def device_weight_served(weights: Float, selection: Bool, placement: Float) -> Float:
+    """W[u] (N, U): the gate weight that each device's selected experts serve.
+
+    Args:
+        weights: (N, J, E) gate weights.
+        selection: (N, J, E).
+        placement: (N, E, U) or (E, U).
+    """
+    of_experts = sum_over_tokens(weights * selection)[..., None, :]
+    return (of_experts @ placement)[..., 0, :]
+
+
+def wlr_per_ms(served: Float, block_latency: Float) -> Float:
+    """W / t, equation (8).
+
+    Args:
+        served: (N,) gate weight served.
+        block_latency: (N,) seconds.
+
+    Returns:
+        (N,) in 1/ms.
+    """
+    return served / (1e3 * block_latency)
+
+
+def wlr_device_per_ms(device_weight: Float, device_latency: Float) -> Float:
+    """Sum over loaded devices of W[u] / t[u], the device form beside equation (8).
+
+    Shares can game it: starving slow devices raises it while attention waits longer.
+
+    Args:
+        device_weight: (N, U) gate weight that each device serves.
+        device_latency: (N, U) seconds, 0 where a device has no load.
+
+    Returns:
+        (N,) in 1/ms.
+    """
+    return (device_weight / np.where(device_latency > 0, 1e3 * device_latency, np.inf)).sum(axis=-1)
+
+
+def any_over_last(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether any of flags (..., X) is set, (...)."""
+    found: NDArray[np.bool_] = flags @ _ones(flags.shape[-1], np.bool_)  # a product of booleans: "or" of "and"s
+    return found
+
+
+def sum_over_last(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sums (...) of values, or counts of flags, (..., X)."""
+    total: NDArray[np.float64] = values @ _ones(values.shape[-1], np.float64)
+    return total
+
+
+def sum_over_tokens(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sums (..., X) of values, or counts of flags, (..., J, X)."""
+    total: NDArray[np.float64] = _ones(values.shape[-2], np.float64) @ values
+    return total
+
+
+@lru_cache(maxsize=64)
+def _ones(size: int, kind: type[np.generic]) -> NDArray[Any]:
+    """Kept, since making them takes as long as the product."""
+    ones = np.ones(size, dtype=kind)
+    ones.flags.writeable = False
+    return ones

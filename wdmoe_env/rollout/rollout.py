@@ -23,7 +23,7 @@ from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.split import SplitModel, this_thread
 from wdmoe_env.observations import Block, Sizes
-from wdmoe_env.physics import latency, metric
+from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float
 from wdmoe_env.rollout.passes import Begin
@@ -170,7 +170,7 @@ class Rollout:
         block_latency = latency.block_latency_s(device_latency)
         own_load = load if own else latency.device_load(block.routed, links.placement)
         vanilla_latency = latency.sum_over_tokens_s(links, own_load, block.unit_latency_s)
-        device_weight = metric.device_weight_served(block.weights, selection, links.placement)
+        device_weight = latency.device_weight_served(block.weights, selection, links.placement)
         served = device_weight.sum(axis=-1)
         return BlockResult(
             selection=selection,
@@ -181,8 +181,8 @@ class Rollout:
             vanilla_latency_s=latency.block_latency_s(vanilla_latency),
             gate_weight_served=served,
             gate_weight_kept=served / self._num_tokens,  # the weights of a token's own routing sum to 1
-            wlr=metric.wlr_per_ms(served, block_latency),
-            wlr_device=metric.wlr_device_per_ms(device_weight, device_latency),
+            wlr=latency.wlr_per_ms(served, block_latency),
+            wlr_device=latency.wlr_device_per_ms(device_weight, device_latency),
             repaired_tokens=plan.repaired_tokens,
         )
 
@@ -286,7 +286,9 @@ class View:
             if hidden is not None:
                 hidden[padding] = 0.0
         index = passes[0].index if passes else sizes.num_blocks
-        self._check(index, gate_probs, hidden)
+        # Hidden states that no one sees show in the gates that they lead to.
+        if not (np.isfinite(gate_probs).all() and (hidden is None or np.isfinite(hidden).all())):
+            self._refuse(index, gate_probs, hidden)
         at = min(index, sizes.num_blocks - 1)
         return Block(
             gate_probs=gate_probs,
@@ -299,8 +301,8 @@ class View:
             hidden_states=hidden,
         )
 
-    def _check(self, index: int, gate_probs: Float, hidden: NDArray[np.float32] | None) -> None:
-        """Refuse numbers that are not finite; hidden states that no one sees show in the gates that they lead to."""
+    def _refuse(self, index: int, gate_probs: Float, hidden: NDArray[np.float32] | None) -> None:
+        """Say which numbers are not finite."""
         where = f"in block {index + 1} of {self.world.sizes.num_blocks}"
         check_finite(self.world.model.model, f"gate probabilities {where}", gate_probs)
         if hidden is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wdmoe_env.physics.metric import (
+from wdmoe_env.physics.latency import (
     device_weight_served,
     gate_weights,
     weight_served,

@@ -74,7 +74,7 @@ def test_packed_items_score_as_windows_of_their_own(suite: SuiteWindows, policy:
     rows = window_rows(items)
     with routed_by(model, policy) as transformer:
         logits = transformer(input_ids=torch.from_numpy(suite.windows.token_ids[rows])).logits
-    token_nll, _ = score_tokens(logits, torch.from_numpy(suite.windows.targets[rows]))
+    token_nll, *_ = score_tokens(logits, torch.from_numpy(suite.windows.targets[rows]))
     scores = item_scores(model, suite, items, policy, "")
     np.testing.assert_allclose(scores, suite.choice_scores(token_nll, items), rtol=1e-4)
     if policy is not None:

@@ -31,6 +31,7 @@ FLOORS = (
     "moe",
     "text",
     "references",
+    "own_predictions",
     "episodes",
     "rollout",
     "simulator",

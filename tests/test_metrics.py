@@ -66,14 +66,19 @@ def test_the_docstring_of_the_environment_is_the_table():
 
 def test_the_docstring_names_every_term():
     rows = section("Rewards")
-    terms = rows[rows.index(["Term", "Meaning", "Unit"]) + 1 :]
-    declared = [[one.name, unmarked(one.meaning), one.unit] for one in METRICS.values() if one.in_terms]
-    assert terms == declared
+    first, second = rows.index(["Term", "Meaning", "Unit"]), rows.index(["Requested term", "Shape", "Meaning", "Unit"])
+    terms = [one for one in METRICS.values() if one.in_terms]
+    declared = [[one.name, unmarked(one.meaning), one.unit] for one in terms if not one.on_request]
+    assert rows[first + 1 : second] == declared
+    shapes = [str(one.shape).replace("'", "") for one in terms if one.on_request]
+    declared = [[one.name, unmarked(one.meaning), one.unit] for one in terms if one.on_request]
+    assert rows[second + 1 :] == [[row[0], shape, *row[1:]] for row, shape in zip(declared, shapes, strict=True)]
 
 
-@pytest.mark.parametrize("num_envs", [1, 3])
-def test_info_is_what_the_table_says(num_envs):
-    env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=num_envs, model="micro", autoreset_mode="DISABLED")
+@pytest.mark.parametrize(("num_envs", "token_terms"), [(1, False), (3, False), (3, True)])
+def test_info_is_what_the_table_says(num_envs, token_terms):
+    settings = {"model": "micro", "autoreset_mode": "DISABLED", "token_terms": token_terms}
+    env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=num_envs, **settings)
     env.reset(seed=0)
     sizes = {"U": 8, "J": 32, "E": env.unwrapped.simulator.sizes.num_experts}
     steps, ended = [], False
@@ -81,7 +86,11 @@ def test_info_is_what_the_table_says(num_envs):
         _, _, terminated, _, info = env.step(env.action_space.sample())
         steps.append({key: value for key, value in info.items() if not key.startswith("_")})
         ended = terminated.all()
-    known = [one for one in METRICS.values() if one.name != "unserved_pairs"]  # that needs a runner
+    known = [
+        one
+        for one in METRICS.values()
+        if one.name != "unserved_pairs" and (token_terms or not one.on_request)  # the first needs a runner
+    ]
     for one in known:
         shape = (num_envs, *(sizes[letter] for letter in one.shape))
         places = [step if one.in_info else step["reward_terms"] for step in steps]
@@ -184,7 +193,8 @@ def test_a_value_of_another_shape_is_refused(table, value, message):
         ({"when": "pass"}, "when must be one of"),
         ({"over_blocks": "max"}, "over_blocks must be one of"),
         ({"better": "more"}, "better must be one of"),
-        ({"shape": ("U",), "in_terms": True}, r"must have the shape \(\), got \('U',\)"),
+        ({"shape": ("U",), "in_results": True}, r"must have the shape \(\) and be always there, got \('U',\)"),
+        ({"shape": ("H",), "in_terms": True}, r"must have a shape of J, E and U, got \('H',\)"),
         ({"in_info": False}, "expected in_info or in_terms, got neither"),
         ({"in_results": True}, "must say how blocks become an episode"),
     ],

@@ -51,7 +51,9 @@ def test_scores_are_those_of_the_whole_at_any_size(at_once, rows, with_layer, mo
     targets = logits.argmax(dim=-1)
     targets[:, ::2] = 7
     expected = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(3, J)
-    nll, correct = score_tokens(hidden_states, targets, layer) if with_layer else score_tokens(logits, targets)
+    scores = score_tokens(hidden_states, targets, layer) if with_layer else score_tokens(logits, targets)
+    nll, correct, divergence = scores
+    assert divergence is None
     np.testing.assert_allclose(nll, expected, atol=1e-6)
     np.testing.assert_array_equal(correct, logits.argmax(dim=-1) == targets)
 
@@ -64,7 +66,7 @@ def test_scores_of_a_model_are_those_of_its_logits(architecture, small_parts):
     mask = torch.ones(3, J, dtype=torch.bool)
     logits = model.own_logits(token_ids, mask)
     expected = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(3, J)
-    for nll, correct in (
+    for nll, correct, _ in (
         own_scores(model, token_ids, mask, targets),
         run_to_the_end(model, (token_ids, mask, targets)),
     ):

@@ -234,9 +234,11 @@ class EnvConfig:
             a window for each choice of each item; see ``wdmoe_env.text.suite``. ``"text:PATH"`` takes texts of your
             own: JSON Lines (.jsonl, .jsonl.gz) with ``text`` and, if you like, ``domain``, a plain text, or a folder
             of such files; see ``wdmoe_env.text.own``.
-        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, or a function from the named terms, each
-            an array (n,), to rewards (n,), row by row: n is however many episodes are in step with each other.
-        quality_weight: reward lost per nat of added NLL under ``"latency_quality"``, 0 to 1e12.
+        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, ``"latency_divergence"``, or a function from the
+            named terms, each an array (n, ...), to rewards (n,), row by row: n is however many episodes are in step
+            with each other.
+        quality_weight: reward lost per nat of added NLL under ``"latency_quality"``, of divergence under
+            ``"latency_divergence"``, 0 to 1e12.
         action_type: ``"box"`` (one flat vector, which every RL library takes) or ``"dict"``.
         min_share: least bandwidth share of a device that serves a token, 1e-12 to 1 / U.
         observe_hidden_states: whether the observation holds the hidden states (J, H).
@@ -249,6 +251,9 @@ class EnvConfig:
         dtype: type of the model's weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         runner: who runs the experts: ``"local"`` is this process, ``"KIND:ARGUMENT"`` a kind registered in
             ``wdmoe_env.moe.runner``.
+        token_terms: whether the terms of the reward hold those for credit per token too: ``pair_price_ms``,
+            ``token_divergence``, ``divergence`` and ``reference_token_nll``. ``"latency_divergence"`` brings them in
+            any case.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -271,13 +276,15 @@ class EnvConfig:
     device: str = "cpu"
     dtype: Dtype = "float32"
     runner: str = "local"
+    token_terms: bool = False
 
     def __post_init__(self) -> None:
         """Turn nested mappings into dataclasses, check every field, and make it Python's own."""
         self._check_nested()
         _put(self, "placement", _placement(self.placement))
         _put(self, "model", plain_path(self.model))
-        for name, kind in (("model", str), ("device", str), ("runner", str), ("observe_hidden_states", bool)):
+        kinds = {"model": str, "device": str, "runner": str, "observe_hidden_states": bool, "token_terms": bool}
+        for name, kind in kinds.items():
             _put(self, name, plain(getattr(self, name)))
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
@@ -292,6 +299,11 @@ class EnvConfig:
             _put(self, name, check_choice(name, getattr(self, name), get_args(choices)))
         for name, least, most in (("quality_weight", 0.0, 1e12), ("min_share", 1e-12, 1.0 / self.devices.count)):
             _put(self, name, check_number(name, getattr(self, name), at_least=least, at_most=most))
+
+    @property
+    def has_token_terms(self) -> bool:
+        """Whether the terms for credit per token are worked out."""
+        return self.token_terms or self.reward == "latency_divergence"
 
     def _check_nested(self) -> None:
         for name, kind in (

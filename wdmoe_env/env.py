@@ -64,12 +64,13 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `hidden_states`       | (J, H) | only with `observe_hidden_states=True`                 |     |     | -        |
 
     ## Rewards
-    | `reward`            | Each step                                                                     |
-    |---------------------|-------------------------------------------------------------------------------|
-    | `"wlr"` (default)   | W / t in 1/ms: gate weight served per millisecond that attention waits        |
-    | `"wlr_device"`      | sum over loaded devices of W[u] / t[u] in 1/ms                                |
-    | `"latency_quality"` | -t / t_vanilla, and at the last step -`quality_weight` x added NLL            |
-    | a function          | of the terms below                                                            |
+    | `reward`               | Each step                                                                     |
+    |------------------------|-------------------------------------------------------------------------------|
+    | `"wlr"` (default)      | W / t in 1/ms: gate weight served per millisecond that attention waits        |
+    | `"wlr_device"`         | sum over loaded devices of W[u] / t[u] in 1/ms                                |
+    | `"latency_quality"`    | -t / t_vanilla, and at the last step -`quality_weight` x added NLL            |
+    | `"latency_divergence"` | -t / t_vanilla, and at the last step -`quality_weight` x divergence           |
+    | a function             | of the terms below                                                            |
 
     Shares can game the device form: those that maximise it starve slow devices (`docs/optimizer.md`: 659 ms where
     equal shares take 112, at a higher value), so the block form is the default.
@@ -85,6 +86,16 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `wlr_device`         | equation (8) by device: W[u] / t[u], summed over devices   | 1/ms |
     | `latency_ratio`      | t / t_vanilla: below 1 is faster than the own routing      | -    |
     | `added_nll`          | `nll` minus `reference_nll`; 0 before the last block       | nats |
+
+    With `token_terms=True`, or the reward `"latency_divergence"`, there are terms for credit per token too. They cost
+    a pass of the own routing at the first visit of a window, and some time in every block.
+
+    | Requested term        | Shape  | Meaning                                                              | Unit |
+    |-----------------------|--------|----------------------------------------------------------------------|------|
+    | `pair_price_ms`       | (J, E) | what this pair adds to t at the margin, at the bandwidth optimum     | ms   |
+    | `token_divergence`    | (J,)   | KL of the predictions from the own routing's; 0 before the last block | nats |
+    | `divergence`          | ()     | mean of `token_divergence` over the tokens; 0 before the last block  | nats |
+    | `reference_token_nll` | (J,)   | `token_nll` of the model's own routing; 0 before the last block      | nats |
 
     ## Starting State
     A window of text drawn uniformly from the split, or `options={"window": index}`; devices, shadowing and

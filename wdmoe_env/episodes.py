@@ -6,7 +6,7 @@ fixed grid or belong to a suite's items, so that each result is computed once in
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from wdmoe_env.moe.finite import check_finite, name_of
 from wdmoe_env.moe.lockstep import own_scores
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model, read_tokenizer
+from wdmoe_env.own_predictions import OwnPredictions
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.reading import shown
 from wdmoe_env.references import shipped_references
@@ -42,6 +43,11 @@ class EpisodeSource:
         self.windows = windows
         self._reference_nll = np.full(len(windows), np.nan) if reference_nll is None else reference_nll
 
+    @cached_property
+    def own_predictions(self) -> OwnPredictions:
+        """What the own routing predicts on the windows, made where it is asked for."""
+        return OwnPredictions(self.model, self.tokens)
+
     def tokens(self, index: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token ids, mask and targets, all (N, J), of windows (N,)."""
         return tensors_of(self.windows.rows(index))
@@ -55,7 +61,7 @@ class EpisodeSource:
         missing = index[np.isnan(self._reference_nll[index])]
         if missing.size:
             missing = np.unique(missing)
-            token_nll, _ = own_scores(self.model, *self.tokens(missing))
+            token_nll = own_scores(self.model, *self.tokens(missing)).nll
             mask = self.windows.mask[missing]
             checked = checked_nll(self.model, token_nll, mask, " under its own routing")
             self._reference_nll[missing] = mean_over_tokens(checked, mask)

@@ -44,6 +44,8 @@ class BlockResult:
         repaired_tokens: (N,) tokens that the action left without an expert.
         unserved_pairs: (N,) pairs of token and expert that were selected and not served; ``None`` where the experts of
             the model itself run, which serve all.
+        pair_price_s: (N, J, E) what each pair of token and expert adds to the block latency at the margin, at the
+            bandwidth optimum; ``None`` where it was not asked for.
     """
 
     selection: Bool
@@ -58,6 +60,7 @@ class BlockResult:
     wlr_device: Float
     repaired_tokens: NDArray[np.int64]
     unserved_pairs: NDArray[np.int64] | None = None
+    pair_price_s: Float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,11 @@ class EpisodeResult:
         next_token_accuracy: (N,) share of tokens whose most probable successor was right.
         reference_nll: (N,) NLL in nats per token of the model's own routing on the same texts; ``None`` where the
             rollout has no reference.
+        reference_token_nll: (N, J) nats, of each token under the own routing, 0 at padding; ``None`` where it was not
+            asked for.
+        token_divergence: (N, J) nats, KL of the predictions from those of the own routing, 0 at padding; ``None``
+            likewise.
+        divergence: (N,) nats, its mean over the tokens; ``None`` likewise.
     """
 
     latency_s: Float
@@ -80,6 +88,9 @@ class EpisodeResult:
     correct: Bool
     next_token_accuracy: Float
     reference_nll: Float | None = None
+    reference_token_nll: Float | None = None
+    token_divergence: Float | None = None
+    divergence: Float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +109,13 @@ class Metric:
         label: what tables and pictures call it; empty where none shows it.
         in_info: whether it stands in ``info``.
         in_terms: whether it is a term of the reward; a term of the episode is 0 before the last block.
+        on_request: whether it is there only under ``EnvConfig.token_terms`` or a reward that needs it.
         in_results: whether an evaluation keeps the value of every episode.
 
     Raises:
-        ValueError: an unknown word for ``when``, ``over_blocks`` or ``better``; a term or a result that is no number;
-            or a result of the blocks without ``over_blocks``.
+        ValueError: an unknown word for ``when``, ``over_blocks`` or ``better``; a result that is no number or
+            only there on request; a term whose shape has other letters than J, E and U; or a result of the blocks
+            without ``over_blocks``.
     """
 
     name: str
@@ -117,6 +130,7 @@ class Metric:
     in_info: bool = True
     in_terms: bool = False
     in_results: bool = False
+    on_request: bool = False
 
     def __post_init__(self) -> None:
         """Check the words, and that terms and results are numbers."""
@@ -128,8 +142,13 @@ class Metric:
         for field, known in words.items():
             if getattr(self, field) not in known:
                 raise ValueError(f"metric {self.name}: {field} must be one of {known}, got {getattr(self, field)!r}")
-        if (self.in_terms or self.in_results) and self.shape:
-            raise ValueError(f"metric {self.name}: a term or a result must have the shape (), got {self.shape}")
+        if self.in_results and (self.shape or self.on_request):
+            asked = " on request" if self.on_request else ""
+            raise ValueError(
+                f"metric {self.name}: a result must have the shape () and be always there, got {self.shape}{asked}"
+            )
+        if self.in_terms and not set(self.shape) <= set("JEU"):
+            raise ValueError(f"metric {self.name}: a term must have a shape of J, E and U, got {self.shape}")
         if not (self.in_info or self.in_terms):
             raise ValueError(f"metric {self.name}: expected in_info or in_terms, got neither")
         if self.in_results and self.when == "block" and self.over_blocks is None:
@@ -366,6 +385,54 @@ METRICS: dict[str, Metric] = _table(
         over_blocks="sum",
         in_results=True,
     ),
+    Metric(
+        name="pair_price_ms",
+        shape=("J", "E"),
+        unit="ms",
+        meaning="what this pair adds to t at the margin, at the bandwidth optimum",
+        when="block",
+        value=lambda block: None if block.pair_price_s is None else 1e3 * block.pair_price_s,
+        better="lower",
+        in_info=False,
+        in_terms=True,
+        on_request=True,
+    ),
+    Metric(
+        name="token_divergence",
+        shape=("J",),
+        unit="nats",
+        meaning="KL of the predictions from the own routing's; 0 before the last block",
+        when="episode",
+        value=attrgetter("token_divergence"),
+        better="lower",
+        in_info=False,
+        in_terms=True,
+        on_request=True,
+    ),
+    Metric(
+        name="divergence",
+        shape=(),
+        unit="nats",
+        meaning="mean of `token_divergence` over the tokens; 0 before the last block",
+        when="episode",
+        value=attrgetter("divergence"),
+        better="lower",
+        label="divergence",
+        in_info=False,
+        in_terms=True,
+        on_request=True,
+    ),
+    Metric(
+        name="reference_token_nll",
+        shape=("J",),
+        unit="nats",
+        meaning="`token_nll` of the model's own routing; 0 before the last block",
+        when="episode",
+        value=attrgetter("reference_token_nll"),
+        in_info=False,
+        in_terms=True,
+        on_request=True,
+    ),
 )
 """Every metric by its name."""
 _OWN = tuple(METRICS)
@@ -402,18 +469,25 @@ def results_of(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Float]:
 
 
 class MetricReader:
-    """Makes the info of a step from its results, by the rows that ``METRICS`` has when the reader is made."""
+    """Makes the info of a step from its results, by the rows that ``METRICS`` has when the reader is made.
 
-    def __init__(self) -> None:
-        self._of_block = [_readable(one) for one in METRICS.values() if one.when == "block"]
-        self._of_episode = [_readable(one) for one in METRICS.values() if one.when == "episode"]
+    Args:
+        on_request: whether to read the rows too that are there only on request.
+    """
 
-    def __reduce__(self) -> tuple[type[MetricReader], tuple[()]]:
+    def __init__(self, on_request: bool = False) -> None:
+        self._on_request = on_request
+        rows = [one for one in METRICS.values() if on_request or not one.on_request]
+        self._of_block = [_readable(one) for one in rows if one.when == "block"]
+        self._of_episode = [_readable(one) for one in rows if one.when == "episode"]
+        self._terms_to_come = [(one.name, one.shape) for one in rows if one.when == "episode" and one.in_terms]
+
+    def __reduce__(self) -> tuple[type[MetricReader], tuple[bool]]:
         """Rebuild from the table: a row may hold a function that cannot be pickled."""
-        return MetricReader, ()
+        return MetricReader, (self._on_request,)
 
     def of_block(self, block: BlockResult) -> dict[str, Any]:
-        """Entries (N, ...) of ``info`` after a block, among them the dict of the terms of the block, each (N,).
+        """Entries (N, ...) of ``info`` after a block, among them the dict of the terms of the block.
 
         Args:
             block: of N episodes.
@@ -441,9 +515,10 @@ class MetricReader:
         if episode is not None:
             _read(self._of_episode, episode, info, terms)
             return
-        for name, _, _, in_terms in self._of_episode:
-            if in_terms:
-                terms[name] = np.zeros_like(terms["wlr"])
+        (batch, tokens, experts), devices = info["selection"].shape, info["shares"].shape[-1]
+        sizes = {"J": tokens, "E": experts, "U": devices}
+        for name, shape in self._terms_to_come:
+            terms[name] = np.zeros((batch, *(sizes[letter] for letter in shape)))
 
 
 _Readable = tuple[str, Callable[[Any], Any], bool, bool]
@@ -459,7 +534,9 @@ def _read(rows: list[_Readable], result: Any, info: dict[str, Any], terms: dict[
     """Write the figures of a result where they belong, in the order of the rows."""
     for name, value, in_info, in_terms in rows:
         figure = value(result)
-        if in_info and figure is not None:  # pairs that were not served are unknown without a runner
+        if figure is None:  # such as pairs that were not served, which are unknown without a runner
+            continue
+        if in_info:
             info[name] = figure
         if in_terms:
             terms[name] = figure
@@ -478,8 +555,9 @@ def reward_function(reward: str | RewardFunction, quality_weight: float) -> Rewa
     """The function from terms to rewards (N,).
 
     Args:
-        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"`` or a function of the terms.
-        quality_weight: cost of one nat of added NLL under ``"latency_quality"``.
+        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, ``"latency_divergence"`` or a function of the terms.
+        quality_weight: cost of one nat of added NLL under ``"latency_quality"``, of divergence under
+            ``"latency_divergence"``.
 
     Raises:
         ValueError: an unknown name; the known ones are listed.
@@ -488,6 +566,7 @@ def reward_function(reward: str | RewardFunction, quality_weight: float) -> Rewa
         "wlr": itemgetter("wlr"),
         "wlr_device": itemgetter("wlr_device"),
         "latency_quality": partial(latency_quality, quality_weight),
+        "latency_divergence": partial(latency_divergence, quality_weight),
     }
     if callable(reward):
         return reward
@@ -499,6 +578,15 @@ def reward_function(reward: str | RewardFunction, quality_weight: float) -> Rewa
 def latency_quality(quality_weight: float, terms: Terms) -> Float:
     """Rewards (N,): -t / t_vanilla in every block, and after the last less the weighted loss of quality in nats."""
     return -terms["latency_ratio"] - quality_weight * terms["added_nll"]
+
+
+def latency_divergence(quality_weight: float, terms: Terms) -> Float:
+    """Rewards (N,): as ``latency_quality``, with the divergence of the predictions in place of the added NLL.
+
+    Both have the same aim. The NLL is that of the one text that came, the divergence its mean over all texts that the
+    own routing expects; so it carries less noise.
+    """
+    return -terms["latency_ratio"] - quality_weight * terms["divergence"]
 
 
 def evaluate_reward(function: RewardFunction, terms: Terms) -> Float:

@@ -64,7 +64,7 @@ class DecisionProcess:
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
         self._reward = reward_function(config.reward, config.quality_weight)
-        self._metrics = MetricReader()
+        self._metrics = MetricReader(config.has_token_terms)
         self.simulator = Simulator(config)
         sizes = self.simulator.sizes
         self.codec = ActionCodec(sizes, config.decision, config.action_type)

@@ -75,13 +75,28 @@ class Simulator:
         """
         chosen, trace = self.draw(generators, windows)
         texts = self.source.windows.rows(chosen)
-        return Rollout(
-            self.world, texts, trace, partial(self.begin, texts), partial(self.reference_nll, chosen), chosen
-        )
+        if not self.config.has_token_terms:
+            begin, reference_token_nll = partial(self.begin, texts), None
+        else:
+            begin = partial(self.begin, texts, windows=chosen)
+            reference_token_nll = partial(self.reference_token_nll, chosen)
+        reference_nll = partial(self.reference_nll, chosen)
+        return Rollout(self.world, texts, trace, begin, reference_nll, chosen, reference_token_nll)
 
-    def begin(self, texts: TokenWindows) -> LockStep:
-        """Begin the model's passes over N texts; they are paused at their first block."""
-        return LockStep(self.source.model, *tensors_of(texts), runner=self.runner)
+    def begin(self, texts: TokenWindows, windows: NDArray[np.int64] | None = None) -> LockStep:
+        """Begin the model's passes over N texts; they are paused at their first block.
+
+        Args:
+            texts: N windows.
+            windows: (N,) their indices within the split, where the predictions are to be compared with those of the
+                own routing; ``None`` where they are not.
+        """
+        own_rows = None if windows is None else self.source.own_predictions.rows(windows)
+        return LockStep(self.source.model, *tensors_of(texts), runner=self.runner, own_rows=own_rows)
+
+    def reference_token_nll(self, windows: NDArray[np.int64]) -> Float:
+        """NLL (N, J) in nats of each token, 0 at padding, under the own routing on windows (N,) of the split."""
+        return self.source.own_predictions.token_nll(windows)
 
     def reference_nll(self, windows: NDArray[np.int64]) -> Float:
         """NLL (N,) in nats per token of the model's own routing on windows (N,) of the split."""

@@ -49,6 +49,8 @@ class LockStep:
         attention_mask: (N, J), 0 at padding.
         targets: (N, J) int64, the tokens that the text goes on with.
         runner: runs the experts; ``None`` is the model's own.
+        own_rows: (N, J, H) what the own routing comes to on the same texts, see ``SplitModel.own_rows``; with it, the
+            scores hold a divergence.
 
     Attributes:
         blocks: where each pass is paused, in the order of the sequences; empty after the last block.
@@ -61,10 +63,12 @@ class LockStep:
         attention_mask: Tensor,
         targets: Tensor,
         runner: ExpertRunner | None = None,
+        own_rows: Tensor | None = None,
     ) -> None:
         self._thread = threading.get_ident()
         self._plan = _Plan.of(model, token_ids)
-        parts = self._plan.parts(token_ids, attention_mask, targets, torch.arange(len(token_ids)))
+        own = () if own_rows is None else (own_rows,)
+        parts = self._plan.parts(token_ids, attention_mask, targets, torch.arange(len(token_ids)), *own)
         self._passes = self._plan.run([partial(_start, model, runner, *part) for part in parts])
         self.blocks = self._paused()
 
@@ -120,6 +124,23 @@ def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, tar
     plan = _Plan.of(model, token_ids)
     parts = plan.parts(token_ids, attention_mask, targets)
     return _joined(plan.run([partial(_own_scores, model, *part) for part in parts]))
+
+
+def own_rows_and_scores(
+    model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor
+) -> tuple[Tensor, TokenScores]:
+    """What the model's own routing comes to, (N, J, H) on the CPU as of ``SplitModel.own_rows``, and its scores.
+
+    Args:
+        model: the split model.
+        token_ids: (N, J) int64, on the CPU like the rest.
+        attention_mask: (N, J), 0 at padding.
+        targets: (N, J) int64, the tokens that the text goes on with.
+    """
+    plan = _Plan.of(model, token_ids)
+    parts = plan.parts(token_ids, attention_mask, targets)
+    rows, scores = zip(*plan.run([partial(_own_rows_and_scores, model, *part) for part in parts]), strict=True)
+    return torch.cat(rows), _joined(scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +210,10 @@ def _start(
     attention_mask: Tensor,
     targets: Tensor,
     sequences: Tensor,
+    own_rows: Tensor | None = None,
 ) -> SplitForward:
     """A pass, paused at its first block, that is scored where it ends."""
-    read_out = partial(score_tokens, targets=targets, layer=model.output_layer)
+    read_out = partial(score_tokens, targets=targets, layer=model.output_layer, own_rows=own_rows)
     service = Service(runner, tuple(sequences.tolist()))
     return model.forward(token_ids, attention_mask, read_out, inference=True, service=service)
 
@@ -201,6 +223,15 @@ def _own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, ta
         return score_tokens(model.own_rows(token_ids, attention_mask), targets, model.output_layer)
 
 
+def _own_rows_and_scores(
+    model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor
+) -> tuple[Tensor, TokenScores]:
+    with neutral_modes(model.device.type, inference=True):
+        rows = model.own_rows(token_ids, attention_mask)
+        return rows.cpu(), score_tokens(rows, targets, model.output_layer)
+
+
 def _joined(scores: Sequence[TokenScores]) -> TokenScores:
-    nll, correct = zip(*scores, strict=True)
-    return np.concatenate(nll), np.concatenate(correct)
+    nll, correct, divergence = zip(*scores, strict=True)
+    known = None if divergence[0] is None else np.concatenate(divergence)
+    return TokenScores(np.concatenate(nll), np.concatenate(correct), known)

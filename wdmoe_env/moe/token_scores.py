@@ -7,7 +7,7 @@ while they are in a core's cache. A model that does more, such as a soft cap, ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,19 @@ from torch.nn import functional
 LOGITS_AT_ONCE = 2**17  # 512 KiB, which stay in a core's cache from one use to the next
 ROWS_AT_ONCE = 32  # at least, however wide: the weights of the output layer are read for each part
 
-TokenScores = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""NLL in nats, and whether the best guess was right; both (N, J)."""
+
+class TokenScores(NamedTuple):
+    """Scores of the tokens of N texts.
+
+    Attributes:
+        nll: (N, J) nats.
+        correct: (N, J) whether the best guess was right.
+        divergence: (N, J) nats, KL of the predictions from the own routing's; ``None`` where those are not known.
+    """
+
+    nll: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    divergence: NDArray[np.float64] | None = None
 
 
 def output_layer(model: Any, probe_tokens: Tensor) -> nn.Linear | None:
@@ -37,28 +48,47 @@ def output_layer(model: Any, probe_tokens: Tensor) -> nn.Linear | None:
     return layer if hidden_states is not None and torch.equal(layer(hidden_states), logits) else None
 
 
-def score_tokens(rows: Tensor, targets: Tensor, layer: nn.Linear | None = None) -> TokenScores:
+def score_tokens(
+    rows: Tensor, targets: Tensor, layer: nn.Linear | None = None, own_rows: Tensor | None = None
+) -> TokenScores:
     """Scores of tokens; a guess that ties with the best one is right.
+
+    The divergence of token j is the sum over the vocabulary of p (ln p - ln q), where p are the predictions of the
+    model's own routing and q those of the rows.
 
     Args:
         rows: (n, J, V) logits, or (n, J, H) last hidden states, which the layer turns into logits.
         targets: (n, J) int64, the token that follows each.
         layer: the output layer.
+        own_rows: (n, J, V) or (n, J, H) of the own routing, for the divergence; ``None`` leaves that out.
     """
-    both = _score_rows(layer, rows.flatten(0, 1), targets.flatten())
-    nll, correct = both.view(2, *targets.shape).cpu().numpy()
-    return nll.astype(np.float64), correct > 0
+    flat_own = None if own_rows is None else own_rows.to(rows.device).flatten(0, 1)
+    scores = _score_rows(layer, rows.flatten(0, 1), targets.flatten(), flat_own)
+    nll, correct, *divergence = scores.view(len(scores), *targets.shape).cpu().numpy()
+    return TokenScores(nll.astype(np.float64), correct > 0, *(kl.astype(np.float64) for kl in divergence))
 
 
-def _score_rows(layer: nn.Linear | None, rows: Tensor, targets: Tensor) -> Tensor:
-    """NLL of rows (T, V or H), and whether the best guess was right, (2, T), against targets (T,)."""
+def _score_rows(layer: nn.Linear | None, rows: Tensor, targets: Tensor, own_rows: Tensor | None) -> Tensor:
+    """NLL of rows (T, V or H) against targets (T,), whether the best guess was right, divergence; (2 or 3, T)."""
     vocabulary_size = rows.shape[-1] if layer is None else layer.out_features
     at_once = max(ROWS_AT_ONCE, LOGITS_AT_ONCE // vocabulary_size) if rows.device.type == "cpu" else len(rows)
     scores = []
-    for part, target in zip(torch.split(rows, at_once), torch.split(targets, at_once), strict=True):
-        logits = (part if layer is None else layer(part)).float()
+    own_parts = [None] * -(-len(rows) // at_once) if own_rows is None else torch.split(own_rows, at_once)
+    for part, target, own in zip(torch.split(rows, at_once), torch.split(targets, at_once), own_parts, strict=True):
+        logits = _logits(part, layer)
         wanted = target.to(logits.device)
         nll = functional.cross_entropy(logits, wanted, reduction="none")
         correct = logits.gather(1, wanted[:, None])[:, 0] >= logits.amax(dim=1)
-        scores.append(torch.stack((nll, correct.float())))
+        divergence = () if own is None else (_divergence(logits, _logits(own, layer)),)
+        scores.append(torch.stack((nll, correct.float(), *divergence)))
     return torch.cat(scores, dim=1)
+
+
+def _logits(rows: Tensor, layer: nn.Linear | None) -> Tensor:
+    return (rows if layer is None else layer(rows)).float()
+
+
+def _divergence(logits: Tensor, own_logits: Tensor) -> Tensor:
+    """KL (T,) in nats of predictions from the own ones; rounding below 0 is cut."""
+    log_probs, own_log_probs = logits.log_softmax(dim=-1), own_logits.log_softmax(dim=-1)
+    return functional.kl_div(log_probs, own_log_probs, reduction="none", log_target=True).sum(dim=-1).clamp(min=0.0)

@@ -55,6 +55,26 @@ def at_device_of_expert(values: Float, placement: Float) -> Float:
     return np.take_along_axis(values, device, axis=-1)
 
 
+def pair_prices(prices: DevicePrices, selection: Bool, placement: Float) -> Float:
+    """What each pair of token and expert costs at the margin, given the other experts of the same token.
+
+    A pair pays for its computing. It pays for sending the token too, where no other expert of the token is on its
+    device. So for a pair that is used this is what leaving it out saves, and for another one what it would add.
+
+    Args:
+        prices: of the devices.
+        selection: (N, J, E) what is used.
+        placement: (N, E, U) or (E, U).
+
+    Returns:
+        (N, J, E), in the unit of the prices.
+    """
+    beside = at_device_of_expert(experts_per_device(selection, placement), placement) - selection
+    expert = at_device_of_expert(prices.expert, placement)[:, None, :]
+    token = at_device_of_expert(prices.token, placement)[:, None, :]
+    return expert + np.where(beside > 0, 0.0, token)
+
+
 def best_response(
     prices: DevicePrices, weights: Float, candidates: Bool, kept: Bool, selection: Bool, placement: Float
 ) -> tuple[Bool, Float]:

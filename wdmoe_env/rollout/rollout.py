@@ -23,6 +23,8 @@ from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.split import SplitModel, this_thread
 from wdmoe_env.observations import Block, Sizes
+from wdmoe_env.optimize.bandwidth import solve_min_max
+from wdmoe_env.optimize.pricing import device_prices, pair_prices
 from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float
@@ -30,6 +32,9 @@ from wdmoe_env.rollout.passes import Begin
 from wdmoe_env.text.windows import TokenWindows
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+PER_SECOND = np.array([1e-3])
+"""The price of a millisecond at which prices are seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Rollout:
         begin: begins the model's passes over the texts.
         reference_nll: gives the NLL (N,) of the model's own routing on the texts; ``None`` where there is none.
         windows: (N,) index of each text within its split; 0 to N - 1 for texts that belong to none.
+        reference_token_nll: gives the NLL (N, J) of each token under the own routing; ``None`` where no one asks.
 
     Attributes:
         block: what a policy may see now; after the last block all probabilities are 0.
@@ -82,11 +88,12 @@ class Rollout:
         begin: Begin,
         reference_nll: Callable[[], Float] | None = None,
         windows: NDArray[np.int64] | None = None,
+        reference_token_nll: Callable[[], Float] | None = None,
     ) -> None:
         self.world, self.texts, self.trace = world, texts, trace
         self.windows = np.arange(len(texts)) if windows is None else windows
         self.token_mask = texts.mask
-        self._begin, self._reference_nll = begin, reference_nll
+        self._begin, self._reference_nll, self._reference_token_nll = begin, reference_nll, reference_token_nll
         self._num_tokens = texts.mask.sum(axis=-1)
         self._view = View.of(world, texts.mask, trace)
         self._selections: list[Bool] = []
@@ -148,14 +155,19 @@ class Rollout:
         scores = self._passes.scores()
         if scores is None:
             raise RuntimeError("expected passes that score a text, got passes of a text that is being generated")
-        token_nll, correct = checked_nll(self.world.model, scores[0], self.token_mask), scores[1]
+        mask, correct = self.token_mask, scores.correct
+        token_nll = checked_nll(self.world.model, scores.nll, mask)
+        divergence = None if scores.divergence is None else np.where(mask, scores.divergence, 0.0)
         return EpisodeResult(
             latency_s=self._latency_s,
-            nll=mean_over_tokens(token_nll, self.token_mask),
+            nll=mean_over_tokens(token_nll, mask),
             token_nll=token_nll,
             correct=correct,
-            next_token_accuracy=mean_over_tokens(correct & self.token_mask, self.token_mask),
+            next_token_accuracy=mean_over_tokens(correct & mask, mask),
             reference_nll=None if self._reference_nll is None else self._reference_nll(),
+            reference_token_nll=None if self._reference_token_nll is None else self._reference_token_nll(),
+            token_divergence=divergence,
+            divergence=None if divergence is None else mean_over_tokens(divergence, mask),
         )
 
     def close(self) -> None:
@@ -184,7 +196,14 @@ class Rollout:
             wlr=latency.wlr_per_ms(served, block_latency),
             wlr_device=latency.wlr_device_per_ms(device_weight, device_latency),
             repaired_tokens=plan.repaired_tokens,
+            pair_price_s=self._pair_price_s(plan) if self.world.config.has_token_terms else None,
         )
+
+    def _pair_price_s(self, plan: Plan) -> Float:
+        """Prices (N, J, E) in seconds at the shares that are optimal for what runs, 0 at padding."""
+        links, min_share = self.block.links, plan.min_share
+        prices = device_prices(links, plan.load, solve_min_max(links, plan.load, min_share), PER_SECOND, min_share)
+        return pair_prices(prices, plan.selection, links.placement) * self.token_mask[..., None]
 
     def _advance(self, selection: Bool, own: bool) -> None:
         # The model's own routing needs no new weights; on another device the rows would have to come from there.

@@ -137,7 +137,7 @@ class Rollout:
             self._run_again()
         selection = plan.selection
         own = np.array_equal(selection, self.block.routed)
-        result = self._measure(plan, own)
+        result = measure(plan, own, self._num_tokens, self.world.config.has_token_terms)
         self._latency_s = self._latency_s + result.block_latency_s
         self._selections.append(selection.copy())  # info hands the original out
         self._advance(selection, own)
@@ -174,37 +174,6 @@ class Rollout:
         """End the paused passes."""
         self._passes.close()
 
-    def _measure(self, plan: Plan, own: bool) -> BlockResult:
-        """Physics of what runs; ``own`` says that it is what the model itself would use."""
-        block, links = self.block, self.block.links
-        selection, load, shares = plan.selection, plan.load, plan.shares
-        device_latency = latency.device_latency_s(links, load, shares)
-        block_latency = latency.block_latency_s(device_latency)
-        own_load = load if own else latency.device_load(block.routed, links.placement)
-        vanilla_latency = latency.sum_over_tokens_s(links, own_load, block.unit_latency_s)
-        device_weight = latency.device_weight_served(block.weights, selection, links.placement)
-        served = device_weight.sum(axis=-1)
-        return BlockResult(
-            selection=selection,
-            shares=shares,
-            tokens=load.tokens,
-            device_latency_s=device_latency,
-            block_latency_s=block_latency,
-            vanilla_latency_s=latency.block_latency_s(vanilla_latency),
-            gate_weight_served=served,
-            gate_weight_kept=served / self._num_tokens,  # the weights of a token's own routing sum to 1
-            wlr=latency.wlr_per_ms(served, block_latency),
-            wlr_device=latency.wlr_device_per_ms(device_weight, device_latency),
-            repaired_tokens=plan.repaired_tokens,
-            pair_price_s=self._pair_price_s(plan) if self.world.config.has_token_terms else None,
-        )
-
-    def _pair_price_s(self, plan: Plan) -> Float:
-        """Prices (N, J, E) in seconds at the shares that are optimal for what runs, 0 at padding."""
-        links, min_share = self.block.links, plan.min_share
-        prices = device_prices(links, plan.load, solve_min_max(links, plan.load, min_share), PER_SECOND, min_share)
-        return pair_prices(prices, plan.selection, links.placement) * self.token_mask[..., None]
-
     def _advance(self, selection: Bool, own: bool) -> None:
         # The model's own routing needs no new weights; on another device the rows would have to come from there.
         unchanged = own and self.world.model.device.type == "cpu"
@@ -227,6 +196,46 @@ class Rollout:
         for selection in self._selections:
             self._advance(selection, np.array_equal(selection, self.block.routed))
         self._thread = this_thread()
+
+
+def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool = False) -> BlockResult:
+    """Physics of what runs in a block.
+
+    Args:
+        plan: what runs.
+        own: whether that is what the model itself would use.
+        num_tokens: (N,) tokens of each episode, which are one at least.
+        prices: whether the price of each pair is wanted.
+    """
+    block, links = plan.block, plan.block.links
+    selection, load, shares = plan.selection, plan.load, plan.shares
+    device_latency = latency.device_latency_s(links, load, shares)
+    block_latency = latency.block_latency_s(device_latency)
+    own_load = load if own else latency.device_load(block.routed, links.placement)
+    vanilla_latency = latency.sum_over_tokens_s(links, own_load, block.unit_latency_s)
+    device_weight = latency.device_weight_served(block.weights, selection, links.placement)
+    served = device_weight.sum(axis=-1)
+    return BlockResult(
+        selection=selection,
+        shares=shares,
+        tokens=load.tokens,
+        device_latency_s=device_latency,
+        block_latency_s=block_latency,
+        vanilla_latency_s=latency.block_latency_s(vanilla_latency),
+        gate_weight_served=served,
+        gate_weight_kept=served / num_tokens,  # the weights of a token's own routing sum to 1
+        wlr=latency.wlr_per_ms(served, block_latency),
+        wlr_device=latency.wlr_device_per_ms(device_weight, device_latency),
+        repaired_tokens=plan.repaired_tokens,
+        pair_price_s=_pair_price_s(plan) if prices else None,
+    )
+
+
+def _pair_price_s(plan: Plan) -> Float:
+    """Prices (N, J, E) in seconds at the shares that are optimal for what runs, 0 at padding."""
+    links, min_share = plan.block.links, plan.min_share
+    prices = device_prices(links, plan.load, solve_min_max(links, plan.load, min_share), PER_SECOND, min_share)
+    return pair_prices(prices, plan.selection, links.placement) * plan.block.token_mask[..., None]
 
 
 @dataclass(frozen=True, slots=True)

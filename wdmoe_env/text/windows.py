@@ -6,7 +6,7 @@ The documents of ``train`` and of ``test`` are disjoint, and the shipped model w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 import numpy as np
@@ -39,12 +39,19 @@ class TokenWindows:
         targets: (M, J) int64 next tokens; padding is 0.
         mask: (M, J) True where there is a token to predict from.
         domains: M names.
+        documents: (M,) number of the document that each window is of; each of its own where none is given.
     """
 
     token_ids: NDArray[np.int64]
     targets: NDArray[np.int64]
     mask: NDArray[np.bool_]
     domains: tuple[str, ...]
+    documents: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        """Number the windows where nothing says which document they are of."""
+        if len(self.documents) != len(self.token_ids):
+            object.__setattr__(self, "documents", np.arange(len(self.token_ids)))
 
     def __len__(self) -> int:
         """M."""
@@ -53,7 +60,9 @@ class TokenWindows:
     def rows(self, index: NDArray[np.int64]) -> TokenWindows:
         """Some of the windows, by indices (n,)."""
         domains = tuple(self.domains[one] for one in index)
-        return TokenWindows(self.token_ids[index], self.targets[index], self.mask[index], domains)
+        return TokenWindows(
+            self.token_ids[index], self.targets[index], self.mask[index], domains, self.documents[index]
+        )
 
 
 def load_documents(split: str) -> list[Document]:
@@ -77,18 +86,19 @@ def token_windows(documents: list[Document], tokenize: Callable[[str], list[int]
     Raises:
         ValueError: no document holds two tokens.
     """
-    rows, domains = [], []
-    for document in documents:
+    rows, domains, numbers = [], [], []
+    for number, document in enumerate(documents):
         for window in _cut(tokenize(document.text), num_tokens):
             rows.append(window)
             domains.append(document.domain)
+            numbers.append(number)
     if not rows:
         raise ValueError("expected at least one document of two tokens or more, got none")
     lengths = np.array([len(row) for row in rows])
     grid = np.zeros((len(rows), num_tokens + 1), dtype=np.int64)
     filled = np.arange(num_tokens + 1) < lengths[:, None]
     grid[filled] = np.concatenate(rows)
-    return TokenWindows(grid[:, :-1], grid[:, 1:], filled[:, 1:], tuple(domains))
+    return TokenWindows(grid[:, :-1], grid[:, 1:], filled[:, 1:], tuple(domains), np.array(numbers))
 
 
 def _cut(token_ids: list[int], num_tokens: int) -> Iterator[list[int]]:

@@ -72,7 +72,7 @@ def rows(settings: Settings) -> list[Row]:
 def learn(settings: Settings, section: str, **keywords: Any) -> list[Row]:
     """Collect and learn with the settings of ``python -m train`` and a policy."""
     arguments = Arguments(model="micro" if settings.quick else "tiny", reward="latency_quality")
-    ppo_settings = hyperparameters("ppo", arguments.env_id, arguments.reward)
+    ppo_settings = hyperparameters("sb3-ppo", arguments.env_id, arguments.reward)
     num_envs = ppo_settings.pop("num_envs")
     env = ClockedVecEnv(make_env(arguments, num_envs))
     algorithm = ClockedPPO(env=env, seed=0, **keywords, **ppo_settings)

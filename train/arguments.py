@@ -11,7 +11,7 @@ import yaml
 from wdmoe_env.checks import check_integer
 from wdmoe_env.reading import read_text
 
-ALGORITHMS = ("ppo", "straight-through", "sac")
+ALGORITHMS = ("ppo", "straight-through", "sb3-ppo", "sac")
 BACKENDS = ("sb3", "rllib")
 HYPERPARAMETERS = Path(__file__).parent / "hyperparameters.yml"
 MOST_TIMESTEPS = 10**12
@@ -23,7 +23,7 @@ CHECKPOINT = "checkpoint.safetensors"
 class Arguments:
     """What to train; each field is a flag of ``python -m train``."""
 
-    algorithm: str = field(default="ppo", metadata={"help": "ppo, straight-through or sac"})
+    algorithm: str = field(default="ppo", metadata={"help": "ppo, straight-through, sb3-ppo or sac"})
     backend: str = field(default="sb3", metadata={"help": "what runs PPO: sb3 here, or rllib on one machine or many"})
     env_runners: int = field(default=2, metadata={"help": "processes that step environments, of rllib"})
     address: str = field(
@@ -37,6 +37,7 @@ class Arguments:
     hidden_states: bool = field(default=False, metadata={"help": "let the actor read the model's hidden states"})
     extra_experts: int = field(default=0, metadata={"help": "experts of a token beside its routed ones to choose from"})
     without_domains: str = field(default="", metadata={"help": "kinds of text to leave out, with commas between"})
+    settings: str = field(default="", metadata={"help": "settings to change, NAME=VALUE with commas between"})
     start: str = field(default="", metadata={"help": "policy file whose weights to start from"})
     timesteps: int = field(default=100_000, metadata={"help": "environment steps (blocks), over all environments"})
     seed: int = field(default=0, metadata={"help": "seed of weights, episodes and actions"})
@@ -80,3 +81,26 @@ def hyperparameters(algorithm: str, env_id: str, reward: str) -> dict[str, Any]:
     if reward not in table[env_id]:
         raise ValueError(f"reward must be one of {', '.join(table[env_id])} for {algorithm}, got {reward!r}")
     return dict(table[env_id][reward])
+
+
+def parsed_settings(text: str) -> dict[str, Any]:
+    """Settings written as ``"credit=episode,rollouts=8"``.
+
+    Raises:
+        ValueError: another form.
+    """
+    changed = {}
+    for entry in filter(None, text.split(",")):
+        name, equals, value = entry.partition("=")
+        if not name.strip() or not equals or not value.strip():
+            raise ValueError(f"settings must be NAME=VALUE with commas between, such as rollouts=8, got {entry!r}")
+        changed[name.strip()] = parsed_value(value.strip())
+    return changed
+
+
+def parsed_value(text: str) -> Any:
+    """A number, a truth or a word, as YAML has it; but YAML takes 1e-3 for a word."""
+    try:
+        return float(text) if "e" in text.lower() and not text.isalpha() else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from eval.tables import csv_text
 from train.__main__ import add_arguments
-from train.agent import TRAINERS
-from train.arguments import Arguments, hyperparameters
+from train.agent import TRAINERS, settings_of
+from train.arguments import Arguments, parsed_value
 from train.environment import make_env
 from wdmoe_env.policies import make_policy
 from wdmoe_env.writing import held_folder, write_whole
@@ -61,15 +60,7 @@ def parsed(entry: str) -> tuple[str, list[Any]]:
     name, equals, values = entry.partition("=")
     if not name or not equals or not values:
         raise ValueError(f"expected an entry of the grid such as learning_rate=1e-3,2e-3, got {entry!r}")
-    # YAML takes 1e-3 for a word.
-    return name, [_number(value) for value in values.split(",")]
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text) if "e" in text.lower() and not text.isalpha() else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
-        return text
+    return name, [parsed_value(value) for value in values.split(",")]
 
 
 def search(arguments: Arguments, grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -83,7 +74,7 @@ def search(arguments: Arguments, grid: dict[str, list[Any]]) -> Iterator[dict[st
         ValueError, TypeError, OSError: an unknown setting, or what ``train.agent.train`` raises.
     """
     arguments.check()
-    settings = hyperparameters(arguments.algorithm, arguments.env_id, arguments.reward)
+    settings = settings_of(arguments)
     unknown = sorted(set(grid) - set(settings))
     if unknown:
         raise ValueError(f"expected settings of {', '.join(settings)}, got {unknown[0]!r}")

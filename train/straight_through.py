@@ -6,7 +6,6 @@ Reads top to bottom: settings, simulator, network, updates, saving. Every update
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.logger import Logger
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from train.arguments import Arguments
-from train.checkpoint import check_weights, load_checkpoint, save_checkpoint
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import architecture_of, make_env, start_from
-from train.folder import card, curves, open_run
+from train.folder import card, open_run
 from train.progress import goes_on, policy_path
-from wdmoe_env.actions import DECISIONS, LOGIT_SCALE, PARTS, BandwidthPart, ExpertsPart, settled_plan
+from train.updates import LAST_LEARNING_RATE, learn, share_loss, terms_of, windows_without
+from wdmoe_env.actions import DECISIONS, PARTS, BandwidthPart, ExpertsPart, settled_plan
 from wdmoe_env.metrics import RewardFunction, reward_function
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.features import Features, ObservationTensors
@@ -36,9 +34,6 @@ from wdmoe_env.relaxed import Draw, RelaxedEpisodes, observation_tensors, relaxe
 from wdmoe_env.simulator import Simulator
 
 Generators = list[np.random.Generator]
-
-LOG_EVERY = 10  # updates
-LAST_LEARNING_RATE = 0.05  # of the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +165,8 @@ class Trainer:
         actor = Actor(self.network, noise)
         episodes = relaxed_episodes(self.simulator, generators, actor, windows)
         returns = episode_returns(episodes, self.reward, self.settings.divergence_share).mean()
-        share_loss = self._share_loss(actor, episodes) if self.joint else torch.zeros(())
-        loss = share_loss - returns - entropy_weight * actor.entropy
+        missed = self._missed_shares(actor, episodes) if self.joint else torch.zeros(())
+        loss = missed - returns - entropy_weight * actor.entropy
         latency, vanilla = (
             sum(getattr(block, name) for block in episodes.blocks) for name in ("latency_ms", "vanilla_latency_ms")
         )
@@ -182,7 +177,7 @@ class Trainer:
             "divergence": episodes.divergence.mean(),
             "entropy": actor.entropy,
         }
-        return loss, values | ({"share_loss": share_loss} if self.joint else {})
+        return loss, values | ({"share_loss": missed} if self.joint else {})
 
     def save(self, path: Path, timesteps: int) -> None:
         """Write a checkpoint."""
@@ -192,15 +187,13 @@ class Trainer:
         """Go on from a checkpoint; returns its environment steps."""
         return load_checkpoint(path, self.network, {"optimizer": self.optimizer})
 
-    def _share_loss(self, actor: Actor, episodes: RelaxedEpisodes) -> Tensor:
-        """Mean over loaded devices of the squared error in the logarithm of the share, against the optimum."""
-        total = torch.zeros(())
-        for (features, selection), block in zip(actor.seen, episodes.blocks, strict=True):
-            logits, loaded = self.network.share_logits(features, selection)
-            scaled = (LOGIT_SCALE * logits).masked_fill(~loaded, -torch.inf).log_softmax(-1)
-            error = torch.where(loaded, scaled - block.shares.clamp_min(1e-6).log(), 0.0)
-            total = total + (error**2).sum() / loaded.sum()
-        return total / len(episodes.blocks)
+    def _missed_shares(self, actor: Actor, episodes: RelaxedEpisodes) -> Tensor:
+        """Mean over the blocks of the loss in the shares."""
+        losses = [
+            share_loss(self.network, features, selection, block.shares)
+            for (features, selection), block in zip(actor.seen, episodes.blocks, strict=True)
+        ]
+        return torch.stack(losses).mean()
 
 
 def episode_returns(episodes: RelaxedEpisodes, reward: RewardFunction, divergence_share: float) -> Tensor:
@@ -208,35 +201,9 @@ def episode_returns(episodes: RelaxedEpisodes, reward: RewardFunction, divergenc
     lost = divergence_share * episodes.divergence + (1.0 - divergence_share) * episodes.added_nll
     returns = torch.zeros_like(lost)
     for index, block in enumerate(episodes.blocks):
-        terms: dict[str, Any] = {
-            "gate_weight_served": block.gate_weight_served,
-            "block_latency_ms": block.latency_ms,
-            "vanilla_latency_ms": block.vanilla_latency_ms,
-            "wlr": block.gate_weight_served / block.latency_ms,
-            "latency_ratio": block.latency_ms / block.vanilla_latency_ms,
-            "added_nll": lost if index + 1 == len(episodes.blocks) else torch.zeros_like(lost),
-        }
-        returns = returns + reward(terms)
+        last = index + 1 == len(episodes.blocks)
+        returns = returns + reward(terms_of(block, lost if last else torch.zeros_like(lost)))
     return returns
-
-
-def windows_without(simulator: Simulator, domains: str) -> NDArray[np.int64]:
-    """Indices of the windows of all kinds of text but some.
-
-    Args:
-        simulator: of the windows.
-        domains: names with commas between.
-
-    Raises:
-        ValueError: an unknown kind, or none is left.
-    """
-    names = np.array(simulator.source.windows.domains)
-    out = [name.strip() for name in domains.split(",") if name.strip()]
-    unknown = sorted(set(out) - set(names))
-    left = np.flatnonzero(~np.isin(names, out))
-    if unknown or not left.size:
-        raise ValueError(f"without_domains must leave some of {', '.join(sorted(set(names)))}, got {domains!r}")
-    return left
 
 
 def train_straight_through(arguments: Arguments, settings: dict[str, Any]) -> Path:
@@ -267,45 +234,3 @@ def train_straight_through(arguments: Arguments, settings: dict[str, Any]) -> Pa
         )
     env.close()
     return path
-
-
-def learn(trainer: Trainer, arguments: Arguments, checkpoint: Path, done: int, steps: int) -> dict[str, float]:
-    """Learn for the updates that are left, with curves and checkpoints.
-
-    Args:
-        trainer: where the run stands.
-        arguments: of the run.
-        checkpoint: path of it.
-        done: updates so far.
-        steps: environment steps of an update.
-
-    Returns:
-        What the last update came to, by name; nothing where none was left.
-
-    Raises:
-        ValueError: the weights are not finite any more; what was saved before stays.
-    """
-    updates = -(-arguments.timesteps // steps)
-    every = max(1, arguments.checkpoint_every // steps)
-    results: dict[str, float] = {}
-    progress = tqdm(total=updates * steps, initial=done * steps, unit="block", disable=not arguments.progress)
-    with closing(curves(Path(arguments.out), done * steps)) as log, progress as bar:
-        for number in range(done, updates):
-            results = trainer.update(number, progress=number / updates)
-            now, last = (number + 1) * steps, number + 1 == updates
-            check_weights(trainer.network, now)
-            bar.update(steps)
-            if last or (number + 1) % LOG_EVERY == 0:
-                bar.set_postfix({name: f"{value:.4g}" for name, value in results.items()})
-                record(log, results, now)
-            if last or (number + 1) % every == 0:
-                trainer.save(checkpoint, now)
-    return results
-
-
-def record(log: Logger, results: dict[str, float], timesteps: int) -> None:
-    """Add a point to the curves."""
-    for name, value in results.items():
-        log.record(f"train/{name}", value)
-    log.record("time/total_timesteps", timesteps)
-    log.dump(timesteps)

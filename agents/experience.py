@@ -1,0 +1,214 @@
+"""Experience of a token-wise learner: K rollouts of each window on one channel, with what every choice came to.
+
+The model runs without gradients, as in the environment. A block's reward has a gradient by the probabilities of its
+pairs, through the prices of the devices at the bandwidth optimum, so no draw has to tell what a pair costs. What a
+choice does to the text shows at the end of the pass, token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from wdmoe_env.moe.finite import check_finite
+from wdmoe_env.moe.split import SplitModel
+from wdmoe_env.observations import Block
+from wdmoe_env.policies.distribution import ActionDistribution
+from wdmoe_env.policies.features import Features
+from wdmoe_env.policies.network import TokenSharedNetwork
+from wdmoe_env.relaxed import Draw, RelaxedBlock, observation_tensors, relaxed_block
+from wdmoe_env.simulator import Simulator
+
+ROWS_AT_ONCE = 512
+"""Tokens whose predictions are compared at once: their logits stay in memory that the process holds."""
+
+BlockReward = Callable[[RelaxedBlock], Tensor]
+"""Rewards (N,) of a block, without what the text's loss costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One block of N rollouts: what was seen, drawn, and earned.
+
+    Attributes:
+        seen: what the network looked at, M pairs.
+        drawn: (M,) 0 or 1, which pairs were drawn.
+        log_prob: (N * J,) log-probability of each token's draws.
+        slope: (M,) gradient of the rollout's block reward by the probability of the pair.
+        reward: (N,) block reward, without the text's.
+        selection: (N, J, E) bool, what ran.
+        shares: (N, U) optimal shares for it.
+        latency_ms: (N,) block latency.
+        vanilla_latency_ms: (N,) that of the own routing at equal shares.
+        deviation: (N, J) mean square of the hidden state less that of the own routing, before the block.
+    """
+
+    seen: Features
+    drawn: Tensor
+    log_prob: Tensor
+    slope: Tensor
+    reward: Tensor
+    selection: Tensor
+    shares: Tensor
+    latency_ms: Tensor
+    vanilla_latency_ms: Tensor
+    deviation: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """K rollouts of each of W windows; the N = W * K rollouts of a window stand together.
+
+    Attributes:
+        choices: one for each block.
+        mask: (N, J) True where there is a token.
+        divergence: (N, J) of the predictions from those of the own routing, nats; 0 at padding.
+        added_nll: (N, J) more negative log-likelihood than under the own routing, nats; 0 at padding.
+    """
+
+    choices: tuple[Choice, ...]
+    mask: Tensor
+    divergence: Tensor
+    added_nll: Tensor
+
+
+def gather(
+    network: TokenSharedNetwork,
+    simulator: Simulator,
+    generators: Sequence[Callable[[], np.random.Generator]],
+    windows: NDArray[np.int64],
+    rollouts: int,
+    reward: BlockReward,
+    noise: torch.Generator,
+) -> Experience:
+    """Roll a network out.
+
+    Args:
+        network: draws the selections.
+        simulator: the configuration's.
+        generators: W makers of the generator of a window's channel; each of its rollouts has the same.
+        windows: (W,) indices of windows.
+        rollouts: K.
+        reward: of a block; differentiable.
+        noise: of the draws.
+
+    Raises:
+        FloatingPointError: what the model hands out is not finite.
+    """
+    repeated = np.repeat(windows, rollouts)
+    repeated, trace = simulator.draw([make() for make in generators for _ in range(rollouts)], repeated)
+    model, view, choices = simulator.source.model, simulator.view(repeated, trace), []
+    token_ids, mask, targets = simulator.source.tokens(repeated)
+    with (
+        closing(model.forward(token_ids, mask, _rows, inference=True)) as run,
+        closing(model.forward(token_ids[::rollouts], mask[::rollouts], _rows, inference=True)) as own,
+    ):
+        while run.block is not None and own.block is not None:
+            deviation = deviations(run.block.hidden_states, own.block.hidden_states, mask)
+            block = view.block([run.block])
+            choices.append(choose(network, block, deviation, reward, noise, simulator.config.min_share))
+            run.resume(choices[-1].selection.flatten(0, 1))
+            own.resume(None)
+        divergence, added_nll = text_losses(model, run.result, own.result, mask, targets)
+    return Experience(tuple(choices), mask, divergence, added_nll)
+
+
+def deviations(hidden: Tensor, own: Tensor, mask: Tensor) -> Tensor:
+    """(N, J) mean square of the difference of hidden states (N * J, H) from the own routing's (W * J, H)."""
+    rollouts = len(hidden) // len(own)
+    apart = hidden.float().view(-1, rollouts, mask.shape[1], hidden.shape[-1]) - own.float().view(
+        -1, 1, mask.shape[1], own.shape[-1]
+    )
+    return (apart.square().mean(-1).view(mask.shape) * mask).clone()
+
+
+def _rows(rows: Tensor) -> Tensor:
+    return rows
+
+
+def choose(
+    network: TokenSharedNetwork,
+    block: Block,
+    deviation: Tensor,
+    reward: BlockReward,
+    noise: torch.Generator,
+    min_share: float,
+) -> Choice:
+    """Draw for a block, and work out what the draw earns and what every pair would."""
+    with torch.no_grad():
+        distribution = ActionDistribution(network, observation_tensors(block), "selection")
+        seen, logits = distribution.seen, distribution.logits
+        drawn = (torch.rand(logits.shape, generator=noise) < logits.sigmoid()).to(logits.dtype)
+        log_prob = token_log_probs(seen, logits, drawn)
+        used = seen.spread(drawn) > 0.5
+    probs = seen.spread(logits.sigmoid()).requires_grad_()
+    outcome = relaxed_block(block, Draw(used, probs, seen.candidates), min_share)
+    earned = reward(outcome)
+    (slope,) = torch.autograd.grad(earned.sum(), probs)
+    return Choice(
+        seen=seen,
+        drawn=drawn,
+        log_prob=log_prob,
+        slope=seen.at(slope),
+        reward=earned.detach(),
+        selection=used | distribution.stranded(used),
+        shares=outcome.shares,
+        latency_ms=outcome.latency_ms.detach(),
+        vanilla_latency_ms=outcome.vanilla_latency_ms,
+        deviation=deviation,
+    )
+
+
+def token_log_probs(seen: Features, logits: Tensor, drawn: Tensor) -> Tensor:
+    """Log-probability (N * J,) of each token's draws: the sum over its pairs; 0 where it has none.
+
+    Args:
+        seen: of M pairs.
+        logits: (M,) log-odds of using each.
+        drawn: (M,) 0 or 1.
+    """
+    of_pair = -functional.binary_cross_entropy_with_logits(logits, drawn, reduction="none")
+    empty = logits.new_zeros(seen.candidates.shape[0] * seen.candidates.shape[1])
+    return empty.index_add(0, torch.from_numpy(seen.pairs.token), of_pair)
+
+
+def text_losses(model: SplitModel, rows: Tensor, own: Tensor, mask: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Divergence and added NLL of each token, both (N, J).
+
+    Args:
+        model: that was run.
+        rows: (N, J, H) last hidden states, or logits where the model makes them otherwise.
+        own: (W, J, H) those of the own routing on each window.
+        mask: (N, J) True where there is a token.
+        targets: (N, J) the tokens that follow.
+    """
+    with torch.inference_mode():
+        of_window = own.repeat_interleave(len(rows) // len(own), 0)
+        whole = rows.flatten(0, 1), of_window.flatten(0, 1), targets.flatten()
+        parts = [
+            _compared(_log_probs(model, here), _log_probs(model, there), target)
+            for here, there, target in zip(*(torch.split(one, ROWS_AT_ONCE) for one in whole), strict=True)
+        ]
+    losses: Any = torch.cat(parts, dim=1).clone().view(2, *targets.shape).masked_fill(~mask.bool(), 0.0)
+    check_finite(model.model, "scores of the text", losses.numpy(force=True))
+    return losses[0], losses[1]
+
+
+def _log_probs(model: SplitModel, rows: Tensor) -> Tensor:
+    logits: Tensor = rows if model.output_layer is None else model.output_layer(rows)
+    return logits.float().log_softmax(-1)
+
+
+def _compared(here: Tensor, own: Tensor, targets: Tensor) -> Tensor:
+    """(2, T) divergence of predictions (T, V) from the own routing's, and added NLL of the targets (T,)."""
+    divergence = functional.kl_div(here, own, reduction="none", log_target=True).sum(-1)
+    gained = (own - here).gather(-1, targets[:, None])[:, 0]
+    return torch.stack([divergence, gained])

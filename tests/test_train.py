@@ -27,6 +27,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint
 from train.environment import make_env
 from train.folder import open_run
 from train.progress import goes_on
+from train.updates import windows_without
 from wdmoe_env.policies import make_policy
 from wdmoe_env.writing import held_folder, is_temporary
 
@@ -40,7 +41,8 @@ def _small(monkeypatch):
     """A table of small settings in place of the shipped one."""
     real = agent.hyperparameters
     small = {
-        "ppo": SMALL,
+        "ppo": {"windows": 4, "rollouts": 2},
+        "sb3-ppo": SMALL,
         "straight-through": {"batch_size": 4},
         "sac": {"num_envs": 4, "batch_size": 16, "buffer_size": 1000},
     }
@@ -49,6 +51,10 @@ def _small(monkeypatch):
 
 def flags(out, *more):
     return ["--model", "micro", "--num-tokens", "8", "--no-progress", "--out", str(out), *more]
+
+
+def stock(out, *more):
+    return flags(out, "--algorithm", "sb3-ppo", *more)
 
 
 def weights(out):
@@ -67,7 +73,7 @@ def assert_weights(one, other, same):
 
 @pytest.mark.parametrize("env_id", ["WDMoE-v0", "WDMoE-Selection-v0", "WDMoE-Bandwidth-v0"])
 def test_training_ends_with_a_policy_that_acts(tmp_path, env_id, capsys):
-    assert main(flags(tmp_path / "run", "--timesteps", "64", "--env-id", env_id)) == 0
+    assert main(stock(tmp_path / "run", "--timesteps", "64", "--env-id", env_id)) == 0
     assert "policy.safetensors" in capsys.readouterr().out
     env = make_vec(4).unwrapped
     policy = make_policy(str(tmp_path / "run" / "policy.safetensors"), env)
@@ -85,10 +91,15 @@ def test_same_seed_same_policy_other_seed_another(tmp_path):
     assert_weights(weights(tmp_path / "a"), weights(tmp_path / "c"), same=False)
 
 
-def test_ppo_improves_wlr(tmp_path):
+def test_stock_ppo_improves_wlr(tmp_path):
     """Sixty rollouts lift the reward by more than chance does."""
     arguments = Arguments(
-        model="micro", num_tokens=8, timesteps=32 * 60, out=str(tmp_path / "run"), progress=False, seed=0
+        algorithm="sb3-ppo",
+        model="micro",
+        num_tokens=8,
+        timesteps=32 * 60,
+        out=str(tmp_path / "run"),
+        progress=False,
     )
     path = agent.train(arguments)
     env = make_vec(256, "WDMoE-Selection-v0").unwrapped
@@ -110,9 +121,9 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(sb3.Checkpoints, "_on_step", killed)
-        assert main(flags(run, "--timesteps", "160", "--checkpoint-every", "32")) == 130
+        assert main(stock(run, "--timesteps", "160", "--checkpoint-every", "32")) == 130
     assert not (run / "policy.safetensors").exists()
-    assert main(flags(run, "--timesteps", "160", "--resume")) == 0
+    assert main(stock(run, "--timesteps", "160", "--resume")) == 0
     card = json.loads((run / "policy.json").read_text())
     assert card["timesteps"] == 160
     curves = {path.name: rows(path) for path in run.glob("progress*.csv")}
@@ -123,20 +134,20 @@ def test_a_killed_run_resumes(tmp_path, monkeypatch):
 
 def test_a_run_is_resumed_as_what_it_was_or_not_at_all(tmp_path, capsys):
     run = tmp_path / "run"
-    main(flags(run, "--timesteps", "32"))
+    main(stock(run, "--timesteps", "32"))
     before = (run / "arguments.json").read_text()
     capsys.readouterr()
-    assert main(flags(run, "--resume", "--env-id", "WDMoE-v0")) == 2
+    assert main(stock(run, "--resume", "--env-id", "WDMoE-v0")) == 2
     assert "was begun with env_id='WDMoE-Selection-v0', got 'WDMoE-v0'" in capsys.readouterr().err
     assert (run / "arguments.json").read_text() == before
     card = (run / "policy.json").read_text()
-    assert main(flags(run, "--timesteps", "32", "--resume")) == 0
+    assert main(stock(run, "--timesteps", "32", "--resume")) == 0
     assert (run / "policy.json").read_text() == card
     assert json.loads(card)["final_mean_return"] > 0
 
 
 def test_a_checkpoint_restores_weights_and_moments(tmp_path):
-    main(flags(tmp_path / "run", "--timesteps", "64"))
+    main(stock(tmp_path / "run", "--timesteps", "64"))
     file = tmp_path / "run" / "checkpoint.safetensors"
     arguments = Arguments(model="micro", num_tokens=8)
     policies = [fresh_policy(arguments) for _ in range(2)]
@@ -198,7 +209,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, capsys):
     assert "expected a checkpoint of this policy" in capsys.readouterr().err
 
 
-def test_every_setting_of_the_shipped_table_is_ppos(tmp_path):
+def test_every_setting_of_the_shipped_table_is_stock_ppos(tmp_path):
     import inspect
 
     from stable_baselines3 import PPO
@@ -206,7 +217,7 @@ def test_every_setting_of_the_shipped_table_is_ppos(tmp_path):
     known = set(inspect.signature(PPO).parameters) | {"num_envs"}
     for env_id in ("WDMoE-v0", "WDMoE-Selection-v0", "WDMoE-Bandwidth-v0"):
         for reward in ("wlr", "wlr_device", "latency_quality"):
-            assert set(hyperparameters("ppo", env_id, reward)) <= known
+            assert set(hyperparameters("sb3-ppo", env_id, reward)) <= known
 
 
 def test_help_names_every_argument(capsys):
@@ -296,7 +307,7 @@ def test_ppo_goes_on_from_a_policy(tmp_path, capsys):
 def test_domains_are_left_out(tmp_path, capsys):
     simulator = make_env(Arguments(model="micro", num_tokens=8), 1).unwrapped.simulator
     names = np.array(simulator.source.windows.domains)
-    left = straight_through.windows_without(simulator, "code, french")
+    left = windows_without(simulator, "code, french")
     assert set(names[left]) == set(names) - {"code", "french"}
     assert main(gradient_flags(tmp_path / "run", "--without-domains", "poetry")) == 2
     assert "without_domains must leave some of code" in capsys.readouterr().err
@@ -349,7 +360,7 @@ def test_a_search_ranks_its_grid_and_goes_on_where_it_was(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-KINDS = {"ppo": 32, "straight-through": 48, "sac": 160}
+KINDS = {"ppo": 48, "sb3-ppo": 32, "straight-through": 48, "sac": 160}
 """Algorithms, and the environment steps of a short run in which each has learned."""
 
 
@@ -488,7 +499,8 @@ def test_weights_that_are_not_finite_end_the_training_and_keep_what_was_saved(
 def lose_weights_after(monkeypatch, kind, updates):
     """Make an algorithm's update leave NaN in one weight of its actor."""
     owner, name = {
-        "ppo": ("train.ppo.PPO", "train"),
+        "ppo": ("train.ppo.Trainer", "update"),
+        "sb3-ppo": ("train.sb3_ppo.PPO", "train"),
         "sac": ("train.sac.SAC", "train"),
         "straight-through": ("train.straight_through.Trainer", "update"),
     }[kind]

@@ -681,7 +681,7 @@ def test_arguments_that_cannot_be_read_are_named(tmp_path, capsys, text):
 
 def test_a_disk_that_fills_up_is_named_and_leaves_the_checkpoint(tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    main(flags(run, "--timesteps", "32"))
+    main(stock(run, "--timesteps", "32"))
     before = {name: (run / name).read_bytes() for name in ("checkpoint.safetensors", "policy.safetensors")}
 
     def full(self):
@@ -689,7 +689,7 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_checkpoint(tmp_path, capsy
 
     monkeypatch.setattr(sb3.Checkpoints, "_on_step", full)
     capsys.readouterr()
-    assert main(flags(run, "--timesteps", "64", "--resume")) == 2
+    assert main(stock(run, "--timesteps", "64", "--resume")) == 2
     error = capsys.readouterr().err
     assert f"cannot write in {run}: No space left on device" in error
     assert {name: (run / name).read_bytes() for name in before} == before

@@ -13,6 +13,7 @@ from train.arguments import CHECKPOINT, Arguments
 EXAMPLES = """
 examples:
   python -m train                                             # selection, reward "wlr", into runs/ppo
+  python -m train --settings rollouts=8,critic=none --out runs/changed # settings of train/hyperparameters.yml
   python -m train --reward latency_quality --quality-weight 20 --out runs/quality
   python -m train --env-id WDMoE-v0 --out runs/joint          # learns the bandwidth shares too
   python -m train --algorithm straight-through --hidden-states --reward latency_quality --out runs/gradient
@@ -32,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m train",
-        description="Train a policy on the batched WDMoE environment: PPO, straight through the model, or stock SAC.",
+        description="Train a policy on the batched WDMoE environment: PPO by tokens, straight through the model, or stock.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -129,7 +129,9 @@ def member(policy: str) -> Member:
     apart = ", own shares" if arguments.get("env_id") == "WDMoE-v0" else ""
     without = _field(policy, arguments, "without_domains", str, "")
     apart += f", without {without}"[:MOST_NAME_LENGTH] if without else ""
-    if reward != "latency_quality":
+    if reward == "latency_divergence":
+        apart = f", by divergence{apart}"
+    elif reward != "latency_quality":
         return Member(policy, family, reward + apart, None, seed, True)
     return Member(policy, family, f"quality {weight:g}{apart}", weight, seed, True)
 

@@ -31,7 +31,7 @@ class Arguments:
     )
     env_id: str = field(default="WDMoE-Selection-v0", metadata={"help": "environment id"})
     model: str = field(default="tiny", metadata={"help": "language model: tiny, micro, or a checkpoint folder"})
-    reward: str = field(default="wlr", metadata={"help": "wlr, wlr_device or latency_quality"})
+    reward: str = field(default="wlr", metadata={"help": "wlr, wlr_device, latency_quality or latency_divergence"})
     quality_weight: float = field(default=10.0, metadata={"help": "cost of a nat of added NLL in latency_quality"})
     num_tokens: int = field(default=32, metadata={"help": "tokens of a window"})
     hidden_states: bool = field(default=False, metadata={"help": "let the actor read the model's hidden states"})

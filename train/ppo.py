@@ -32,6 +32,10 @@ from wdmoe_env.relaxed import RelaxedBlock
 from wdmoe_env.simulator import Simulator
 
 
+QUALITY_REWARDS = ("latency_quality", "latency_divergence")
+"""Rewards that pay for the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Of the optimisation, from ``hyperparameters.yml``; what is not here is of ``agents.token_ppo.Objective``.
@@ -69,7 +73,7 @@ class Trainer:
     def __init__(self, arguments: Arguments, settings: dict[str, Any], simulator: Simulator, joint: bool) -> None:
         own = {field.name for field in fields(Settings)}
         self.settings = Settings(**{name: value for name, value in settings.items() if name in own})
-        quality_weight = arguments.quality_weight if arguments.reward == "latency_quality" else 0.0
+        quality_weight = arguments.quality_weight if arguments.reward in QUALITY_REWARDS else 0.0
         others = {name: value for name, value in settings.items() if name not in own}
         self.objective = Objective(quality_weight=quality_weight, rollouts=self.settings.rollouts, **others)
         self.simulator, self.joint, self.seed = simulator, joint, arguments.seed

@@ -38,12 +38,12 @@ class Updates(Protocol):
         """Write a checkpoint."""
 
 
-def terms_of(block: RelaxedBlock, added_nll: Tensor) -> dict[str, Any]:
+def terms_of(block: RelaxedBlock, lost: Tensor) -> dict[str, Any]:
     """Terms (N,) of the environment's reward, with the gradients of a relaxed block.
 
     Args:
         block: of N episodes.
-        added_nll: (N,) what the text lost, in nats; 0 before the last block.
+        lost: (N,) what the text lost, in nats, by its NLL or its divergence; 0 before the last block.
     """
     return {
         "gate_weight_served": block.gate_weight_served,
@@ -51,7 +51,8 @@ def terms_of(block: RelaxedBlock, added_nll: Tensor) -> dict[str, Any]:
         "vanilla_latency_ms": block.vanilla_latency_ms,
         "wlr": block.gate_weight_served / block.latency_ms,
         "latency_ratio": block.latency_ms / block.vanilla_latency_ms,
-        "added_nll": added_nll,
+        "added_nll": lost,
+        "divergence": lost,
     }
 
 

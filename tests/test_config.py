@@ -239,7 +239,6 @@ RANGES = [
     ("devices", "count", 1, 10**6),
     ("deployment", "hidden_size", 1, 2**20),
     ("deployment", "intermediate_size", 1, 2**24),
-    ("deployment", "bits_per_element", 1, 1024),
 ]
 
 

@@ -20,6 +20,7 @@ FLOORS = (
     "named",
     "reading",
     "writing",
+    "precision",
     "config",
     "physics",
     "radio",

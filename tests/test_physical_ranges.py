@@ -61,7 +61,7 @@ DEPLOYMENTS = st.builds(
     DeploymentConfig,
     hidden_size=st.sampled_from([1, 4096, 2**20]),
     intermediate_size=st.sampled_from([1, 14336, 2**24]),
-    bits_per_element=st.sampled_from([1, 16, 1024]),
+    link_bits=st.sampled_from([16, 8, 4]),
 )
 
 

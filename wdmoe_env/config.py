@@ -26,6 +26,7 @@ from wdmoe_env.checks import (
     plain_path,
     shown,
 )
+from wdmoe_env.precision import LINK_BITS, payload_bits
 
 PathLoss = Literal["umi_los", "umi_nlos", "uma_los", "uma_nlos", "log_distance", "free_space"]
 Fading = Literal["rayleigh", "rician", "nakagami", "none"]
@@ -60,6 +61,9 @@ CHANNEL_RANGES = {
     "shadowing_std_db": (0.0, 30.0),
 }
 """Least and greatest value of each number of ``ChannelConfig``."""
+
+FORMER_NAMES = {"bits_per_element": "link_bits"}
+"""Fields of configurations written by former versions, and what they are called now."""
 
 # SwiGLU's activation on one hidden unit: exp, add, divide, multiply by x, multiply by the linear branch.
 ACTIVATION_FLOPS = 5
@@ -190,25 +194,31 @@ class DeploymentConfig:
     Attributes:
         hidden_size: width m of a hidden state, at most 2**20.
         intermediate_size: inner width m_h of a SwiGLU expert, at most 2**24.
-        bits_per_element: bits of one element of a hidden state on the link, at most 1024.
+        link_bits: bits of one element of a hidden state on the link: 16 rounds nothing; under 8 and 4 what goes down
+            and what comes back is rounded in the running model, see ``wdmoe_env.precision``. A mapping may call it
+            ``bits_per_element``, its former name.
 
     Raises:
-        ValueError: a field is not a whole number of at least 1, or is above its bound.
+        ValueError: a field is not a whole number of at least 1, or is above its bound; or other bits.
     """
 
     hidden_size: int = 4096
     intermediate_size: int = 14336
-    bits_per_element: int = 16
+    link_bits: int = 16
 
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""
-        for name, most in (("hidden_size", 2**20), ("intermediate_size", 2**24), ("bits_per_element", 1024)):
+        for name, most in (("hidden_size", 2**20), ("intermediate_size", 2**24)):
             _put(self, name, check_integer(name, getattr(self, name), at_least=1, at_most=most))
+        bits = plain(self.link_bits)
+        if isinstance(bits, bool) or not isinstance(bits, int) or bits not in LINK_BITS:
+            raise ValueError(f"link_bits must be 16, 8 or 4, got {shown(bits)}")
+        _put(self, "link_bits", bits)
 
     @property
     def payload_bits(self) -> int:
-        """L of equation (5): bits of one hidden state."""
-        return self.hidden_size * self.bits_per_element
+        """L of equation (5): bits of one hidden state, its scale included where it is rounded."""
+        return payload_bits(self.hidden_size, self.link_bits)
 
     @property
     def expert_flops(self) -> int:
@@ -368,6 +378,7 @@ def from_mapping(kind: type[ConfigT], values: Mapping[Any, Any], prefix: str = "
         TypeError: a key is no string, or not a field; the message names the nearest ones.
     """
     known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values = _with_present_names(known, values, prefix)
     for key in values:
         if not isinstance(key, str):
             name = prefix.rstrip(".") or "config"
@@ -377,6 +388,20 @@ def from_mapping(kind: type[ConfigT], values: Mapping[Any, Any], prefix: str = "
             # In Python's own words: TorchRL looks for them, and then leaves out the keyword that it tried.
             raise TypeError(f"unexpected keyword argument {prefix + key!r}; the nearest known are {near}")
     return kind(**values)
+
+
+def _with_present_names(known: list[str], values: Mapping[Any, Any], prefix: str) -> Mapping[Any, Any]:
+    """The values with fields of former versions under the names that they have now.
+
+    Raises:
+        TypeError: a field under both names.
+    """
+    for former, name in FORMER_NAMES.items():
+        if former in values and name in known:
+            if name in values:
+                raise TypeError(f"expected {prefix + name!r} or its former name {former!r}, got both")
+            values = {name if key == former else key: value for key, value in values.items()}
+    return values
 
 
 def _is_model(value: Any) -> bool:

@@ -29,7 +29,6 @@ from wdmoe_env.checks import check_integer
 from wdmoe_env.episodes import check_tokens
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
-from wdmoe_env.moe.runner import Service
 from wdmoe_env.moe.split import SplitForward
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.rollout.passes import Passes
@@ -97,7 +96,7 @@ def generate(
     trace, num_blocks = scorer.channel.sample([channel_generator(seed)]), simulator.sizes.num_blocks
     forward = scorer.model.run(
         lambda model: model.generate(ids, attention_mask=torch.ones_like(ids), **options),
-        Service(simulator.runner, (0,)),
+        simulator.service(1),
     )
     passes: list[Terms] = []
     try:

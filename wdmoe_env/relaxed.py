@@ -128,10 +128,11 @@ def relaxed_episodes(
         blocks.append(relaxed_block(block, draw, simulator.config.min_share))
         return RelaxedSelection(draw.trapezoid().flatten(0, 1), draw.candidates.flatten(0, 1))
 
-    *inputs, targets = source.tokens(windows)
+    token_ids, attention_mask, targets = source.tokens(windows)
     mask = torch.from_numpy(source.windows.mask[windows])
-    own = source.model.own_logits(*inputs).float().log_softmax(-1)
-    log_probs = source.model.logits_under(decide, *inputs).float().log_softmax(-1)
+    service = simulator.service(len(windows))
+    own = source.model.own_logits(token_ids, attention_mask).float().log_softmax(-1)
+    log_probs = source.model.logits_under(decide, token_ids, attention_mask, service).float().log_softmax(-1)
 
     def mean(token_values: Tensor) -> Tensor:
         return (token_values * mask).sum(-1) / mask.sum(-1)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import load_episodes, tensors_of
+from wdmoe_env.moe.link import link_runner
 from wdmoe_env.moe.lockstep import LockStep
-from wdmoe_env.moe.runner import make_runner
+from wdmoe_env.moe.runner import Service, make_runner
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
 from wdmoe_env.physics.compute import device_flops
@@ -46,7 +47,9 @@ class Simulator:
         deployment = config.deployment
         if not isinstance(deployment, DeploymentConfig):
             deployment = DeploymentConfig(model.hidden_size, model.intermediate_size)
-        self.runner = None if config.runner == "local" else runner
+        self.link_bits = deployment.link_bits
+        placement = placement_matrix(config.placement, self.sizes)
+        self.runner = link_runner(None if config.runner == "local" else runner, placement, self.link_bits)
         if self.runner is not None:
             self.runner.open(model)
             weakref.finalize(self, self.runner.close)
@@ -54,7 +57,7 @@ class Simulator:
             config=config,
             model=model,
             sizes=self.sizes,
-            placement=placement_matrix(config.placement, self.sizes),
+            placement=placement,
             payload_s=deployment.payload_bits / config.channel.bandwidth_hz,
             compute_s=deployment.expert_flops / flops,
         )
@@ -92,7 +95,11 @@ class Simulator:
                 own routing; ``None`` where they are not.
         """
         own_rows = None if windows is None else self.source.own_predictions.rows(windows)
-        return LockStep(self.source.model, *tensors_of(texts), runner=self.runner, own_rows=own_rows)
+        return LockStep(self.source.model, *tensors_of(texts), self.runner, own_rows, self.link_bits)
+
+    def service(self, episodes: int) -> Service:
+        """Who runs the experts of a pass over N episodes, and what its link rounds to."""
+        return Service(self.runner, tuple(range(episodes)), self.link_bits)
 
     def reference_token_nll(self, windows: NDArray[np.int64]) -> Float:
         """NLL (N, J) in nats of each token, 0 at padding, under the own routing on windows (N,) of the split."""

@@ -66,13 +66,14 @@ _router_logits: ContextVar[Tensor] = ContextVar("_router_logits")
 
 
 @contextmanager
-def under(policy: ExpertChooser | None) -> Iterator[None]:
-    """A context whose policy is this one."""
-    token = policy_of_context.set(policy)
+def under(policy: ExpertChooser | None, service: Service | None = None) -> Iterator[None]:
+    """A context whose policy is this one, and whose experts are served by this one."""
+    chosen, served = policy_of_context.set(policy), service_of_context.set(service)
     try:
         yield
     finally:
-        policy_of_context.reset(token)
+        policy_of_context.reset(chosen)
+        service_of_context.reset(served)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,8 +229,8 @@ def _split_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top
         selection, weights = choice, combination_weights(own, gate_probs, choice.to(routed.device))
     service = service_of_context.get()
     runner = block.runner if service is None or service.runner is None else service.runner
-    sequences = () if service is None else service.sequences
-    return _serve(runner, ExpertCall(block.index, hidden_states, selection, weights, sequences), service)
+    sequences, bits = ((), 16) if service is None else (service.sequences, service.link_bits)
+    return _serve(runner, ExpertCall(block.index, hidden_states, selection, weights, sequences, bits), service)
 
 
 def _serve(runner: ExpertRunner, call: ExpertCall, service: Service | None) -> Tensor:

@@ -51,6 +51,7 @@ class LockStep:
         runner: runs the experts; ``None`` is the model's own.
         own_rows: (N, J, H) what the own routing comes to on the same texts, see ``SplitModel.own_rows``; with it, the
             scores hold a divergence.
+        link_bits: of an element that crosses the link, for a runner that rounds.
 
     Attributes:
         blocks: where each pass is paused, in the order of the sequences; empty after the last block.
@@ -64,12 +65,13 @@ class LockStep:
         targets: Tensor,
         runner: ExpertRunner | None = None,
         own_rows: Tensor | None = None,
+        link_bits: int = 16,
     ) -> None:
         self._thread = threading.get_ident()
         self._plan = _Plan.of(model, token_ids)
         own = () if own_rows is None else (own_rows,)
         parts = self._plan.parts(token_ids, attention_mask, targets, torch.arange(len(token_ids)), *own)
-        self._passes = self._plan.run([partial(_start, model, runner, *part) for part in parts])
+        self._passes = self._plan.run([partial(_start, model, runner, link_bits, *part) for part in parts])
         self.blocks = self._paused()
 
     def resume(self, selection: Tensor | None) -> None:
@@ -206,6 +208,7 @@ def _lane(process: int) -> ThreadPoolExecutor:
 def _start(
     model: SplitModel,
     runner: ExpertRunner | None,
+    link_bits: int,
     token_ids: Tensor,
     attention_mask: Tensor,
     targets: Tensor,
@@ -214,7 +217,7 @@ def _start(
 ) -> SplitForward:
     """A pass, paused at its first block, that is scored where it ends."""
     read_out = partial(score_tokens, targets=targets, layer=model.output_layer, own_rows=own_rows)
-    service = Service(runner, tuple(sequences.tolist()))
+    service = Service(runner, tuple(sequences.tolist()), link_bits)
     return model.forward(token_ids, attention_mask, read_out, inference=True, service=service)
 
 

@@ -44,6 +44,10 @@ class ExpertCall:
         selection: (T, E) bool, the pairs that are to be served.
         weights: (T, E) weight of each expert's output; read only where selected.
         sequences: N numbers of the episodes, whose rows follow each other; empty where the pass is of no episode.
+        link_bits: bits of an element that crosses the link; one number, or (T, U) int64 for each row's messages to and
+            from each device.
+        rows: (T,) for each row which row of the pass it is; ``None`` where these are all of them, in order.
+        num_rows: how many rows the pass has, where ``rows`` are given.
     """
 
     block: int
@@ -51,12 +55,17 @@ class ExpertCall:
     selection: Tensor
     weights: Tensor
     sequences: tuple[int, ...] = ()
+    link_bits: int | Tensor = 16
+    rows: Tensor | None = None
+    num_rows: int | None = None
 
     @property
     def episodes(self) -> NDArray[np.int64]:
         """Number of the episode of each row, (T,); -1 where the pass is of none."""
         sequences = self.sequences or (-1,)
-        return np.repeat(np.array(sequences, dtype=np.int64), len(self.hidden_states) // len(sequences))
+        count = len(self.hidden_states) if self.num_rows is None else self.num_rows
+        of_pass = np.repeat(np.array(sequences, dtype=np.int64), count // len(sequences))
+        return of_pass if self.rows is None else of_pass[self.rows.numpy(force=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,12 +117,14 @@ class Service:
     Attributes:
         runner: ``None`` is the model's own.
         sequences: numbers of the N episodes of the pass, whose rows follow each other.
+        link_bits: of the next call, as of ``ExpertCall``.
         unserved_pairs: (N,) pairs of the last block that were selected and not served.
         timings_s: of the last answer.
     """
 
     runner: ExpertRunner | None
     sequences: tuple[int, ...]
+    link_bits: int | Tensor = 16
     unserved_pairs: NDArray[np.int64] = field(init=False)
     timings_s: Mapping[str, float] = field(init=False, default_factory=dict)
 

@@ -149,7 +149,11 @@ class SplitModel:
             return self.logits_under(None, token_ids, attention_mask)
 
     def logits_under(
-        self, policy: ExpertChooser | None, token_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        policy: ExpertChooser | None,
+        token_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        service: Service | None = None,
     ) -> Tensor:
         """Logits (N, J, V) under a policy that is called at each block, in the modes of the caller, without stopping.
 
@@ -160,9 +164,10 @@ class SplitModel:
             policy: called at each block; ``None`` means the model's own routing.
             token_ids: (N, J) int64, as of ``forward``.
             attention_mask: (N, J), as of ``forward``.
+            service: who runs the experts, as of ``forward``; ``None`` is the model's own runner, for no episode.
         """
         inputs = self._inputs(token_ids, attention_mask)
-        with under(policy):
+        with under(policy, service):
             logits: Tensor = self.model(**inputs).logits
         return logits
 

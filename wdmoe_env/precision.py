@@ -70,6 +70,9 @@ def rounded(values: Values, bits: Any) -> Values:
     Args:
         values: (R, H).
         bits: 16, 8 or 4; or such numbers (R, 1) of each message, of the library of the values.
+
+    Raises:
+        ValueError: one number that is none of these.
     """
     if isinstance(bits, int):
         check_bits(bits)

@@ -117,7 +117,7 @@ class Service:
     Attributes:
         runner: ``None`` is the model's own.
         sequences: numbers of the N episodes of the pass, whose rows follow each other.
-        link_bits: of the next call, as of ``ExpertCall``.
+        link_bits: of the next call, one number or (T, U), as of ``ExpertCall``.
         unserved_pairs: (N,) pairs of the last block that were selected and not served.
         timings_s: of the last answer.
     """

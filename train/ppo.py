@@ -31,7 +31,6 @@ from wdmoe_env.policies.policy_file import save_policy
 from wdmoe_env.relaxed import RelaxedBlock
 from wdmoe_env.simulator import Simulator
 
-
 QUALITY_REWARDS = ("latency_quality", "latency_divergence")
 """Rewards that pay for the text."""
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m train",
-        description="Train a policy on the batched WDMoE environment: PPO by tokens, straight-through gradients, or stock.",
+        description="Train a policy on the batched WDMoE environment: PPO by tokens, the gradient, or stock.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -55,7 +55,11 @@ def parser() -> Parser:
     add("--suite", nargs="?", const="suite", metavar="FILE", help=suite)
     add("--suite-items", type=int, metavar="N", help="items, from each format and domain in proportion (all)")
     add("--seed", type=int, default=7, help="of episodes or items, policies and intervals (7)")
-    add("--split", type=split_of_texts, help="texts that the windows come from: train, test, or text:PATH (test)")
+    add(
+        "--split",
+        type=split_of_texts,
+        help="where windows come from: train, test, shifted or text:PATH (test)",
+    )
     add("--out", type=Path, help="results folder (runs/eval/TIME), or the page (DIR/report.html)")
     add("--overwrite", action="store_true", help="replace earlier results in --out")
     add("--model", help="tiny, micro, or the folder of a transformers mixture of experts (tiny)")
@@ -76,8 +80,10 @@ def split_of_texts(value: str) -> str:
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
-    if value not in ("train", "test") and not value.startswith("text:"):
-        raise argparse.ArgumentTypeError(f"invalid choice: {value!r}, expected train, test or text:PATH")
+    from wdmoe_env.text.windows import DOCUMENT_SPLITS
+
+    if value not in DOCUMENT_SPLITS and not value.startswith("text:"):
+        raise argparse.ArgumentTypeError(f"invalid choice: {value!r}, expected train, test, shifted or text:PATH")
     return value
 
 

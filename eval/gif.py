@@ -41,7 +41,12 @@ def parser() -> Parser:
     add("--policies", nargs=2, required=True, metavar="POLICY", help="two names, NAME:PARAMETER or files")
     add("--window", type=int, default=0, help="index of the text within its split (0)")
     add("--seed", type=int, default=0, help="of devices, shadowing and fading (0)")
-    add("--split", choices=("train", "test"), default="test", help="documents that the window comes from (test)")
+    add(
+        "--split",
+        choices=("train", "test", "shifted"),
+        default="test",
+        help="documents that the window comes from (test)",
+    )
     add("--model", default="tiny", help="tiny, micro, or the folder of a transformers mixture of experts (tiny)")
     add("--num-tokens", type=int, default=32, help="tokens of the window (32)")
     add("--seconds", type=float, default=2.5, help=f"that a picture stays, the last {LAST_HELD} times as long (2.5)")

@@ -20,6 +20,7 @@ from wdmoe_env.evaluation import Episodes, Measurements, play
 from wdmoe_env.policies import policy_names
 from wdmoe_env.policies.policy import Policy
 from wdmoe_env.text.suite import NUM_CHOICES, SUITE_TOKENS, Item, suite_file, window_rows
+from wdmoe_env.text.windows import DOCUMENT_SPLITS
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
 DEFAULTS: Mapping[str, Any] = {"split": "suite", "num_tokens": SUITE_TOKENS}
@@ -40,7 +41,7 @@ class SuiteConfig(RunConfig):
     def __post_init__(self) -> None:
         """Check every field, and put the reference in."""
         RunConfig.__post_init__(self)
-        if self.environment.split in ("train", "test") or names_texts(self.environment.split):
+        if self.environment.split in DOCUMENT_SPLITS or names_texts(self.environment.split):
             raise ValueError(f"split must be 'suite' or the file of a suite, got {self.environment.split!r}")
         if self.suite_items is not None:
             check_integer("suite_items", self.suite_items, at_least=1)

@@ -269,6 +269,17 @@ def test_train_and_test_windows_come_from_other_documents():
     assert np.mean([row.tobytes() in rows for row in test.token_ids]) < 0.005
 
 
+def test_shifted_windows_are_of_kinds_that_nothing_has_learned_from():
+    domains = [{document.domain for document in load_documents(split)} for split in ("train", "test", "shifted")]
+    assert domains[2] == {"sermons", "scripture", "database manual"}
+    assert not domains[2] & (domains[0] | domains[1])
+    windows = make(split="shifted", num_tokens=32).unwrapped.simulator.source.windows
+    learned = make(split="train", num_tokens=32).unwrapped.simulator.source.windows
+    rows = {row.tobytes() for row in learned.token_ids}
+    assert len(windows) > 2000
+    assert not any(row.tobytes() in rows for row in windows.token_ids)
+
+
 def test_step_needs_reset():
     env = make().unwrapped
     with pytest.raises(gym.error.ResetNeeded, match="expected reset"):

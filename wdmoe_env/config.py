@@ -33,7 +33,7 @@ Fading = Literal["rayleigh", "rician", "nakagami", "none"]
 Mobility = Literal["static", "gauss_markov"]
 DecisionKind = Literal["joint", "selection", "bandwidth"]
 ActionType = Literal["box", "dict"]
-Split = Literal["train", "test", "suite"]
+Split = Literal["train", "test", "shifted", "suite"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 ConfigT = TypeVar("ConfigT")
@@ -239,7 +239,8 @@ class EnvConfig:
         decision: what the action decides: ``"joint"`` is selection and shares; under ``"selection"`` the shares
             are solved exactly, under ``"bandwidth"`` the selection is the model's own. Each registered id sets it.
         num_tokens: tokens J of a window, at most as many as the model's context holds.
-        split: where the windows come from: ``"train"`` or ``"test"``, which are disjoint sets of documents, or the
+        split: where the windows come from: ``"train"`` or ``"test"``, which are disjoint sets of documents;
+            ``"shifted"``, text of kinds that neither the language model nor a policy has learned from; or the
             multiple-choice suite, ``"suite"`` for the one that ships or the path of another (.jsonl, .jsonl.gz), with
             a window for each choice of each item; see ``wdmoe_env.text.suite``. ``"text:PATH"`` takes texts of your
             own: JSON Lines (.jsonl, .jsonl.gz) with ``text`` and, if you like, ``domain``, a plain text, or a folder

@@ -25,7 +25,7 @@ from wdmoe_env.reading import shown
 from wdmoe_env.references import shipped_references
 from wdmoe_env.text.own import load_texts
 from wdmoe_env.text.suite import SuiteWindows, load_suite, suite_windows
-from wdmoe_env.text.windows import Document, TokenWindows, load_documents, token_windows
+from wdmoe_env.text.windows import DOCUMENT_SPLITS, Document, TokenWindows, load_documents, token_windows
 
 
 class EpisodeSource:
@@ -118,7 +118,7 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
     Args:
         model: a name or path, see ``load_model``.
         num_tokens: J.
-        split: ``"train"``, ``"test"``, ``"suite"``, the path of a suite, or ``"text:PATH"``.
+        split: ``"train"``, ``"test"``, ``"shifted"``, ``"suite"``, the path of a suite, or ``"text:PATH"``.
         device: torch device of the model.
         dtype: type of its weights.
 
@@ -136,7 +136,7 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
         )
     if texts is not None:
         windows = _windows_of(split, texts, split_model, num_tokens)
-    elif split in ("train", "test"):
+    elif split in DOCUMENT_SPLITS:
         windows = token_windows(load_documents(split), split_model.tokenizer.encode, num_tokens)
     else:
         windows = load_suite_windows(model, num_tokens, split, device, dtype).windows

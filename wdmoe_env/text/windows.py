@@ -65,8 +65,12 @@ class TokenWindows:
         )
 
 
+DOCUMENT_SPLITS = ("train", "test", "shifted")
+"""Splits of documents that ship."""
+
+
 def load_documents(split: str) -> list[Document]:
-    """Read the shipped documents of ``"train"`` or ``"test"``."""
+    """Read the shipped documents of one of ``DOCUMENT_SPLITS``."""
     path = resources.files("wdmoe_env") / "assets" / "text" / f"{split}.jsonl.gz"
     records = [parse_json(line) for _, line in numbered_lines(read_text(path))]
     return [Document(record["domain"], record["document"], record["text"]) for record in records]

@@ -33,7 +33,7 @@ def test_unknown_keyword_names_the_nearest(keywords, message):
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"split": "validation"}, "split must be one of train, test, suite, got 'validation'"),
+        ({"split": "validation"}, "split must be one of train, test, shifted, suite, got 'validation'"),
         ({"decision": "joined"}, "did you mean 'joint'"),
         ({"num_tokens": 0}, "num_tokens must be a whole number of at least 1, got 0"),
         ({"num_tokens": True}, "num_tokens must be a whole number"),

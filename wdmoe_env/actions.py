@@ -26,6 +26,7 @@ from wdmoe_env.config import ActionType, DecisionKind
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.physics.latency import Bool, Float, Load, any_over_last, device_load
+from wdmoe_env.physics.outages import next_best
 
 # exp(2 * 4) = 2981: the largest ratio between two shares that are not zero.
 LOGIT_SCALE = 4.0
@@ -47,6 +48,9 @@ class Plan:
         load: what the selection asks of each device.
         shares: (N, U) bandwidth shares, which sum to 1.
         repaired_tokens: (N,) tokens that the action left without an expert.
+        replaced_pairs: (N,) chosen pairs whose device is away, which the next best expert serves; ``None`` where no
+            device can be away.
+        unserved_tokens: (N,) tokens that go on without the block, since no expert is there; likewise.
     """
 
     block: Block
@@ -55,6 +59,8 @@ class Plan:
     load: Load
     shares: Float
     repaired_tokens: NDArray[np.int64]
+    replaced_pairs: NDArray[np.int64] | None = None
+    unserved_tokens: NDArray[np.int64] | None = None
 
 
 class ActionPart(ABC):
@@ -120,7 +126,8 @@ class ExpertsPart(ActionPart):
     """Which experts each token uses, (J, E) bool.
 
     In a flat action an expert is chosen where its score is above 0. A token left without an expert gets its most
-    probable one. Where the action does not hold this part, the model's own choice runs.
+    probable one. Where the action does not hold this part, the model's own choice runs. An expert whose device is away
+    gives its place to the next best one that is there; a token goes on without the block where none is there.
     """
 
     name, argument = "experts", "selection"
@@ -162,7 +169,10 @@ class ExpertsPart(ActionPart):
         """The plan with the selection (N, J, E), mended, or the model's own choice where ``value`` is ``None``."""
         block = plan.block
         wanted = block.routed if value is None else value
-        selection, repaired = repair_selection(wanted, block.gate_probs, block.token_mask)
+        present = block.present
+        if present is not None:
+            plan, wanted = _among_present(plan, wanted & block.token_mask[..., None], present)
+        selection, repaired = repair_selection(wanted, block.gate_probs, block.token_mask, present)
         load = device_load(selection, block.links.placement)
         return replace(plan, selection=selection, load=load, repaired_tokens=repaired)
 
@@ -414,22 +424,36 @@ class _DictCoder(_Coder):
 _CODERS: dict[ActionType, type[_Coder]] = {"box": _FlatCoder, "dict": _DictCoder}
 
 
-def repair_selection(selection: Bool, gate_probs: Float, token_mask: Bool) -> tuple[Bool, Any]:
+def _among_present(plan: Plan, wanted: Bool, present: Bool) -> tuple[Plan, Bool]:
+    """The plan with what the absence of devices leads to counted, and the experts wanted (N, J, E) that are there."""
+    tokens = plan.block.token_mask
+    wanted, replaced = next_best(wanted, plan.block.gate_probs, present)
+    unserved = np.where(present.any(axis=-1), 0, tokens.sum(axis=-1))
+    return replace(plan, replaced_pairs=replaced, unserved_tokens=unserved), wanted
+
+
+def repair_selection(
+    selection: Bool, gate_probs: Float, token_mask: Bool, present: Bool | None = None
+) -> tuple[Bool, Any]:
     """Give every token without an expert its most probable one, and clear padding.
 
     Args:
         selection: (N, J, E).
         gate_probs: (N, J, E).
         token_mask: (N, J).
+        present: (N, E) experts that are there; ``None`` is all. Where none is, a token stays without an expert.
 
     Returns:
         The mended selection and the number of mended tokens (N,).
     """
     left_out = token_mask > any_over_last(selection)
     mended = selection & token_mask[..., None]
+    if present is not None:
+        left_out &= present.any(axis=-1, keepdims=True)
     if left_out.any():
         rows = np.nonzero(left_out)
-        mended[(*rows, gate_probs[rows].argmax(axis=-1))] = True
+        probs = gate_probs[rows] if present is None else np.where(present[rows[0]], gate_probs[rows], -np.inf)
+        mended[(*rows, probs.argmax(axis=-1))] = True
     return mended, left_out.sum(axis=-1)
 
 

@@ -64,6 +64,14 @@ CHANNEL_RANGES = {
 
 FORMER_NAMES = {"bits_per_element": "link_bits"}
 """Fields of configurations written by former versions, and what they are called now."""
+DEVICE_RANGES = {
+    "utilization": (1e-6, 1.0),
+    "speed_mps": (0.0, 1e5),
+    "mobility_memory": (0.0, 1.0),
+    "outage_mean_s": (0.0, 1e9),
+    "uptime_mean_s": (1e-6, 1e9),
+}
+"""Least and greatest value of each number of ``DeviceConfig`` that is no size or place."""
 
 # SwiGLU's activation on one hidden unit: exp, add, divide, multiply by x, multiply by the linear branch.
 ACTIVATION_FLOPS = 5
@@ -147,6 +155,9 @@ class DeviceConfig:
         mobility: ``static``, or ``gauss_markov`` (velocity remembers itself from block to block).
         speed_mps: speed of the devices, or of the scatterers around static ones; it sets the Doppler shift; 0 to 1e5.
         mobility_memory: Gauss-Markov's alpha in [0, 1]; 1 is a straight line, 0 a random walk.
+        outage_mean_s: mean time for which a device is away once it has gone, 0 to 1e9; 0 is never. Devices go and come
+            independently of each other; see ``wdmoe_env.physics.outages``.
+        uptime_mean_s: mean time for which a device is there between two outages, 1e-6 to 1e9.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -169,6 +180,8 @@ class DeviceConfig:
     mobility: Mobility = "static"
     speed_mps: float = 0.83
     mobility_memory: float = 0.85
+    outage_mean_s: float = 0.0
+    uptime_mean_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""
@@ -178,7 +191,7 @@ class DeviceConfig:
             raise ValueError(f"profiles must be a tuple of device profile names, got {shown(self.profiles)}")
         _put(self, "profiles", profiles)
         _put(self, "mobility", check_choice("mobility", self.mobility, get_args(Mobility)))
-        for name, least, most in (("utilization", 1e-6, 1.0), ("speed_mps", 0.0, 1e5), ("mobility_memory", 0.0, 1.0)):
+        for name, (least, most) in DEVICE_RANGES.items():
             _put(self, name, check_number(name, getattr(self, name), at_least=least, at_most=most))
         _put(self, "distance_range_m", check_numbers("distance_range_m", self.distance_range_m, 2, *DISTANCES_M))
         if self.distance_range_m[0] > self.distance_range_m[1]:

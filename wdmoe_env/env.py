@@ -61,6 +61,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `placement`           | (E, U) | 1 where the device holds the expert in this block      | 0   | 1   | -        |
     | `token_mask`          | (J,)   | 1 where there is a token, 0 at padding                 | 0   | 1   | -        |
     | `block`               | (1,)   | blocks done over I                                     | 0   | 1   | -        |
+    | `availability`        | (U,)   | 1 where the device is there; only where it can be away | 0   | 1   | -        |
     | `hidden_states`       | (J, H) | only with `observe_hidden_states=True`                 |     |     | -        |
 
     ## Rewards
@@ -106,7 +107,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     ## Information
     What is known after every block comes with every step, what is known after the episode with the last one.
-    `unserved_pairs` is there only where a runner of your own runs the experts, which may fail to serve some.
+    `unserved_pairs` is there only where a runner of your own runs the experts, which may fail to serve some, and
+    `replaced_pairs` and `unserved_tokens` only where devices can be away (`devices={"outage_mean_s": ...}`).
 
     | Key                   | Shape  | When    | Meaning                                                        | Unit |
     |-----------------------|--------|---------|----------------------------------------------------------------|------|
@@ -121,6 +123,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `wlr_device`          | ()     | block   | equation (8) by device: W[u] / t[u], summed over devices       | 1/ms |
     | `gate_weight_kept`    | ()     | block   | W over that of the model's own routing                         | -    |
     | `repaired_tokens`     | ()     | block   | tokens that the action left without an expert                  | -    |
+    | `replaced_pairs`      | ()     | block   | chosen pairs whose device was away; the next best expert ran   | -    |
+    | `unserved_tokens`     | ()     | block   | tokens that went on without the block: no expert was there     | -    |
     | `reward_terms`        | dict   | block   | the terms of the reward                                        | -    |
     | `latency_ms`          | ()     | episode | sum of t over the blocks                                       | ms   |
     | `nll`                 | ()     | episode | negative log-likelihood of the text, mean over tokens          | nats |

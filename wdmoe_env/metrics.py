@@ -46,6 +46,9 @@ class BlockResult:
             the model itself run, which serve all.
         pair_price_s: (N, J, E) what each pair of token and expert adds to the block latency at the margin, at the
             bandwidth optimum; ``None`` where it was not asked for.
+        replaced_pairs: (N,) chosen pairs whose device was away, which the next best expert served; ``None`` where no
+            device can be away.
+        unserved_tokens: (N,) tokens that went on without the block, since no expert was there; likewise.
     """
 
     selection: Bool
@@ -61,6 +64,14 @@ class BlockResult:
     repaired_tokens: NDArray[np.int64]
     unserved_pairs: NDArray[np.int64] | None = None
     pair_price_s: Float | None = None
+    replaced_pairs: NDArray[np.int64] | None = None
+    unserved_tokens: NDArray[np.int64] | None = None
+
+    @property
+    def latency_ratio(self) -> Float:
+        """(N,) block latency over that of the own routing; 1 where every device is away and neither waits."""
+        waits = self.vanilla_latency_s > 0.0
+        return np.where(waits, self.block_latency_s, 1.0) / np.where(waits, self.vanilla_latency_s, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +317,7 @@ METRICS: dict[str, Metric] = _table(
         unit="-",
         meaning="t / t_vanilla: below 1 is faster than the own routing",
         when="block",
-        value=lambda block: block.block_latency_s / block.vanilla_latency_s,
+        value=attrgetter("latency_ratio"),
         over_blocks="mean",
         better="lower",
         in_info=False,
@@ -384,6 +395,26 @@ METRICS: dict[str, Metric] = _table(
         value=attrgetter("repaired_tokens"),
         over_blocks="sum",
         in_results=True,
+    ),
+    Metric(
+        name="replaced_pairs",
+        shape=(),
+        unit="-",
+        meaning="chosen pairs whose device was away; the next best expert ran",
+        when="block",
+        value=attrgetter("replaced_pairs"),
+        over_blocks="sum",
+        better="lower",
+    ),
+    Metric(
+        name="unserved_tokens",
+        shape=(),
+        unit="-",
+        meaning="tokens that went on without the block: no expert was there",
+        when="block",
+        value=attrgetter("unserved_tokens"),
+        over_blocks="sum",
+        better="lower",
     ),
     Metric(
         name="pair_price_ms",

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wdmoe_env.physics.latency import DOWNLINK, UPLINK, BlockLinks, Bool, Float, gate_weights
+from wdmoe_env.physics.outages import experts_present
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -51,13 +52,14 @@ class Block:
 
     Attributes:
         gate_probs: (N, J, E) scores of all experts; 0 at padding.
-        routed: (N, J, E) the model's own choice; False at padding.
+        routed: (N, J, E) the model's own choice among the experts that are there; False at padding.
         token_mask: (N, J) True where there is a token.
         links: radio, compute and placement.
         spectral_efficiency: (N, 2, U) bit/s/Hz at equal shares, downlink then uplink.
         unit_latency_s: (N, U) radio time of one token, both ways, at equal shares.
         index: (N,) block number i - 1 over I; 1 after the last block.
         hidden_states: (N, J, H) float32, or ``None`` where they are not observed.
+        available: (N, U) True where the device is there; ``None`` where none can be away.
     """
 
     gate_probs: Float
@@ -68,6 +70,19 @@ class Block:
     unit_latency_s: Float
     index: Float
     hidden_states: NDArray[np.float32] | None = None
+    available: Bool | None = None
+
+    @property
+    def present(self) -> Bool | None:
+        """(N, E) experts whose device is there; ``None`` where none can be away."""
+        return None if self.available is None else experts_present(self.available, self.links.placement)
+
+    @property
+    def usable(self) -> Bool:
+        """(N, J, E) experts that a token may use: all whose device is there, and none at padding."""
+        present = self.present
+        experts = np.ones((1, self.routed.shape[-1]), dtype=np.bool_) if present is None else present
+        return self.token_mask[..., None] & experts[:, None]
 
     @property
     def weights(self) -> Float:
@@ -75,8 +90,14 @@ class Block:
         return gate_weights(self.gate_probs, self.routed)
 
 
-def observation_space(sizes: Sizes, hidden_states: bool = False) -> spaces.Dict:
-    """The one-level Dict space of a single environment."""
+def observation_space(sizes: Sizes, hidden_states: bool = False, availability: bool = False) -> spaces.Dict:
+    """The one-level Dict space of a single environment.
+
+    Args:
+        sizes: of the environment.
+        hidden_states: whether they are observed.
+        availability: whether devices can be away.
+    """
     J, E, U = sizes.num_tokens, sizes.num_experts, sizes.num_devices
     boxes: dict[str, spaces.Space[Any]] = {
         "gate_probs": _box(0, MOST_GATE_PROB, J, E),
@@ -88,6 +109,8 @@ def observation_space(sizes: Sizes, hidden_states: bool = False) -> spaces.Dict:
         "token_mask": _box(0, 1, J),
         "block": _box(0, 1, 1),
     }
+    if availability:
+        boxes["availability"] = _box(0, 1, U)
     if hidden_states:
         boxes["hidden_states"] = _box(-MOST_HIDDEN, MOST_HIDDEN, J, sizes.hidden_size)
     return spaces.Dict(boxes)
@@ -106,6 +129,8 @@ def encode_observation(block: Block) -> Observation:
         "token_mask": block.token_mask,
         "block": block.index[:, None],
     }
+    if block.available is not None:
+        observation["availability"] = block.available
     if block.hidden_states is not None:
         observation["hidden_states"] = block.hidden_states
     return {name: np.array(value, dtype=np.float32) for name, value in observation.items()}
@@ -149,6 +174,7 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
         unit_latency_s=unit_latency_s,
         index=values["block"][:, 0],
         hidden_states=observation.get("hidden_states"),
+        available=values["availability"] > 0.5 if "availability" in values else None,
     )
 
 

@@ -68,7 +68,8 @@ class DecisionProcess:
         self.simulator = Simulator(config)
         sizes = self.simulator.sizes
         self.codec = ActionCodec(sizes, config.decision, config.action_type)
-        self.observation_space = observation_space(sizes, config.observe_hidden_states)
+        away = config.devices.outage_mean_s > 0.0
+        self.observation_space = observation_space(sizes, config.observe_hidden_states, availability=away)
 
     def step(self, rollout: Rollout, decided: Decided) -> Transition:
         """Carry out a decision for every episode of a rollout, and reward it.

@@ -126,7 +126,8 @@ def relaxed_episodes(
         block = view.block([at])
         draw = actor(observation_tensors(block))
         blocks.append(relaxed_block(block, draw, simulator.config.min_share))
-        return RelaxedSelection(draw.trapezoid().flatten(0, 1), draw.candidates.flatten(0, 1))
+        present = None if block.available is None else torch.from_numpy(block.usable).flatten(0, 1)
+        return RelaxedSelection(draw.trapezoid().flatten(0, 1), draw.candidates.flatten(0, 1), present)
 
     token_ids, attention_mask, targets = source.tokens(windows)
     mask = torch.from_numpy(source.windows.mask[windows])
@@ -182,8 +183,9 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
 
 def _best(block: Block) -> Tensor:
     """Marks (N, J, E) each token's most probable expert, none at padding."""
-    best = torch.from_numpy(block.gate_probs.argmax(-1))
-    return functional.one_hot(best, block.gate_probs.shape[-1]).bool() & torch.from_numpy(block.token_mask)[..., None]
+    usable = block.usable
+    best = torch.from_numpy(np.where(usable, block.gate_probs, -1.0).argmax(-1))
+    return functional.one_hot(best, usable.shape[-1]).bool() & torch.from_numpy(usable)
 
 
 def _tensor(values: Any) -> Tensor:

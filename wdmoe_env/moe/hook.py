@@ -224,7 +224,7 @@ def _split_experts(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top
     if choice is None:
         selection, weights = routed, own.weights()
     elif isinstance(choice, RelaxedSelection):
-        selection, weights = choice.candidates, relaxed_weights(own, gate_probs, choice.values)
+        selection, weights = choice.candidates, relaxed_weights(own, gate_probs, choice.values, choice.usable)
     else:
         selection, weights = choice, combination_weights(own, gate_probs, choice.to(routed.device))
     service = service_of_context.get()

@@ -54,10 +54,12 @@ class RelaxedSelection:
         values: (T, E) float; above 1/2 stands for chosen.
         candidates: (T, E) bool, pairs that might have been chosen: their experts run too, so that the gradient can say
             what each would have brought.
+        usable: (T, E) bool, experts that are there; ``None`` is all.
     """
 
     values: Tensor
     candidates: Tensor
+    usable: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def combination_weights(own: OwnRouting, gate_probs: Tensor, selection: Tensor) 
     return torch.where(unchanged, own_weights, rescaled.to(own_weights.dtype))
 
 
-def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor) -> Tensor:
+def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor, usable: Tensor | None = None) -> Tensor:
     """``combination_weights`` (T, E) of the selection that ``values`` stand for, with a gradient.
 
     The derivative by a value is the difference that its pair makes, chosen against not, the others being as they are:
@@ -116,10 +118,14 @@ def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor) -> Tens
         own: the model's own routing.
         gate_probs: (T, E) scores s of all experts.
         values: (T, E) 0 or 1, with a gradient.
+        usable: (T, E) bool, experts that are there; ``None`` is all. A token of which none is there has no weight.
     """
     chosen = values.detach() > 0.5
     pair = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
-    best = functional.one_hot(gate_probs.argmax(dim=-1), values.shape[-1]).bool()[:, None]
+    scored = gate_probs if usable is None else gate_probs.where(usable, -1.0)
+    best = functional.one_hot(scored.argmax(dim=-1), values.shape[-1]).bool()[:, None]
+    best = best if usable is None else best & usable[:, None]
+    least = torch.finfo(gate_probs.dtype).tiny
     total = own.weights().sum(dim=-1)[:, None, None]
 
     def mended(selection: Tensor) -> Tensor:
@@ -127,7 +133,7 @@ def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor) -> Tens
 
     def weights(selection: Tensor) -> Tensor:
         scores = gate_probs[:, None] * mended(selection)
-        return scores / scores.sum(dim=-1, keepdim=True) * total
+        return scores / scores.sum(dim=-1, keepdim=True).clamp_min(least) * total
 
     difference = weights(chosen[:, None] | pair) - weights(chosen[:, None] & ~pair)
     change = ((values - values.detach())[..., None] * difference).sum(dim=1)

@@ -12,7 +12,8 @@ import numpy as np
 from wdmoe_env.checks import FLOAT64, real_array, shown
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.gains import Gains
-from wdmoe_env.physics.latency import DOWNLINK, UPLINK, Float, carrier_to_noise_hz
+from wdmoe_env.physics.latency import DOWNLINK, UPLINK, Bool, Float, carrier_to_noise_hz
+from wdmoe_env.physics.outages import sample_availability
 from wdmoe_env.physics.sources import gain_source
 
 # Of the whole band: beyond, an observation in float32 holds no spectral efficiency that stands for it.
@@ -31,9 +32,11 @@ class ChannelTrace(Gains):
         uplink_gain: (I, N, U) of the uplink.
         distance_m: (I, N, U) distance from the base station on the ground, NaN where it is not known.
         full_band_snr: (I, N, 2, U) gamma / B, downlink then uplink.
+        available: (I, N, U) True where the device is there; ``None`` where none is ever away.
     """
 
     full_band_snr: Float
+    available: Bool | None = None
 
     def of_pass(self, number: int, num_blocks: int) -> ChannelTrace:
         """The I blocks of a pass of a channel that goes on; after the last one, the first comes again.
@@ -49,6 +52,7 @@ class ChannelTrace(Gains):
             uplink_gain=self.uplink_gain[here],
             distance_m=self.distance_m[here],
             full_band_snr=self.full_band_snr[here],
+            available=None if self.available is None else self.available[here],
         )
 
 
@@ -104,6 +108,7 @@ class Channel:
             ValueError: the source gave gains of another shape, gains that are not finite or not above 0, negative
                 distances, or gains that lead to a signal-to-noise ratio which no radio has.
         """
+        available = sample_availability(self.devices, self.channel.block_interval_s, generators, self.num_blocks)
         gains = self._of_episodes(self.source.sample(generators), len(generators))
         snr = self._full_band_snr(gains)
         # Gains that are 0, negative, infinite or NaN lead out of the range too.
@@ -111,7 +116,11 @@ class Channel:
         if not (low >= LEAST_SNR and high <= MOST_SNR):
             raise ValueError(self._what_is_wrong(gains, low, high))
         return ChannelTrace(
-            gain=gains.gain, uplink_gain=gains.uplink_gain, distance_m=gains.distance_m, full_band_snr=snr
+            gain=gains.gain,
+            uplink_gain=gains.uplink_gain,
+            distance_m=gains.distance_m,
+            full_band_snr=snr,
+            available=available,
         )
 
     def _of_episodes(self, gains: Gains, count: int) -> Gains:

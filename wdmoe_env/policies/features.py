@@ -60,10 +60,11 @@ class Features:
         """
         probs, routed = observation["gate_probs"], observation["routed"]
         chosen = routed > 0.5
-        candidates = chosen if not extra_experts else chosen | _most_probable(probs * (1 - routed), extra_experts)
-        candidates = candidates & (observation["token_mask"][..., None] > 0.5)
         best = chosen & torch.zeros_like(chosen).scatter(-1, (probs * routed).argmax(-1, keepdim=True), True)
         block = decode_observation({name: value.cpu().numpy() for name, value in observation.items()})
+        usable = torch.from_numpy(block.usable).to(chosen.device)
+        others = probs * (1 - routed) * usable
+        candidates = (chosen | _most_probable(others, extra_experts) if extra_experts else chosen) & usable
         pairs = Pairs.of(block, candidates.cpu().numpy())
         own, first = first_drafts(pairs)
         pair_columns = columns_of_pairs(pairs, best.cpu().numpy(), own) + columns_of_pairs_in(pairs, first)

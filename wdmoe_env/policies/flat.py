@@ -70,6 +70,6 @@ def flattened_size(sizes: Sizes) -> int:
 
 
 def flatten(observation: dict[str, Any]) -> Tensor:
-    """Entries (N, ...) in alphabetical order, one row each; hidden states are not read."""
-    names = sorted(set(observation) - {"hidden_states"})
+    """Entries (N, ...) in alphabetical order, one row each; hidden states and availability are not read."""
+    names = sorted(set(observation) - {"hidden_states", "availability"})
     return torch.cat([torch.as_tensor(observation[name], dtype=torch.float32).flatten(1) for name in names], dim=1)

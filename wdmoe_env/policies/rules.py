@@ -84,7 +84,8 @@ class RandomRule:
 
     def __call__(self, block: Block) -> tuple[Bool, Float]:
         """Decide for a block."""
-        order = self._generator.random(block.routed.shape).argsort(axis=-1).argsort(axis=-1)
+        drawn = np.where(block.usable, self._generator.random(block.routed.shape), np.inf)
+        order = drawn.argsort(axis=-1).argsort(axis=-1)
         return with_optimal_shares(block, order < block.routed.sum(axis=-1, keepdims=True))
 
 
@@ -161,4 +162,4 @@ def best_of(score: Float, block: Block) -> Bool:
     """The expert of highest score (N, J, E) of each token, none at padding."""
     chosen = np.zeros(score.shape, dtype=bool)
     np.put_along_axis(chosen, score.argmax(axis=-1)[..., None], True, axis=-1)
-    return chosen & block.token_mask[..., None]
+    return chosen & block.usable

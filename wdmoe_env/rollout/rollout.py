@@ -28,6 +28,7 @@ from wdmoe_env.optimize.pricing import device_prices, pair_prices
 from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float
+from wdmoe_env.physics.outages import experts_present, next_best
 from wdmoe_env.rollout.passes import Begin
 from wdmoe_env.text.windows import TokenWindows
 
@@ -176,7 +177,8 @@ class Rollout:
 
     def _advance(self, selection: Bool, own: bool) -> None:
         # The model's own routing needs no new weights; on another device the rows would have to come from there.
-        unchanged = own and self.world.model.device.type == "cpu"
+        all_there = self.block.available is None or bool(self.block.available.all())
+        unchanged = own and all_there and self.world.model.device.type == "cpu"
         self._passes.resume(None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
         self._look()
 
@@ -224,9 +226,12 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
         vanilla_latency_s=latency.block_latency_s(vanilla_latency),
         gate_weight_served=served,
         gate_weight_kept=served / num_tokens,  # the weights of a token's own routing sum to 1
-        wlr=latency.wlr_per_ms(served, block_latency),
+        # Where every device is away, nothing is served in no time.
+        wlr=latency.wlr_per_ms(served, np.where(block_latency > 0.0, block_latency, np.inf)),
         wlr_device=latency.wlr_device_per_ms(device_weight, device_latency),
         repaired_tokens=plan.repaired_tokens,
+        replaced_pairs=plan.replaced_pairs,
+        unserved_tokens=plan.unserved_tokens,
         pair_price_s=_pair_price_s(plan) if prices else None,
     )
 
@@ -278,12 +283,14 @@ class View:
         token_mask: (N, J) True where there is a token.
         padded: whether the mask is False anywhere.
         radio: of the N episodes.
+        available: (I, N, U) True where the device is there; ``None`` where none can be away.
     """
 
     world: World
     token_mask: Bool
     padded: bool
     radio: Radio
+    available: Bool | None = None
 
     @classmethod
     def of(cls, world: World, token_mask: Bool, trace: ChannelTrace) -> View:
@@ -294,7 +301,7 @@ class View:
             token_mask: (N, J) True where there is a token.
             trace: the channels of the N episodes in all blocks.
         """
-        return cls(world, token_mask, not token_mask.all(), Radio.of(world, trace))
+        return cls(world, token_mask, not token_mask.all(), Radio.of(world, trace), trace.available)
 
     def block(self, passes: Sequence[BlockInput]) -> Block:
         """The paused block; after the end, where there is none, all probabilities are 0.
@@ -318,6 +325,9 @@ class View:
         if not (np.isfinite(gate_probs).all() and (hidden is None or np.isfinite(hidden).all())):
             self._refuse(index, gate_probs, hidden)
         at = min(index, sizes.num_blocks - 1)
+        available = None if self.available is None else self.available[at]
+        if available is not None:  # the model's own routing is then that among the experts that are there
+            routed, _ = next_best(routed, gate_probs, experts_present(available, self.world.placement[at]))
         return Block(
             gate_probs=gate_probs,
             routed=routed,
@@ -327,6 +337,7 @@ class View:
             unit_latency_s=self.radio.unit_latency_s[at],
             index=np.full(batch, index / sizes.num_blocks),
             hidden_states=hidden,
+            available=available,
         )
 
     def _refuse(self, index: int, gate_probs: Float, hidden: NDArray[np.float32] | None) -> None:

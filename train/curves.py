@@ -76,7 +76,7 @@ def gathered(runs: Sequence[Path], rules: Sequence[str], episodes: int) -> Curve
     ((reward, weight),) = told
     first = records[0]
     arguments = Arguments(
-        model=first["model"], num_tokens=first["num_tokens"], reward=str(reward), quality_weight=float(weight)
+        model=first["model"], num_tokens=first["num_tokens"], reward=str(reward), quality_weight=float(weight or 0.0)
     )
     curves = [curve(run, record) for run, record in zip(runs, records, strict=True)]
     returns = {name: rule_return(arguments, name, episodes) for name in rules}

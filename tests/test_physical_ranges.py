@@ -75,7 +75,9 @@ def first_block(channel, devices, deployment, seed):
     placement = np.broadcast_to(np.eye(experts), (BLOCKS, experts, experts))
     compute_s = deployment.expert_flops / device_flops(devices)
     payload_s = deployment.payload_bits / channel.bandwidth_hz
-    radio = Radio.of(SimpleNamespace(payload_s=payload_s, compute_s=compute_s, placement=placement), trace)
+    radio = Radio.of(
+        SimpleNamespace(payload_s=payload_s, compute_s=compute_s, placement=placement), trace.full_band_snr
+    )
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.ones(experts), (EPISODES, TOKENS))
     routed = probs >= np.sort(probs, axis=-1)[..., [-min(2, experts)]]

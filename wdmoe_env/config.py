@@ -59,6 +59,7 @@ CHANNEL_RANGES = {
     "block_interval_s": (0.0, 1e5),
     "delay_spread_s": (0.0, 1e-3),
     "shadowing_std_db": (0.0, 30.0),
+    "csi_error_db": (0.0, 30.0),
 }
 """Least and greatest value of each number of ``ChannelConfig``."""
 
@@ -102,6 +103,9 @@ class ChannelConfig:
         nakagami_m: shape of ``nakagami``, a multiple of 1/2 (m = 1 is Rayleigh), 0.5 to 1000.
         block_interval_s: time T between the fading of one block and of the next, 0 to 1e5.
         delay_spread_s: RMS delay spread of Sionna's TDL and CDL models, 0 to 1 ms; 0 is a flat channel.
+        csi_delay: age of the gains that the policy sees, and that shares are solved for, in blocks; 0 to 1e6. Latency
+            is always of the true ones. See ``wdmoe_env.physics.knowledge``.
+        csi_error_db: standard deviation of the error of these gains, 0 to 30.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -122,6 +126,8 @@ class ChannelConfig:
     nakagami_m: float = 2.0
     block_interval_s: float = 0.02
     delay_spread_s: float = 100e-9
+    csi_delay: int = 0
+    csi_error_db: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""
@@ -136,6 +142,7 @@ class ChannelConfig:
             value = getattr(self, name)
             if name != "shadowing_std_db" or value is not None:
                 _put(self, name, check_number(name, value, at_least=least, at_most=most))
+        _put(self, "csi_delay", check_integer("csi_delay", self.csi_delay, at_least=0, at_most=1_000_000))
         if (2 * self.nakagami_m) % 1:
             raise ValueError(f"nakagami_m must be a multiple of 0.5, got {self.nakagami_m}")
 

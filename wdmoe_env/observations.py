@@ -47,6 +47,19 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What the latency of a block comes from.
+
+    Attributes:
+        links: radio, compute and placement.
+        unit_latency_s: (N, U) radio time of one token, both ways, at equal shares.
+    """
+
+    links: BlockLinks
+    unit_latency_s: Float
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """One MoE block of N episodes, as a policy may know it.
 
@@ -60,6 +73,7 @@ class Block:
         index: (N,) block number i - 1 over I; 1 after the last block.
         hidden_states: (N, J, H) float32, or ``None`` where they are not observed.
         available: (N, U) True where the device is there; ``None`` where none can be away.
+        hidden_conditions: what is true where ``links`` and ``unit_latency_s`` are old or off; never observed.
     """
 
     gate_probs: Float
@@ -71,6 +85,12 @@ class Block:
     index: Float
     hidden_states: NDArray[np.float32] | None = None
     available: Bool | None = None
+    hidden_conditions: Conditions | None = None
+
+    @property
+    def conditions(self) -> Conditions:
+        """What is true, known or not: latencies are measured by it."""
+        return self.hidden_conditions or Conditions(self.links, self.unit_latency_s)
 
     @property
     def present(self) -> Bool | None:

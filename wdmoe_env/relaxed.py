@@ -158,7 +158,7 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
         draw: the actor's.
         min_share: least share of a loaded device.
     """
-    links = block.links
+    links, true = block.links, block.conditions
     drawn = draw.straight_through()
     # A token without any expert is given its best one: the multilinear extension of "none".
     selection = drawn + _best(block) * (1 - drawn).prod(-1, keepdim=True)
@@ -172,9 +172,12 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
     token, expert = _tensor(prices.token)[:, None], _tensor(prices.expert)[:, None]
     priced = (sent * token + selection @ placement * expert).sum((1, 2))
     own = device_load(block.routed, links.placement)
-    vanilla_s = block_latency_s(device_latency_s(links, own, equal_shares(*links.compute_s.shape)))
+    vanilla_s = block_latency_s(device_latency_s(true.links, own, equal_shares(*links.compute_s.shape)))
+    # Shares are optimal for what is known of the channel, latency is of what it is.
+    known = true.links is links
+    latency_s = optimum.latency_s if known else block_latency_s(device_latency_s(true.links, load, optimum.shares))
     return RelaxedBlock(
-        latency_ms=_tensor(1e3 * optimum.latency_s) + priced - priced.detach(),
+        latency_ms=_tensor(1e3 * latency_s) + priced - priced.detach(),
         vanilla_latency_ms=_tensor(1e3 * vanilla_s),
         gate_weight_served=(_tensor(block.weights) * selection).sum((1, 2)),
         shares=_tensor(optimum.shares),

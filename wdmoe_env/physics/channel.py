@@ -12,6 +12,7 @@ import numpy as np
 from wdmoe_env.checks import FLOAT64, real_array, shown
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.gains import Gains
+from wdmoe_env.physics.knowledge import observed_snr, sample_errors_db
 from wdmoe_env.physics.latency import DOWNLINK, UPLINK, Bool, Float, carrier_to_noise_hz
 from wdmoe_env.physics.outages import sample_availability
 from wdmoe_env.physics.sources import gain_source
@@ -33,10 +34,12 @@ class ChannelTrace(Gains):
         distance_m: (I, N, U) distance from the base station on the ground, NaN where it is not known.
         full_band_snr: (I, N, 2, U) gamma / B, downlink then uplink.
         available: (I, N, U) True where the device is there; ``None`` where none is ever away.
+        observed_snr: (I, N, 2, U) what the base station takes for ``full_band_snr``; ``None`` where it knows that.
     """
 
     full_band_snr: Float
     available: Bool | None = None
+    observed_snr: Float | None = None
 
     def of_pass(self, number: int, num_blocks: int) -> ChannelTrace:
         """The I blocks of a pass of a channel that goes on; after the last one, the first comes again.
@@ -53,6 +56,7 @@ class ChannelTrace(Gains):
             distance_m=self.distance_m[here],
             full_band_snr=self.full_band_snr[here],
             available=None if self.available is None else self.available[here],
+            observed_snr=None if self.observed_snr is None else self.observed_snr[here],
         )
 
 
@@ -109,6 +113,7 @@ class Channel:
                 distances, or gains that lead to a signal-to-noise ratio which no radio has.
         """
         available = sample_availability(self.devices, self.channel.block_interval_s, generators, self.num_blocks)
+        errors_db = sample_errors_db(self.channel, generators, self.num_blocks, self.devices.count)
         gains = self._of_episodes(self.source.sample(generators), len(generators))
         snr = self._full_band_snr(gains)
         # Gains that are 0, negative, infinite or NaN lead out of the range too.
@@ -121,6 +126,7 @@ class Channel:
             distance_m=gains.distance_m,
             full_band_snr=snr,
             available=available,
+            observed_snr=observed_snr(self.channel, snr, errors_db, LEAST_SNR, MOST_SNR),
         )
 
     def _of_episodes(self, gains: Gains, count: int) -> Gains:

@@ -22,7 +22,7 @@ from wdmoe_env.metrics import BlockResult, EpisodeResult
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.split import SplitModel, this_thread
-from wdmoe_env.observations import Block, Sizes
+from wdmoe_env.observations import Block, Conditions, Sizes
 from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.pricing import device_prices, pair_prices
 from wdmoe_env.physics import latency
@@ -209,12 +209,13 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
         num_tokens: (N,) tokens of each episode, which are one at least.
         prices: whether the price of each pair is wanted.
     """
-    block, links = plan.block, plan.block.links
+    block, true = plan.block, plan.block.conditions
+    links = true.links
     selection, load, shares = plan.selection, plan.load, plan.shares
     device_latency = latency.device_latency_s(links, load, shares)
     block_latency = latency.block_latency_s(device_latency)
     own_load = load if own else latency.device_load(block.routed, links.placement)
-    vanilla_latency = latency.sum_over_tokens_s(links, own_load, block.unit_latency_s)
+    vanilla_latency = latency.sum_over_tokens_s(links, own_load, true.unit_latency_s)
     device_weight = latency.device_weight_served(block.weights, selection, links.placement)
     served = device_weight.sum(axis=-1)
     return BlockResult(
@@ -238,7 +239,7 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
 
 def _pair_price_s(plan: Plan) -> Float:
     """Prices (N, J, E) in seconds at the shares that are optimal for what runs, 0 at padding."""
-    links, min_share = plan.block.links, plan.min_share
+    links, min_share = plan.block.conditions.links, plan.min_share
     prices = device_prices(links, plan.load, solve_min_max(links, plan.load, min_share), PER_SECOND, min_share)
     return pair_prices(prices, plan.selection, links.placement) * plan.block.token_mask[..., None]
 
@@ -258,17 +259,19 @@ class Radio:
     unit_latency_s: Float
 
     @classmethod
-    def of(cls, world: World, trace: ChannelTrace) -> Radio:
-        """Links of N episodes in every block of their channels, and what equal shares give on them."""
-        batch, devices = trace.full_band_snr.shape[1], len(world.compute_s)
+    def of(cls, world: World, full_band_snr: Float) -> Radio:
+        """Links of N episodes in every block, and what equal shares give on them.
+
+        Args:
+            world: what all episodes share.
+            full_band_snr: (I, N, 2, U) gamma / B, downlink then uplink.
+        """
+        batch, devices = full_band_snr.shape[1], len(world.compute_s)
         payload, compute = np.full(batch, world.payload_s), np.broadcast_to(world.compute_s, (batch, devices))
         equal = latency.equal_shares(batch, devices)
-        efficiency = latency.spectral_efficiency(trace.full_band_snr, equal)
+        efficiency = latency.spectral_efficiency(full_band_snr, equal)
         return cls(
-            [
-                BlockLinks(snr, payload, compute, at)
-                for snr, at in zip(trace.full_band_snr, world.placement, strict=True)
-            ],
+            [BlockLinks(snr, payload, compute, at) for snr, at in zip(full_band_snr, world.placement, strict=True)],
             efficiency,
             latency.both_ways_s(efficiency, payload, equal),
         )
@@ -282,7 +285,8 @@ class View:
         world: what all episodes share.
         token_mask: (N, J) True where there is a token.
         padded: whether the mask is False anywhere.
-        radio: of the N episodes.
+        radio: of the N episodes, as it is.
+        seen: as it is known; ``None`` where that is the same.
         available: (I, N, U) True where the device is there; ``None`` where none can be away.
     """
 
@@ -290,6 +294,7 @@ class View:
     token_mask: Bool
     padded: bool
     radio: Radio
+    seen: Radio | None = None
     available: Bool | None = None
 
     @classmethod
@@ -301,7 +306,9 @@ class View:
             token_mask: (N, J) True where there is a token.
             trace: the channels of the N episodes in all blocks.
         """
-        return cls(world, token_mask, not token_mask.all(), Radio.of(world, trace), trace.available)
+        radio, known = Radio.of(world, trace.full_band_snr), trace.observed_snr
+        seen = None if known is None else Radio.of(world, known)
+        return cls(world, token_mask, not token_mask.all(), radio, seen, trace.available)
 
     def block(self, passes: Sequence[BlockInput]) -> Block:
         """The paused block; after the end, where there is none, all probabilities are 0.
@@ -328,16 +335,19 @@ class View:
         available = None if self.available is None else self.available[at]
         if available is not None:  # the model's own routing is then that among the experts that are there
             routed, _ = next_best(routed, gate_probs, experts_present(available, self.world.placement[at]))
+        radio, known = self.radio, self.seen or self.radio
+        true = Conditions(radio.links[at], radio.unit_latency_s[at])
         return Block(
             gate_probs=gate_probs,
             routed=routed,
             token_mask=self.token_mask,
-            links=self.radio.links[at],
-            spectral_efficiency=self.radio.spectral_efficiency[at],
-            unit_latency_s=self.radio.unit_latency_s[at],
+            links=known.links[at],
+            spectral_efficiency=known.spectral_efficiency[at],
+            unit_latency_s=known.unit_latency_s[at],
             index=np.full(batch, index / sizes.num_blocks),
             hidden_states=hidden,
             available=available,
+            hidden_conditions=None if known is radio else true,
         )
 
     def _refuse(self, index: int, gate_probs: Float, hidden: NDArray[np.float32] | None) -> None:

@@ -21,6 +21,8 @@ from torch.nn import functional
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.observations import Block
+from wdmoe_env.physics.heat import initial_heat
+from wdmoe_env.physics.latency import Float, Load, device_load
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.features import Features
 from wdmoe_env.policies.network import TokenSharedNetwork
@@ -105,7 +107,9 @@ def gather(
     """
     repeated = np.repeat(windows, rollouts)
     repeated, trace = simulator.draw([make() for make in generators for _ in range(rollouts)], repeated)
-    model, view, choices = simulator.source.model, simulator.view(repeated, trace), []
+    model, view = simulator.source.model, simulator.view(repeated, trace)
+    choices: list[Choice] = []
+    heat = initial_heat(simulator.config.devices, len(repeated))
     token_ids, mask, targets = simulator.source.tokens(repeated)
     with (
         closing(model.forward(token_ids, mask, _rows, inference=True)) as run,
@@ -113,12 +117,18 @@ def gather(
     ):
         while run.block is not None and own.block is not None:
             deviation = deviations(run.block.hidden_states, own.block.hidden_states, mask)
-            block = view.block([run.block])
+            block = view.block([run.block], heat)
             choices.append(choose(network, block, deviation, reward, noise, simulator.config.min_share))
+            heat = view.later_heat(heat, block, *_took(block, choices[-1]))
             run.resume(choices[-1].selection.flatten(0, 1))
             own.resume(None)
         divergence, added_nll = text_losses(model, run.result, own.result, mask, targets)
     return Experience(tuple(choices), mask, divergence, added_nll)
+
+
+def _took(block: Block, choice: Choice) -> tuple[Load, Float]:
+    """Load of what ran, and the block latency (N,) in s."""
+    return device_load(choice.selection.numpy(), block.links.placement), 1e-3 * choice.latency_ms.double().numpy()
 
 
 def deviations(hidden: Tensor, own: Tensor, mask: Tensor) -> Tensor:

@@ -71,6 +71,10 @@ DEVICE_RANGES = {
     "mobility_memory": (0.0, 1.0),
     "outage_mean_s": (0.0, 1e9),
     "uptime_mean_s": (1e-6, 1e9),
+    "hot_speed_factor": (0.01, 1.0),
+    "throttling_heat": (0.0, 0.99),
+    "heat_time_s": (1e-6, 1e9),
+    "initial_heat": (0.0, 1.0),
 }
 """Least and greatest value of each number of ``DeviceConfig`` that is no size or place."""
 
@@ -165,6 +169,11 @@ class DeviceConfig:
         outage_mean_s: mean time for which a device is away once it has gone, 0 to 1e9; 0 is never. Devices go and come
             independently of each other; see ``wdmoe_env.physics.outages``.
         uptime_mean_s: mean time for which a device is there between two outages, 1e-6 to 1e9.
+        hot_speed_factor: speed of a device that is as hot as can be, over that of a cool one, 0.01 to 1; 1 is no
+            throttling. See ``wdmoe_env.physics.heat``.
+        throttling_heat: heat from which on a device slows down, 0 to 0.99.
+        heat_time_s: time constant of warming up and cooling down, 1e-6 to 1e9.
+        initial_heat: heat of every device at the start of an episode, 0 to 1.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -189,6 +198,10 @@ class DeviceConfig:
     mobility_memory: float = 0.85
     outage_mean_s: float = 0.0
     uptime_mean_s: float = 60.0
+    hot_speed_factor: float = 1.0
+    throttling_heat: float = 0.0
+    heat_time_s: float = 60.0
+    initial_heat: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""

@@ -31,6 +31,7 @@ from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.split import SplitForward
 from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.physics.latency import Float
 from wdmoe_env.rollout.passes import Passes
 from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.scoring import Player, Scorer, Terms, channel_generator
@@ -99,11 +100,14 @@ def generate(
         simulator.service(1),
     )
     passes: list[Terms] = []
+    heat = None
     try:
         while forward.block is not None:
             player = scorer.player(scorer.padded(len(forward.block.routed)))
             of_pass = trace.of_pass(len(passes), num_blocks)
-            passes.append(player.play(_pass_rollout(player, forward, of_pass)))
+            rollout = _pass_rollout(player, forward, of_pass, heat)
+            passes.append(player.play(rollout))
+            heat = rollout.heat
         texts = getattr(forward.result, "sequences", forward.result)  # of ``return_dict_in_generate``
         tokens: list[int] = texts[0, len(prompt) :].tolist()
     finally:
@@ -160,13 +164,14 @@ def _check_rows(scorer: Scorer, prompt_tokens: int, max_new_tokens: int, setting
         )
 
 
-def _pass_rollout(player: Player, forward: SplitForward, trace: ChannelTrace) -> Rollout:
+def _pass_rollout(player: Player, forward: SplitForward, trace: ChannelTrace, heat: Float | None) -> Rollout:
     """One pass of a generation under way, as an episode of a window that it fills from the left.
 
     Args:
         player: of windows that are long enough.
         forward: the generation, paused at the pass's first block.
         trace: the channel of the pass.
+        heat: (1, U) of the devices when it begins; ``None`` in the first pass.
 
     Raises:
         ValueError: the pass reads more tokens than a window holds.
@@ -179,7 +184,7 @@ def _pass_rollout(player: Player, forward: SplitForward, trace: ChannelTrace) ->
         raise ValueError(f"a pass must fit a window of num_tokens, {num_tokens}, got {read} tokens")
     ids = np.zeros((1, num_tokens), dtype=np.int64)
     texts = TokenWindows(ids, ids, np.arange(num_tokens)[None] < read, ("",))
-    return Rollout(world, texts, trace, passes.begin)
+    return Rollout(world, texts, trace, passes.begin, heat=heat)
 
 
 class _Pass:

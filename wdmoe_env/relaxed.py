@@ -29,7 +29,8 @@ from wdmoe_env.moe.routing import RelaxedSelection
 from wdmoe_env.observations import Block, encode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.pricing import device_prices
-from wdmoe_env.physics.latency import block_latency_s, device_latency_s, device_load, equal_shares
+from wdmoe_env.physics.heat import initial_heat
+from wdmoe_env.physics.latency import Load, block_latency_s, device_latency_s, device_load, equal_shares
 from wdmoe_env.simulator import Simulator
 
 # Of the weight that a rare draw may get: bounds the variance, at the price of a bias where a pair is nearly certain.
@@ -75,12 +76,14 @@ class RelaxedBlock:
         vanilla_latency_ms: (N,) of the model's own routing at equal shares; a constant.
         gate_weight_served: (N,) W.
         shares: (N, U) the optimal shares; constants.
+        load: what the draw asks of each device.
     """
 
     latency_ms: Tensor
     vanilla_latency_ms: Tensor
     gate_weight_served: Tensor
     shares: Tensor
+    load: Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +123,15 @@ def relaxed_episodes(
     """
     windows, trace = simulator.draw(generators, windows)
     source, view = simulator.source, simulator.view(windows, trace)
-    blocks = []
+    blocks: list[RelaxedBlock] = []
+    heat = initial_heat(simulator.config.devices, len(windows))
 
     def decide(at: BlockInput) -> RelaxedSelection:
-        block = view.block([at])
+        nonlocal heat
+        block = view.block([at], heat)
         draw = actor(observation_tensors(block))
         blocks.append(relaxed_block(block, draw, simulator.config.min_share))
+        heat = view.later_heat(heat, block, blocks[-1].load, 1e-3 * blocks[-1].latency_ms.detach().numpy())
         present = None if block.available is None else torch.from_numpy(block.usable).flatten(0, 1)
         return RelaxedSelection(draw.trapezoid().flatten(0, 1), draw.candidates.flatten(0, 1), present)
 
@@ -181,6 +187,7 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
         vanilla_latency_ms=_tensor(1e3 * vanilla_s),
         gate_weight_served=(_tensor(block.weights) * selection).sum((1, 2)),
         shares=_tensor(optimum.shares),
+        load=load,
     )
 
 

@@ -27,7 +27,8 @@ from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.pricing import device_prices, pair_prices
 from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float
+from wdmoe_env.physics.heat import busy_s, initial_heat, later_heat, slowed, speed_factor
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
 from wdmoe_env.physics.outages import experts_present, next_best
 from wdmoe_env.rollout.passes import Begin
 from wdmoe_env.text.windows import TokenWindows
@@ -75,10 +76,12 @@ class Rollout:
         reference_nll: gives the NLL (N,) of the model's own routing on the texts; ``None`` where there is none.
         windows: (N,) index of each text within its split; 0 to N - 1 for texts that belong to none.
         reference_token_nll: gives the NLL (N, J) of each token under the own routing; ``None`` where no one asks.
+        heat: (N, U) of the devices at the start; ``None`` is that of an episode, see ``wdmoe_env.physics.heat``.
 
     Attributes:
         block: what a policy may see now; after the last block all probabilities are 0.
         done: whether the last block has run.
+        heat: (N, U) of the devices now; ``None`` where they do not slow down.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Rollout:
         reference_nll: Callable[[], Float] | None = None,
         windows: NDArray[np.int64] | None = None,
         reference_token_nll: Callable[[], Float] | None = None,
+        heat: Float | None = None,
     ) -> None:
         self.world, self.texts, self.trace = world, texts, trace
         self.windows = np.arange(len(texts)) if windows is None else windows
@@ -99,6 +103,7 @@ class Rollout:
         self._view = View.of(world, texts.mask, trace)
         self._selections: list[Bool] = []
         self._latency_s = np.zeros(len(texts))
+        self.heat = initial_heat(world.config.devices, len(texts)) if heat is None else heat
         self._thread: object = this_thread()
         self._start()
 
@@ -109,7 +114,7 @@ class Rollout:
     def _look(self) -> None:
         """See where the passes are now; the episodes are over where that is of no use."""
         try:
-            self.block = self._view.block(self._passes.blocks)
+            self.block = self._view.block(self._passes.blocks, self.heat)
         except FloatingPointError:
             self._passes.close()
             raise
@@ -140,6 +145,7 @@ class Rollout:
         own = np.array_equal(selection, self.block.routed)
         result = measure(plan, own, self._num_tokens, self.world.config.has_token_terms)
         self._latency_s = self._latency_s + result.block_latency_s
+        self.heat = self._view.later_heat(self.heat, self.block, plan.load, result.block_latency_s)
         self._selections.append(selection.copy())  # info hands the original out
         self._advance(selection, own)
         if self.world.config.runner != "local":
@@ -258,6 +264,10 @@ class Radio:
     spectral_efficiency: Float
     unit_latency_s: Float
 
+    def of_block(self, at: int) -> Conditions:
+        """Those of one block."""
+        return Conditions(self.links[at], self.unit_latency_s[at])
+
     @classmethod
     def of(cls, world: World, full_band_snr: Float) -> Radio:
         """Links of N episodes in every block, and what equal shares give on them.
@@ -310,11 +320,12 @@ class View:
         seen = None if known is None else Radio.of(world, known)
         return cls(world, token_mask, not token_mask.all(), radio, seen, trace.available)
 
-    def block(self, passes: Sequence[BlockInput]) -> Block:
+    def block(self, passes: Sequence[BlockInput], heat: Float | None = None) -> Block:
         """The paused block; after the end, where there is none, all probabilities are 0.
 
         Args:
             passes: where each pass is paused, in the order of the episodes.
+            heat: (N, U) of the devices; ``None`` where they do not slow down.
 
         Raises:
             FloatingPointError: gate probabilities or hidden states of a token are not finite.
@@ -335,20 +346,41 @@ class View:
         available = None if self.available is None else self.available[at]
         if available is not None:  # the model's own routing is then that among the experts that are there
             routed, _ = next_best(routed, gate_probs, experts_present(available, self.world.placement[at]))
-        radio, known = self.radio, self.seen or self.radio
-        true = Conditions(radio.links[at], radio.unit_latency_s[at])
+        known, true = self._conditions(at, heat)
         return Block(
             gate_probs=gate_probs,
             routed=routed,
             token_mask=self.token_mask,
-            links=known.links[at],
-            spectral_efficiency=known.spectral_efficiency[at],
-            unit_latency_s=known.unit_latency_s[at],
+            links=known.links,
+            spectral_efficiency=(self.seen or self.radio).spectral_efficiency[at],
+            unit_latency_s=known.unit_latency_s,
             index=np.full(batch, index / sizes.num_blocks),
             hidden_states=hidden,
             available=available,
-            hidden_conditions=None if known is radio else true,
+            hidden_conditions=None if known is true else true,
         )
+
+    def _conditions(self, at: int, heat: Float | None) -> tuple[Conditions, Conditions]:
+        """What is known of a block's links, and what is true of them."""
+        known, true = (one.of_block(at) for one in (self.seen or self.radio, self.radio))
+        if heat is not None:  # how fast a device is now, it can tell
+            factor = speed_factor(self.world.config.devices, heat)
+            known, true = (replace(one, links=slowed(one.links, factor)) for one in (known, true))
+        return (true if self.seen is None else known), true
+
+    def later_heat(self, heat: Float | None, block: Block, load: Load, block_latency_s: Float) -> Float | None:
+        """Heat (N, U) of the devices after a block; ``None`` where they do not slow down.
+
+        Args:
+            heat: (N, U) before it.
+            block: that has run.
+            load: of what has run.
+            block_latency_s: (N,) how long the block took, in s.
+        """
+        if heat is None:
+            return None
+        busy = busy_s(block.links, load)
+        return later_heat(self.world.config.devices, heat, busy, block_latency_s[:, None] - busy)
 
     def _refuse(self, index: int, gate_probs: Float, hidden: NDArray[np.float32] | None) -> None:
         """Say which numbers are not finite."""

@@ -31,7 +31,7 @@ LEAST_SHARE = 1e-3
 
 def shares_of(kind: str, block: Block) -> Float:
     """Bandwidth shares (N, U) for the model's own routing."""
-    load = device_load(block.routed, block.links.placement)
+    load = device_load(block.routed, block.links)
     if kind == "equal":
         return equal_shares(*block.links.compute_s.shape)
     if kind == "min-max":

@@ -59,7 +59,7 @@ class ReferenceEnv:
     def step(self, selection: NDArray[np.bool_]) -> tuple[NDArray[np.bool_] | None, float, bool, dict[str, float]]:
         """Run the experts, solve the shares, and run to the next block."""
         links = self.links[self.block]
-        latency_s = slsqp_latency_s(links, device_load(selection[None], links.placement))
+        latency_s = slsqp_latency_s(links, device_load(selection[None], links))
         self.latency_s += latency_s
         self.hidden = self.hidden + self._experts(torch.from_numpy(selection))[None]
         self.block += 1

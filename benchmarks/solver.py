@@ -166,7 +166,7 @@ def beside_the_model(settings: Settings) -> list[Row]:
 
 
 def _solvers(block: Block) -> dict[str, Timed]:
-    links, load = block.links, device_load(block.routed, block.links.placement)
+    links, load = block.links, device_load(block.routed, block.links)
     calls: dict[str, Any] = {
         "min_max_bandwidth": lambda: min_max_bandwidth(links, load),
         JOINT: lambda: joint_optimize(problem_of(block), stopping_gain=STOPPING_GAIN),

@@ -63,7 +63,7 @@ def test_every_policy_decides_for_every_token(name, env, observation):
     selection, shares = decide(name, env, observation)
     assert selection.any(-1).all()
     np.testing.assert_allclose(shares.sum(-1), 1.0)
-    loaded = device_load(selection, observation["placement"].astype(float)).tokens > 0
+    loaded = device_load(selection, decode_observation(observation).links).tokens > 0
     assert (shares[loaded] > 0).all()
 
 
@@ -173,7 +173,7 @@ def test_the_network_starts_near_own_routing(env, observation):
     _, optimal = decide("vanilla-optimal", env, observation)
     np.testing.assert_array_equal(shares > 0, optimal > 0)
     links = decode_observation(observation).links
-    load = device_load(selection, links.placement)
+    load = device_load(selection, links)
     latency = [block_latency_s(device_latency_s(links, load, b)).mean() for b in (optimal, shares, equal_shares(16, 8))]
     assert latency[1] < 0.5 * (latency[0] + latency[2])
 
@@ -443,7 +443,7 @@ def test_a_flat_policy_takes_only_its_sizes(tmp_path, env, observation):
     with pytest.raises(ValueError, match="is for actions of 3 numbers, the environment has 72"):
         load_policy(str(path), env.codec)
     save_flat_policy(path, [torch.nn.Linear(7, 5), torch.nn.Linear(5, 72)], {})
-    with pytest.raises(ValueError, match="is for observations of 7 numbers, the environment has 233"):
+    with pytest.raises(ValueError, match="is for observations of 7 numbers, the environment has 241"):
         load_policy(str(path), env.codec)
     save_flat_policy(path, [torch.nn.Linear(233, 5), torch.nn.Linear(5, 72)], {})
     assert env.action_space.contains(load_policy(str(path), env.codec).predict(observation)[0])
@@ -508,9 +508,9 @@ def test_an_observation_of_another_form_is_one_sentence(any_kind, env, observati
     for other, message in (
         (
             flat,
-            r"got an array of shape \(233,\): a policy reads the environment's Dict observation, not a flattened one",
+            r"got an array of shape \(241,\): a policy reads the environment's Dict observation, not a flattened one",
         ),
-        (flat[None], r"got an array of shape \(1, 233\)"),
+        (flat[None], r"got an array of shape \(1, 241\)"),
         (torch.from_numpy(flat), "got an array of shape"),
         (
             tuple(observation.values()),

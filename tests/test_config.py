@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wdmoe_env.config import CHANNEL_RANGES, ChannelConfig, DeploymentConfig, DeviceConfig, EnvConfig
+from wdmoe_env.config import CHANNEL_RANGES, DEVICE_RANGES, ChannelConfig, DeploymentConfig, DeviceConfig, EnvConfig
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,10 @@ def test_unknown_keyword_names_the_nearest(keywords, message):
         ({"devices": {"count": 0}}, "count must be a whole number of at least 1"),
         ({"devices": {"profiles": []}}, "profiles must be a tuple of device profile names"),
         ({"devices": {"utilization": 1.5}}, "utilization must be a finite number at least 1e-06 and at most 1"),
+        ({"devices": {"memory_efficiency": 0.0}}, "memory_efficiency must be a finite number at least 1e-06"),
+        ({"devices": {"compute_model": "roof"}}, "compute_model must be one of flops, roofline, got 'roof'"),
+        ({"devices": "board"}, "devices must be one of paper, boards, got 'board'; did you mean 'boards'"),
+        ({"deployment": {"weight_bits": 0}}, "weight_bits must be a finite number at least 0.5 and at most 64, got 0"),
         ({"devices": {"distance_range_m": (200.0, 20.0)}}, "distance_range_m must be"),
         ({"devices": {"distance_range_m": (0.0, 20.0)}}, "distance_range_m must be"),
         ({"devices": {"distances_m": (10.0, 20.0)}}, "distances_m must be a tuple of 8 numbers"),
@@ -105,6 +109,21 @@ def test_round_trip_through_json_hash_included(config):
     assert isinstance(again.channel, ChannelConfig)
 
 
+def test_named_sets_of_devices_go_through_a_dict_and_json():
+    for name, model in (("paper", "flops"), ("boards", "roofline")):
+        config = EnvConfig.make(devices=name)
+        assert config.devices == DeviceConfig(compute_model=model)
+        assert EnvConfig.make(json.loads(json.dumps(config.to_dict()))) == config
+    assert EnvConfig.make(devices="paper") == EnvConfig()
+
+
+def test_a_config_from_before_the_roofline_loads():
+    old = EnvConfig().to_dict()
+    for part, name in (("devices", "compute_model"), ("devices", "memory_efficiency"), ("deployment", "weight_bits")):
+        del old[part][name]
+    assert EnvConfig.make(old) == EnvConfig()
+
+
 def test_configs_are_frozen():
     for config, name in ((EnvConfig(), "model"), (ChannelConfig(), "fading"), (DeviceConfig(), "count")):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -116,6 +135,8 @@ def test_deployment_sizes_are_mixtrals():
     assert deployment.payload_bits == 65_536
     # 6 x 4096 x 14336 for three matrices, multiply and add, and 5 x 14336 for the activation.
     assert deployment.expert_flops == 352_321_536 + 71_680
+    assert deployment.expert_weight_bytes == 352_321_536
+    assert DeploymentConfig(weight_bits=4.5).expert_weight_bytes == 352_321_536 * 4.5 / 16
 
 
 def one_line(keywords, error, message):
@@ -229,7 +250,6 @@ def test_what_is_no_number_choice_or_tuple_is_refused_by_name(keywords, error, m
     one_line(keywords, error, message)
 
 
-DEVICE_RANGES = {"utilization": (1e-6, 1.0), "speed_mps": (0.0, 1e5), "mobility_memory": (0.0, 1.0)}
 ENV_RANGES = {"quality_weight": (0.0, 1e12), "min_share": (1e-12, 1 / 8)}
 RANGES = [
     *(("channel", name, *ends) for name, ends in CHANNEL_RANGES.items()),
@@ -239,6 +259,7 @@ RANGES = [
     ("devices", "count", 1, 10**6),
     ("deployment", "hidden_size", 1, 2**20),
     ("deployment", "intermediate_size", 1, 2**24),
+    ("deployment", "weight_bits", 0.5, 64.0),
 ]
 
 

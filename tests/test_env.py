@@ -157,7 +157,7 @@ def test_info_agrees_with_the_physics_of_the_observation():
     selection, shares = rng.random((8, 8)) > 0.6, rng.dirichlet(np.ones(8))
     selection[np.arange(8), rng.integers(8, size=8)] = True
     _, reward, _, _, info = env.step(env.unwrapped.encode_action(selection, shares))
-    load = latency.device_load(selection[None], block.links.placement)
+    load = latency.device_load(selection[None], block.links)
     device_latency = latency.device_latency_s(block.links, load, info["shares"][None])
     np.testing.assert_allclose(info["device_latency_ms"], 1e3 * device_latency[0], rtol=1e-5)
     assert info["block_latency_ms"] == info["device_latency_ms"].max()

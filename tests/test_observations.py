@@ -20,7 +20,7 @@ N, J, E, U = 3, 5, 6, 4
 SIZES = Sizes(num_tokens=J, num_experts=E, num_devices=U, num_blocks=2, hidden_size=7)
 
 
-def random_block(seed, snr_decades):
+def random_block(seed, snr_decades, roofline=False):
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.ones(E), size=(N, J))
     routed = probs >= np.sort(probs, axis=-1)[..., [-2]]
@@ -30,6 +30,7 @@ def random_block(seed, snr_decades):
         payload_s=rng.uniform(1e-5, 1e-2, size=N),
         compute_s=rng.uniform(1e-6, 1e-1, size=(N, U)),
         placement=placement,
+        weights_s=rng.uniform(1e-6, 1e-1, size=(N, U)) if roofline else None,
     )
     equal = np.full((N, U), 1.0 / U)
     return Block(
@@ -44,16 +45,24 @@ def random_block(seed, snr_decades):
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), low=st.floats(-3.0, 5.0))
-def test_latencies_from_the_observation_are_the_true_ones(seed, low):
-    block = random_block(seed, (low, low + 2.0))
+@given(seed=st.integers(0, 2**32 - 1), low=st.floats(-3.0, 5.0), roofline=st.booleans())
+def test_latencies_from_the_observation_are_the_true_ones(seed, low, roofline):
+    block = random_block(seed, (low, low + 2.0), roofline)
     seen = decode_observation(encode_observation(block))
     shares = np.random.default_rng(seed).dirichlet(np.ones(U), size=N)
-    load = device_load(block.routed, block.links.placement)
+    load = device_load(block.routed, block.links)
     expected = device_latency_s(block.links, load, shares)
-    np.testing.assert_allclose(device_latency_s(seen.links, load, shares), expected, rtol=2e-5)
+    again = device_load(block.routed, seen.links)
+    np.testing.assert_allclose(device_latency_s(seen.links, again, shares), expected, rtol=2e-5)
     np.testing.assert_array_equal(seen.routed, block.routed)
     np.testing.assert_allclose(seen.weights, block.weights, rtol=1e-5)
+
+
+def test_an_observation_without_the_time_of_weights_reads_none():
+    observation = encode_observation(random_block(0, (0.0, 6.0)))
+    assert not observation["weights_latency"].any()
+    del observation["weights_latency"]
+    assert decode_observation(observation).links.weights_s is None
 
 
 def test_observations_are_in_their_space():

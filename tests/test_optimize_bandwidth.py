@@ -188,7 +188,7 @@ def test_marginal_latency_is_the_derivative(min_share: float) -> None:
     tokens[:, 0] += 1
     load = Load(tokens, 2 * tokens)
     solution = min_max_bandwidth(links, load, min_share)
-    token_price, expert_price = marginal_latency_s(links, load, solution)
+    token_price, expert_price, _ = marginal_latency_s(links, load, solution)
     for device in range(6):
         step = 1e-5 * tokens * (np.arange(6) == device)
         width = np.where(tokens[:, device] > 0, 2e-5 * tokens[:, device], 1.0)

@@ -35,7 +35,7 @@ def instances(
 
 
 def wlr_of(links: BlockLinks, weights: Float, selection: Bool, shares: Float) -> Float:
-    latency = block_latency_s(device_latency_s(links, device_load(selection, links.placement), shares))
+    latency = block_latency_s(device_latency_s(links, device_load(selection, links), shares))
     return wlr_per_ms(weight_served(weights, selection), latency)
 
 
@@ -70,7 +70,7 @@ def test_alternation_ends_where_another_step_does_not_help() -> None:
     links, weights, routed = instances(2)
     solution = joint_optimize(BlockProblem(links, weights, routed), threshold=0.9)
     selection = paper_selection(weights, routed, expert_token_latency_s(links, solution.shares), 0.9)
-    bandwidth = min_max_bandwidth(links, device_load(selection, links.placement))
+    bandwidth = min_max_bandwidth(links, device_load(selection, links))
     assert (wlr_of(links, weights, selection, bandwidth.shares) <= solution.wlr_per_ms * (1 + 1e-11)).all()
 
 
@@ -94,7 +94,7 @@ def test_adaptive_threshold_stops_earlier_at_a_greater_gain() -> None:
     assert dropped.mean() > less.mean()
     assert eager.wlr_per_ms.mean() > wary.wlr_per_ms.mean()
     np.testing.assert_array_equal(never.selection, routed)
-    optimal = min_max_bandwidth(links, device_load(routed, links.placement))
+    optimal = min_max_bandwidth(links, device_load(routed, links))
     np.testing.assert_allclose(never.shares, optimal.shares, atol=1e-12)
 
 
@@ -102,7 +102,7 @@ def test_ablations() -> None:
     links, weights, routed = instances(5)
     whole = joint_optimize(BlockProblem(links, weights, routed, min_share=1e-3), stopping_gain=1e9)
     np.testing.assert_array_equal(whole.selection, routed)
-    optimal = min_max_bandwidth(links, device_load(routed, links.placement), 1e-3)
+    optimal = min_max_bandwidth(links, device_load(routed, links), 1e-3)
     np.testing.assert_array_equal(whole.shares, optimal.shares)
 
     selection = joint_optimize(BlockProblem(links, weights, routed), threshold=0.8, solve_bandwidth=False)

@@ -41,7 +41,7 @@ def instances(
 
 
 def wlr_of(links: BlockLinks, weights: Float, selection: Bool, shares: Float | None = None) -> Float:
-    load = device_load(selection, links.placement)
+    load = device_load(selection, links)
     shares = min_max_bandwidth(links, load).shares if shares is None else shares
     latency = block_latency_s(device_latency_s(links, load, shares))
     return wlr_per_ms(weight_served(weights, selection), latency)
@@ -143,7 +143,7 @@ def test_padding_and_least_share() -> None:
     routed[2] = False
     oracle = exhaustive_oracle(BlockProblem(links, weights, routed, np.ones_like(routed), min_share=0.1))
     np.testing.assert_array_equal(oracle.selection.any(axis=-1), routed.any(axis=-1))
-    loaded = device_load(oracle.selection, links.placement).tokens > 0
+    loaded = device_load(oracle.selection, links).tokens > 0
     assert (oracle.shares[loaded] >= 0.1).all()
     np.testing.assert_array_equal(oracle.wlr_per_ms > 0, [True, True, False])
 

@@ -74,7 +74,7 @@ def test_expert_latency_is_that_of_its_device() -> None:
 
 
 def objective(links: BlockLinks, weights: Float, selection: Bool, price_per_ms: float) -> Float:
-    latency = min_max_bandwidth(links, device_load(selection, links.placement)).latency_s
+    latency = min_max_bandwidth(links, device_load(selection, links)).latency_s
     return weight_served(weights, selection) - 1e3 * price_per_ms * latency
 
 
@@ -92,7 +92,7 @@ def test_no_single_pair_improves_the_marginal_price_selection(
         )
         selection, shares = decision.selection, decision.shares
         found = objective(links, weights, selection, price)
-        latency = block_latency_s(device_latency_s(links, device_load(selection, links.placement), shares))
+        latency = block_latency_s(device_latency_s(links, device_load(selection, links), shares))
         np.testing.assert_allclose(weight_served(weights, selection) - 1e3 * price * latency, found)
         assert (found >= objective(links, weights, routed, price)).all()
         best = np.where(routed, weights, -1).argmax(axis=-1)

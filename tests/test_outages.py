@@ -158,11 +158,11 @@ def test_devices_that_are_away_are_as_if_they_were_not_there():
     few = latency.BlockLinks(
         links.full_band_snr[..., here], np.full(batch, PAYLOAD_S), links.compute_s[:, here], np.eye(3)
     )
-    load = latency.device_load(routed, links.placement)
+    load = latency.device_load(routed, links)
     whole = min_max_bandwidth(links, load)
     assert (whole.shares[:, 1] == 0).all()
     assert (load.tokens[:, 1] == 0).all()
-    part = min_max_bandwidth(few, latency.device_load(routed[..., here], few.placement))
+    part = min_max_bandwidth(few, latency.device_load(routed[..., here], few))
     np.testing.assert_allclose(whole.latency_s, part.latency_s, rtol=1e-12)
     np.testing.assert_allclose(whole.shares[:, here], part.shares, rtol=1e-9)
     one = fractional_program(BlockProblem(links, weights, routed))

@@ -10,11 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wdmoe_env.config import CHANNEL_RANGES, ChannelConfig, DeploymentConfig, DeviceConfig, Fading, PathLoss
+from wdmoe_env.config import (
+    CHANNEL_RANGES,
+    ChannelConfig,
+    ComputeModel,
+    DeploymentConfig,
+    DeviceConfig,
+    Fading,
+    PathLoss,
+)
 from wdmoe_env.observations import Block, Sizes, decode_observation, encode_observation, observation_space
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.physics.channel import LEAST_SNR, MOST_SNR, Channel, check_channel
-from wdmoe_env.physics.compute import device_flops
+from wdmoe_env.physics.compute import device_times_s
 from wdmoe_env.physics.latency import block_latency_s, device_latency_s, device_load, equal_shares, wlr_device_per_ms
 from wdmoe_env.policies import rules
 from wdmoe_env.rollout.rollout import Radio
@@ -49,6 +57,8 @@ def fleets(draw):
     return DeviceConfig(
         count=count,
         utilization=draw(within(1e-6, 1.0)),
+        compute_model=draw(st.sampled_from(get_args(ComputeModel))),
+        memory_efficiency=draw(within(1e-6, 1.0)),
         speed_mps=draw(within(0.0, 1e5)),
         mobility_memory=draw(within(0.0, 1.0)),
         mobility=draw(st.sampled_from(["static", "gauss_markov"])),
@@ -62,6 +72,7 @@ DEPLOYMENTS = st.builds(
     hidden_size=st.sampled_from([1, 4096, 2**20]),
     intermediate_size=st.sampled_from([1, 14336, 2**24]),
     link_bits=st.sampled_from([16, 8, 4]),
+    weight_bits=st.sampled_from([0.5, 4.5, 16, 64]),
 )
 
 
@@ -73,11 +84,10 @@ def first_block(channel, devices, deployment, seed):
     assert (trace.full_band_snr <= MOST_SNR).all()
     experts = devices.count
     placement = np.broadcast_to(np.eye(experts), (BLOCKS, experts, experts))
-    compute_s = deployment.expert_flops / device_flops(devices)
+    compute_s, weights_s = device_times_s(devices, deployment)
     payload_s = deployment.payload_bits / channel.bandwidth_hz
-    radio = Radio.of(
-        SimpleNamespace(payload_s=payload_s, compute_s=compute_s, placement=placement), trace.full_band_snr
-    )
+    world = SimpleNamespace(payload_s=payload_s, compute_s=compute_s, placement=placement, weights_s=weights_s)
+    radio = Radio.of(world, trace.full_band_snr)
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.ones(experts), (EPISODES, TOKENS))
     routed = probs >= np.sort(probs, axis=-1)[..., [-min(2, experts)]]
@@ -121,16 +131,12 @@ def test_what_is_not_refused_at_the_start_is_finite_to_the_end(channel, devices,
         selection, shares = rule(seen)
         np.testing.assert_allclose(shares.sum(axis=-1), 1.0, err_msg=rule.__name__)
         assert np.isfinite(shares).all()
-        latency = device_latency_s(
-            block.links, device_load(selection, block.links.placement), np.maximum(shares, 1e-12)
-        )
+        latency = device_latency_s(block.links, device_load(selection, block.links), np.maximum(shares, 1e-12))
         assert np.isfinite(latency).all()
         assert (block_latency_s(latency) > 0).all()
         assert np.isfinite(wlr_device_per_ms(np.ones_like(latency), latency)).all()
-    exact = min_max_bandwidth(block.links, device_load(block.routed, block.links.placement), 1e-12)
-    equal = device_latency_s(
-        block.links, device_load(block.routed, block.links.placement), equal_shares(EPISODES, devices.count)
-    )
+    exact = min_max_bandwidth(block.links, device_load(block.routed, block.links), 1e-12)
+    equal = device_latency_s(block.links, device_load(block.routed, block.links), equal_shares(EPISODES, devices.count))
     assert (exact.latency_s <= block_latency_s(equal) * (1 + 1e-9)).all()
 
 

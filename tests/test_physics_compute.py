@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wdmoe_env.config import DeviceConfig
-from wdmoe_env.physics.compute import DEVICE_PROFILES, device_flops
+from wdmoe_env.config import DeploymentConfig, DeviceConfig, EnvConfig
+from wdmoe_env.physics.compute import (
+    DEVICE_PROFILES,
+    device_flops,
+    device_memory_bytes_per_s,
+    device_times_s,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +34,10 @@ def test_every_profile_names_its_source():
         assert profile.name == name
         assert profile.peak_flops > 0
         assert len(profile.source) > 40
+        assert len(profile.memory_source) > 20
+        assert profile.power_source
+        assert 0 < profile.usable_memory_bytes < profile.memory_bytes
+        assert (profile.idle_power_w or 1.0) < (profile.active_power_w or 2.0)
 
 
 def test_default_devices_have_profiles():
@@ -42,6 +51,18 @@ def test_profiles_repeat_until_every_device_has_one():
     tx2, nano = 0.25 * 1.3312e12, 0.25 * 0.471552e12
     np.testing.assert_allclose(device_flops(devices), [tx2, nano, tx2, nano, tx2])
     assert device_flops(DeviceConfig(count=1, profiles=("jetson-tx2", "jetson-nano"))).shape == (1,)
+
+
+def test_boards_read_weights_at_their_memory_bandwidth():
+    boards = EnvConfig.make(devices="boards").devices
+    # 60 % of 204.8 GB/s.
+    assert device_memory_bytes_per_s(boards)[0] == pytest.approx(122.88e9)
+    compute_s, weights_s = device_times_s(boards, DeploymentConfig())
+    np.testing.assert_array_equal(compute_s, DeploymentConfig().expert_flops / device_flops(boards))
+    # Mixtral's 352,321,536 bytes an expert: 2.8672 ms on the first, 8.63533 ms on the Orin Nano (68 GB/s).
+    np.testing.assert_allclose(1e3 * weights_s[[0, 4]], [2.8672, 8.63533176], rtol=1e-8)
+    np.testing.assert_allclose(device_times_s(boards, DeploymentConfig(weight_bits=4))[1], weights_s / 4)
+    assert device_times_s(DeviceConfig(), DeploymentConfig())[1] is None
 
 
 def test_unknown_profile_names_the_nearest():

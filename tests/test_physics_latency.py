@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_rate_is_shannons_in_bits_per_second():
 @pytest.mark.parametrize("seed", range(5))
 def test_device_and_block_latency(seed):
     links, selection, shares = case(seed)
-    measured = latency.device_latency_s(links, latency.device_load(selection, links.placement), shares)
+    measured = latency.device_latency_s(links, latency.device_load(selection, links), shares)
     expected = [scalar_device_latencies(links, selection, shares, row) for row in range(len(shares))]
     np.testing.assert_allclose(measured, expected, rtol=1e-12)
     np.testing.assert_allclose(latency.block_latency_s(measured), np.max(expected, axis=-1), rtol=1e-12)
@@ -70,7 +71,7 @@ def test_device_and_block_latency(seed):
 def test_device_latency_sums_token_latencies(seed):
     links, selection, shares = case(seed)
     by_token = latency.token_latency_s(links, selection, shares)
-    device = latency.device_latency_s(links, latency.device_load(selection, links.placement), shares)
+    device = latency.device_latency_s(links, latency.device_load(selection, links), shares)
     np.testing.assert_allclose(by_token.sum(axis=-2), device)
     np.testing.assert_array_equal(by_token > 0, latency.experts_per_device(selection, links.placement) > 0)
 
@@ -79,14 +80,48 @@ def test_a_state_crosses_the_link_once_for_several_experts_of_a_device():
     # Three experts on device 0, one on device 1; the token uses two of device 0's.
     placement = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     selection = np.array([[[True, False, True, False]]])
-    load = latency.device_load(selection, placement)
+    links = BlockLinks(np.full((1, 2, 2), 1.0), np.array([1e-3]), np.array([[5e-3, 7e-3]]), placement)
+    load = latency.device_load(selection, links)
     np.testing.assert_array_equal(load.tokens, [[1.0, 0.0]])
     np.testing.assert_array_equal(load.experts, [[2.0, 0.0]])
-    links = BlockLinks(np.full((1, 2, 2), 1.0), np.array([1e-3]), np.array([[5e-3, 7e-3]]), placement)
     # At half the band: log2(1 + 1 / 0.5) = 1.584963 bit/s/Hz, so 2 x 1 ms / (0.5 x 1.584963) for one state both ways.
     crossing_s = 2e-3 / (0.5 * math.log2(3.0))
     device = latency.device_latency_s(links, load, np.array([[0.5, 0.5]]))
     np.testing.assert_allclose(device, [[crossing_s + 2 * 5e-3, 0.0]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_experts_weights_are_read_once_a_block(seed):
+    """(5r) with loops: over the used experts of a device, the longer of computing and reading."""
+    links, selection, shares = case(seed)
+    weights_s = links.compute_s * np.random.default_rng(seed).uniform(0.5, 4.0, links.compute_s.shape)
+    links = replace(links, weights_s=weights_s)
+    measured = latency.device_latency_s(links, latency.device_load(selection, links), shares)
+    home = links.placement.argmax(axis=-1)
+    for row, u in np.ndindex(shares.shape):
+        served = (selection[row] & (home[row] == u)).any(axis=-1).sum()
+        counts = selection[row][:, home[row] == u].sum(axis=0)
+        expected = served * latency.radio_latency_s(links, shares)[row, u]
+        expected += sum(max(n * links.compute_s[row, u], weights_s[row, u]) for n in counts if n)
+        assert measured[row, u] == pytest.approx(expected, rel=1e-12)
+
+
+def test_limits_of_the_roofline():
+    links, selection, shares = case()
+    plain = latency.device_latency_s(links, latency.device_load(selection, links), shares)
+    # A memory without end: equation (5), to the bit.
+    endless = replace(links, weights_s=np.zeros_like(links.compute_s))
+    np.testing.assert_array_equal(
+        latency.device_latency_s(endless, latency.device_load(selection, endless), shares), plain
+    )
+    # One token an expert, and reading slower than computing: the weights' time for each used expert.
+    slow = replace(links, weights_s=10.0 * links.compute_s)
+    one = np.zeros_like(selection)
+    one[:, 0] = selection[:, 0]
+    load = latency.device_load(one, slow)
+    radio = load.tokens * latency.radio_latency_s(slow, shares)
+    device = latency.device_latency_s(slow, load, shares)
+    np.testing.assert_allclose(device - radio, latency.experts_per_device(one, links.placement)[:, 0] * slow.weights_s)
 
 
 def test_placement_may_differ_between_episodes_or_be_shared():
@@ -103,7 +138,7 @@ def test_no_bandwidth_is_infinite_for_a_loaded_device_and_nothing_for_an_idle_on
     selection = np.array([[[True, True, False]]])
     shares = np.array([[0.0, 1.0, 0.0]])
     np.testing.assert_array_equal(np.isinf(latency.radio_latency_s(links, shares)), [[True, False, True]])
-    device = latency.device_latency_s(links, latency.device_load(selection, links.placement), shares)
+    device = latency.device_latency_s(links, latency.device_load(selection, links), shares)
     assert np.isinf(device[0, 0])
     assert 0 < device[0, 1] < np.inf
     assert device[0, 2] == 0.0

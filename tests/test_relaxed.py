@@ -144,7 +144,7 @@ def test_the_price_of_a_pair_is_what_the_optimum_says(simulator: Simulator) -> N
     probs = torch.from_numpy(block.routed).float().requires_grad_()
     pairs = Draw(probs.detach() > 0, probs, probs.detach() > 0)
     (gradient,) = torch.autograd.grad(relaxed_block(block, pairs, 1e-3).latency_ms.sum(), probs)
-    load = device_load(block.routed, block.links.placement)
+    load = device_load(block.routed, block.links)
     for device in range(load.tokens.shape[1]):
         loaded = load.tokens[:, device] > 0
         latencies = []

@@ -138,7 +138,7 @@ def test_the_slope_of_a_pair_is_its_price_at_the_bandwidth_optimum():
     trainer = ppo.Trainer(arguments, agent.settings_of(arguments) | SETTINGS, env.simulator, joint=False)
     choice = trainer.experience(0).choices[0]
     links, selection = choice.seen.pairs.block.links, choice.selection.numpy()
-    load = device_load(selection, links.placement)
+    load = device_load(selection, links)
     prices = device_prices(links, load, min_max_bandwidth(links, load), np.ones(len(selection)), 0.0)
     expected = -(prices.token + prices.expert)[:, None] / choice.vanilla_latency_ms.numpy()[:, None, None]
     # Where its best expert was drawn, a token's others change nothing but themselves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def worked(shares):
     """All quantities of the example by the library."""
     block, shares = links(), np.array([shares])
     weights = latency.gate_weights(GATE_PROBS, ROUTED)
-    device = latency.device_latency_s(block, latency.device_load(SELECTION, PLACEMENT), shares)
+    device = latency.device_latency_s(block, latency.device_load(SELECTION, block), shares)
     slowest, served = latency.block_latency_s(device), latency.weight_served(weights, SELECTION)
     efficiency = latency.spectral_efficiency(block.full_band_snr, shares)
     return {
@@ -82,9 +83,34 @@ def test_the_device_form_prefers_the_slower_block():
     assert [f"{case['wlr'].item():.6g}" for case in (equal, better)] == ["1.85324", "2.09233"]
 
 
+# (5r) with M = 400e9 and 200e9 byte/s and 4.5 bits a weight, worked likewise.
+ROOFLINE = {
+    "weights_ms": ["0.247726", "0.495452"],
+    "device_ms": ["1.12398", "0.756772"],
+    "block_ms": ["1.12398"],
+    "wlr": ["1.58168"],
+}
+
+
+def test_the_roofline_agrees_with_the_hand_calculation():
+    deployment = DeploymentConfig(weight_bits=4.5)
+    assert deployment.expert_weight_bytes == 99_090_432
+    block = replace(links(), weights_s=deployment.expert_weight_bytes / np.array([[400e9, 200e9]]))
+    device = latency.device_latency_s(block, latency.device_load(SELECTION, block), np.array([[0.4, 0.6]]))
+    slowest = latency.block_latency_s(device)
+    served = latency.weight_served(latency.gate_weights(GATE_PROBS, ROUTED), SELECTION)
+    found = {
+        "weights_ms": 1e3 * block.weights_s,
+        "device_ms": 1e3 * device,
+        "block_ms": 1e3 * slowest,
+        "wlr": latency.wlr_per_ms(served, slowest),
+    }
+    assert {name: [f"{number:.6g}" for number in value.ravel()] for name, value in found.items()} == ROOFLINE
+
+
 def test_the_document_prints_these_numbers():
     text = DOCUMENT.read_text()
-    for numbers in HAND.values():
+    for numbers in (*HAND.values(), *ROOFLINE.values()):
         for number in numbers:
             mantissa = number.split("e")[0]
             assert mantissa in text, number

@@ -173,7 +173,7 @@ class ExpertsPart(ActionPart):
         if present is not None:
             plan, wanted = _among_present(plan, wanted & block.token_mask[..., None], present)
         selection, repaired = repair_selection(wanted, block.gate_probs, block.token_mask, present)
-        load = device_load(selection, block.links.placement)
+        load = device_load(selection, block.links)
         return replace(plan, selection=selection, load=load, repaired_tokens=repaired)
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args
 
 from wdmoe_env.checks import (
@@ -31,6 +32,7 @@ from wdmoe_env.precision import LINK_BITS, payload_bits
 PathLoss = Literal["umi_los", "umi_nlos", "uma_los", "uma_nlos", "log_distance", "free_space"]
 Fading = Literal["rayleigh", "rician", "nakagami", "none"]
 Mobility = Literal["static", "gauss_markov"]
+ComputeModel = Literal["flops", "roofline"]
 DecisionKind = Literal["joint", "selection", "bandwidth"]
 ActionType = Literal["box", "dict"]
 Split = Literal["train", "test", "shifted", "suite"]
@@ -67,6 +69,7 @@ FORMER_NAMES = {"bits_per_element": "link_bits"}
 """Fields of configurations written by former versions, and what they are called now."""
 DEVICE_RANGES = {
     "utilization": (1e-6, 1.0),
+    "memory_efficiency": (1e-6, 1.0),
     "speed_mps": (0.0, 1e5),
     "mobility_memory": (0.0, 1.0),
     "outage_mean_s": (0.0, 1e9),
@@ -160,6 +163,10 @@ class DeviceConfig:
             tuple is repeated until ``count`` devices have one.
         count: number of devices U, 1 to a million.
         utilization: share of a profile's peak FLOP/s that an expert reaches, 1e-6 to 1.
+        compute_model: ``flops`` is equation (5), computing alone; ``roofline`` is (5r): in every block a device reads
+            the weights of each expert that it uses once, and the longer of reading and computing counts.
+        memory_efficiency: share of a profile's memory bandwidth that reading weights reaches, 1e-6 to 1; boards were
+            seen at 0.4 to 0.8.
         distance_range_m: each episode places every device uniformly over this ring around the base station; both
             radii from 1e-3 to 1e9.
         distances_m: fixed distances, one per device, in place of ``distance_range_m``; 1e-3 to 1e9.
@@ -191,6 +198,8 @@ class DeviceConfig:
     )
     count: int = 8
     utilization: float = 0.5
+    compute_model: ComputeModel = "flops"
+    memory_efficiency: float = 0.6
     distance_range_m: tuple[float, float] = (20.0, 200.0)
     distances_m: tuple[float, ...] | None = None
     mobility: Mobility = "static"
@@ -210,7 +219,8 @@ class DeviceConfig:
         if not profiles or not all(isinstance(name, str) for name in profiles):
             raise ValueError(f"profiles must be a tuple of device profile names, got {shown(self.profiles)}")
         _put(self, "profiles", profiles)
-        _put(self, "mobility", check_choice("mobility", self.mobility, get_args(Mobility)))
+        for name, choices in (("mobility", Mobility), ("compute_model", ComputeModel)):
+            _put(self, name, check_choice(name, getattr(self, name), get_args(choices)))
         for name, (least, most) in DEVICE_RANGES.items():
             _put(self, name, check_number(name, getattr(self, name), at_least=least, at_most=most))
         _put(self, "distance_range_m", check_numbers("distance_range_m", self.distance_range_m, 2, *DISTANCES_M))
@@ -218,6 +228,11 @@ class DeviceConfig:
             raise ValueError(f"distance_range_m must be (low, high) with low <= high, got {self.distance_range_m}")
         if self.distances_m is not None:
             _put(self, "distances_m", check_numbers("distances_m", self.distances_m, self.count, *DISTANCES_M))
+
+
+DEVICE_SETS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"paper": {}, "boards": {"compute_model": "roofline"}})
+"""Named sets of devices, as fields of ``DeviceConfig``: ``"paper"`` is the default, equation (5) alone; ``"boards"`` is
+the same hardware under the roofline (5r)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,14 +245,17 @@ class DeploymentConfig:
         link_bits: bits of one element of a hidden state on the link: 16 rounds nothing; under 8 and 4 what goes down
             and what comes back is rounded in the running model, see ``wdmoe_env.precision``. A mapping may call it
             ``bits_per_element``, its former name.
+        weight_bits: bits of one weight of an expert in a device's memory, such as 16, 8 or 4.5; 0.5 to 64. Only the
+            ``roofline`` of ``DeviceConfig`` reads weights.
 
     Raises:
-        ValueError: a field is not a whole number of at least 1, or is above its bound; or other bits.
+        ValueError: a width is not a whole number of at least 1, or a field is out of its range; or other bits.
     """
 
     hidden_size: int = 4096
     intermediate_size: int = 14336
     link_bits: int = 16
+    weight_bits: float = 16.0
 
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""
@@ -247,6 +265,12 @@ class DeploymentConfig:
         if isinstance(bits, bool) or not isinstance(bits, int) or bits not in LINK_BITS:
             raise ValueError(f"link_bits must be 16, 8 or 4, got {shown(bits)}")
         _put(self, "link_bits", bits)
+        _put(self, "weight_bits", check_number("weight_bits", self.weight_bits, at_least=0.5, at_most=64.0))
+
+    @property
+    def expert_weight_bytes(self) -> float:
+        """W_e of equation (5r): bytes of the three matrices of one SwiGLU expert."""
+        return 3 * self.hidden_size * self.intermediate_size * self.weight_bits / 8
 
     @property
     def payload_bits(self) -> int:
@@ -289,7 +313,7 @@ class EnvConfig:
         placement: device of each expert, one row of E for all blocks or I rows; ``None`` spreads the experts
             evenly in order.
         channel: the radio; a string is short for its ``source``.
-        devices: the mobile devices.
+        devices: the mobile devices; ``"paper"`` and ``"boards"`` are those of ``DEVICE_SETS``.
         deployment: widths that latency is simulated for; ``"model"`` takes the running model's own.
         device: torch device on which the model runs.
         dtype: type of the model's weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
@@ -358,10 +382,16 @@ class EnvConfig:
             value = plain(getattr(self, name))
             if name == "channel" and isinstance(value, str):
                 value = {"source": value}
+            if name == "devices" and isinstance(value, str):
+                value = DEVICE_SETS[check_choice(name, value, tuple(DEVICE_SETS))]
             if isinstance(value, Mapping):
                 value = from_mapping(kind, value, prefix=f"{name}.")
             elif not isinstance(value, kind) and not (name == "deployment" and _is_model(value)):
-                also = {"channel": " or the name of a source", "deployment": " or 'model'"}.get(name, "")
+                also = {
+                    "channel": " or the name of a source",
+                    "devices": " or the name of a set",
+                    "deployment": " or 'model'",
+                }[name]
                 raise TypeError(f"{name} must be a {kind.__name__}, a mapping of its fields{also}, got {shown(value)}")
             _put(self, name, value)
 

@@ -57,6 +57,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `routed`              | (J, E) | 1 where the model itself would use the expert          | 0   | 1   | -        |
     | `spectral_efficiency` | (2, U) | downlink and uplink at equal shares                    | 0   | 128 | bit/s/Hz |
     | `compute_latency`     | (U,)   | time of one expert on one token                        | 0   | 1e9 | ms       |
+    | `weights_latency`     | (U,)   | time of one expert's weights; 0 under `"flops"`        | 0   | 1e9 | ms       |
     | `unit_latency`        | (U,)   | radio time of one token, both ways, at equal shares    | 0   | 1e9 | ms       |
     | `placement`           | (E, U) | 1 where the device holds the expert in this block      | 0   | 1   | -        |
     | `token_mask`          | (J,)   | 1 where there is a token, 0 at padding                 | 0   | 1   | -        |

@@ -124,6 +124,7 @@ def observation_space(sizes: Sizes, hidden_states: bool = False, availability: b
         "routed": _box(0, 1, J, E),
         "spectral_efficiency": _box(0, MOST_SPECTRAL_EFFICIENCY, 2, U),
         "compute_latency": _box(0, MOST_LATENCY_MS, U),
+        "weights_latency": _box(0, MOST_LATENCY_MS, U),
         "unit_latency": _box(0, MOST_LATENCY_MS, U),
         "placement": _box(0, 1, E, U),
         "token_mask": _box(0, 1, J),
@@ -138,13 +139,14 @@ def observation_space(sizes: Sizes, hidden_states: bool = False, availability: b
 
 def encode_observation(block: Block) -> Observation:
     """Observation of a block, every entry float32 with a leading axis N and its own memory."""
-    placement = block.links.placement
+    placement, compute_s, weights_s = block.links.placement, block.links.compute_s, block.links.weights_s
     observation = {
         "gate_probs": block.gate_probs,
         "routed": block.routed,
         "spectral_efficiency": block.spectral_efficiency,
-        "compute_latency": np.minimum(1e3 * block.links.compute_s, MOST_LATENCY_MS),
-        "unit_latency": np.minimum(1e3 * block.unit_latency_s, MOST_LATENCY_MS),
+        "compute_latency": _ms(compute_s),
+        "weights_latency": np.zeros_like(compute_s) if weights_s is None else _ms(weights_s),
+        "unit_latency": _ms(block.unit_latency_s),
         "placement": placement if placement.ndim == 3 else placement[None].repeat(len(block.index), axis=0),
         "token_mask": block.token_mask,
         "block": block.index[:, None],
@@ -160,7 +162,8 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
     """Recover a block from a batched observation.
 
     The inverse of ``encode_observation`` up to float32: gamma follows from the spectral efficiency at equal
-    shares, and L / B from the latency of one token there.
+    shares, and L / B from the latency of one token there. Without ``weights_latency``, as observations were before
+    there was a roofline, reading weights counts nothing.
 
     Args:
         observation: entries with a leading axis N.
@@ -177,13 +180,14 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
     efficiency = values["spectral_efficiency"]
     num_devices = efficiency.shape[-1]
     inverse = 1.0 / efficiency[:, DOWNLINK] + 1.0 / efficiency[:, UPLINK]
-    unit_latency_s = 1e-3 * values["unit_latency"]
+    unit_latency_s, weights_ms = 1e-3 * values["unit_latency"], values.get("weights_latency")
     links = BlockLinks(
         full_band_snr=np.expm1(efficiency * np.log(2.0)) / num_devices,
         # The same for every device, but lower where a latency was clipped.
         payload_s=(unit_latency_s / (num_devices * inverse)).max(axis=-1),
         compute_s=1e-3 * values["compute_latency"],
         placement=values["placement"],
+        weights_s=1e-3 * weights_ms if weights_ms is not None and weights_ms.any() else None,
     )
     return Block(
         gate_probs=values["gate_probs"],
@@ -196,6 +200,11 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
         hidden_states=observation.get("hidden_states"),
         available=values["availability"] > 0.5 if "availability" in values else None,
     )
+
+
+def _ms(seconds: Float) -> Float:
+    """Milliseconds, clipped to the bound of the space."""
+    return np.minimum(1e3 * seconds, MOST_LATENCY_MS)
 
 
 def _box(low: float, high: float, *shape: int) -> spaces.Box:

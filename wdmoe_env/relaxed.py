@@ -169,15 +169,19 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
     # A token without any expert is given its best one: the multilinear extension of "none".
     selection = drawn + _best(block) * (1 - drawn).prod(-1, keepdim=True)
     chosen = selection.detach().numpy() > 0.5
-    load = device_load(chosen, links.placement)
+    load = device_load(chosen, links)
     optimum = min_max_bandwidth(links, load, min_share)
     prices = device_prices(links, load, optimum, np.ones(len(chosen)), min_share)
     placement = _tensor(np.broadcast_to(links.placement, (len(chosen), *links.placement.shape[-2:])))
     # Whether a token is sent to a device: the multilinear extension of "any of its experts".
     sent = 1 - (1 - selection[..., None] * placement[:, None]).prod(2)
     token, expert = _tensor(prices.token)[:, None], _tensor(prices.expert)[:, None]
-    priced = (sent * token + selection @ placement * expert).sum((1, 2))
-    own = device_load(block.routed, links.placement)
+    if links.weights_s is None:
+        priced = (sent * token + selection @ placement * expert).sum((1, 2))
+    else:  # of each pair the exact difference that it makes: the slope of the multilinear extension at what was drawn
+        of_pairs = _tensor(prices.of_pairs(links, chosen))
+        priced = (sent * token).sum((1, 2)) + (selection * of_pairs).sum((1, 2))
+    own = device_load(block.routed, links)
     vanilla_s = block_latency_s(device_latency_s(true.links, own, equal_shares(*links.compute_s.shape)))
     # Shares are optimal for what is known of the channel, latency is of what it is.
     known = true.links is links

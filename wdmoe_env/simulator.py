@@ -17,7 +17,7 @@ from wdmoe_env.moe.lockstep import LockStep
 from wdmoe_env.moe.runner import Service, make_runner
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
-from wdmoe_env.physics.compute import device_flops
+from wdmoe_env.physics.compute import device_profiles, device_times_s
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.rollout.rollout import Rollout, View, World
 from wdmoe_env.text.windows import TokenWindows
@@ -35,7 +35,7 @@ class Simulator:
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
-        flops = device_flops(config.devices)
+        device_profiles(config.devices)  # refuses a name that is unknown
         check_channel(config.channel, config.devices)  # before the model, which may take minutes
         runner = make_runner(config.runner)
         self.source = load_episodes(config.model, config.num_tokens, config.split, config.device, config.dtype)
@@ -47,6 +47,7 @@ class Simulator:
         deployment = config.deployment
         if not isinstance(deployment, DeploymentConfig):
             deployment = DeploymentConfig(model.hidden_size, model.intermediate_size)
+        compute_s, weights_s = device_times_s(config.devices, deployment)
         self.link_bits = deployment.link_bits
         placement = placement_matrix(config.placement, self.sizes)
         self.runner = link_runner(None if config.runner == "local" else runner, placement, self.link_bits)
@@ -59,7 +60,8 @@ class Simulator:
             sizes=self.sizes,
             placement=placement,
             payload_s=deployment.payload_bits / config.channel.bandwidth_hz,
-            compute_s=deployment.expert_flops / flops,
+            compute_s=compute_s,
+            weights_s=weights_s,
         )
 
     def __reduce__(self) -> tuple[type[Simulator], tuple[EnvConfig]]:

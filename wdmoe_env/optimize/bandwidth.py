@@ -58,7 +58,8 @@ def min_max_bandwidth(links: BlockLinks, load: Load, min_share: float = 0.0) -> 
 
     Args:
         links: the block's links, a batch of N, in the ranges of ``wdmoe_env.optimize.validate.check_links``.
-        load: (N, U) tokens and token-expert pairs of each device; each is 0 or from 1e-30 to 1e30.
+        load: (N, U) tokens and token-expert pairs of each device, each 0 or from 1e-30 to 1e30, and the reading of
+            weights, a constant of each device.
         min_share: least share of a loaded device.
 
     Returns:
@@ -87,14 +88,15 @@ def solve_min_max(links: BlockLinks, load: Load, min_share: float) -> BandwidthS
     """
     snr, compute_s = episodes_innermost(links.full_band_snr), episodes_innermost(links.compute_s)
     links = BlockLinks(snr, links.payload_s, compute_s, links.placement)
-    load = Load(episodes_innermost(load.tokens), episodes_innermost(load.experts))
+    reading = None if load.reading_s is None else episodes_innermost(load.reading_s)
+    load = Load(episodes_innermost(load.tokens), episodes_innermost(load.experts), reading)
     loaded = load.tokens > 0
     min_share = check_min_share(min_share, loaded)
     idle = ~loaded.any(axis=-1, keepdims=True)
     # A device without load gets the curve of one token, which keeps its numbers finite; ``active`` rules it
     # out, except in a row without any load, which is solved all the same and then overwritten.
     tokens = np.where(loaded, load.tokens, 1.0)
-    curves = LatencyCurves.of(links, Load(tokens, load.experts))
+    curves = LatencyCurves.of(links, Load(tokens, load.experts, load.reading_s))
     minimum = np.where(loaded, max(min_share, LEAST_SHARE), LEAST_SHARE)
     shares = _Problem.of(curves, loaded | idle, minimum).solve(tokens)
     shares = np.where(idle, 1.0 / links.num_devices, without_rounding(shares))
@@ -102,7 +104,7 @@ def solve_min_max(links: BlockLinks, load: Load, min_share: float) -> BandwidthS
     return BandwidthSolution(np.ascontiguousarray(shares), latency_s)
 
 
-def marginal_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolution) -> tuple[Float, Float]:
+def marginal_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolution) -> tuple[Float, Float, Float]:
     """How much the optimal block latency grows per unit of load.
 
     Where the devices that end the block share its bandwidth, ``t[u](b[u], n[u]) = T`` and sum of b[u] = const
@@ -116,21 +118,22 @@ def marginal_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolutio
         solution: the optimum of ``min_max_bandwidth``.
 
     Returns:
-        token price dT/dn[u] in seconds per token, and expert price dT/dc[u] in seconds per token-expert pair,
-        both (N, U).
+        token price dT/dn[u] in seconds per token, expert price dT/dc[u] in seconds per token-expert pair, and blame
+        a[u], the price of a second that a device is busy otherwise, such as with reading weights; each (N, U).
     """
     sensitivity = _bandwidth_sensitivity(links, load, solution)
     total = sensitivity.sum(axis=-1, keepdims=True)
     blame = np.divide(sensitivity, total, out=np.zeros_like(sensitivity), where=total > 0)
     radio = radio_latency_s(links, np.where(blame > 0, solution.shares, 1.0))
-    return blame * radio, blame * links.compute_s
+    return blame * radio, blame * links.compute_s, blame
 
 
 def first_token_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolution, min_share: float = 0.0) -> Float:
     """About how much the optimal block latency grows when a device without load gets one token of one expert.
 
     The share that the device needs to end with the others, at the price of bandwidth -dT/d(total share), and
-    whatever even the whole band could not bring it under T. First order in the share.
+    whatever even the whole band could not bring it under T. First order in the share. The token carries the reading of
+    its expert's weights.
 
     Args:
         links: the block's links.
@@ -142,14 +145,16 @@ def first_token_latency_s(links: BlockLinks, load: Load, solution: BandwidthSolu
         (N, U) seconds, 0 for a device that has load.
     """
     one = np.ones_like(load.tokens)
-    curves = LatencyCurves.of(links, Load(one, one))
+    reading = None if links.weights_s is None else np.maximum(links.weights_s - links.compute_s, 0.0)
+    alone = Load(one, one, reading)
+    curves = LatencyCurves.of(links, alone)
     target = solution.latency_s[:, None]
     shares = one
     for _ in range(FIRST_TOKEN_ITERATIONS):
         excess, fall = curves.excess(shares)
         room = np.clip(target - curves.floor_s, TINY, None)
         shares = np.clip(shares * (excess / room) ** (excess / fall), TINY, 1.0)
-    late = np.maximum(device_latency_s(links, Load(one, one), one) - target, 0.0)
+    late = np.maximum(device_latency_s(links, alone, one) - target, 0.0)
     sensitivity = _bandwidth_sensitivity(links, load, solution).sum(axis=-1, keepdims=True)
     price = np.divide(1.0, sensitivity, out=np.zeros_like(sensitivity), where=sensitivity > 0)
     return np.where(load.tokens > 0, 0.0, late + price * np.maximum(shares, min_share))

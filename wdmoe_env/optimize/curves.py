@@ -37,10 +37,11 @@ class LatencyCurves:
 
     @classmethod
     def of(cls, links: BlockLinks, load: Load) -> LatencyCurves:
-        """Curves of equation (6) for a load; flat zero for a device without load."""
+        """Curves of equation (6) for a load, with the reading of weights in the floor; flat zero where nothing is."""
         snr = links.full_band_snr.swapaxes(0, 1)
         scale_s = LN2 * load.tokens * links.payload_s[:, None] / snr
-        return cls(snr, scale_s, load.experts * links.compute_s + np.add(*scale_s))
+        floor_s = load.experts * links.compute_s + np.add(*scale_s)
+        return cls(snr, scale_s, floor_s if load.reading_s is None else floor_s + load.reading_s)
 
     def excess(self, shares: Float) -> tuple[Float, Float]:
         """Latency above the floor and its fall.

@@ -18,6 +18,7 @@ from wdmoe_env.optimize.selection import (
     gate_latency_similarity,
     marginal_price_search,
     paper_selection,
+    starts,
 )
 from wdmoe_env.physics.latency import Bool, Float, any_over_last, equal_shares
 
@@ -76,7 +77,8 @@ def fractional_program(problem: BlockProblem, keep_best: bool = False) -> Decisi
     """Raise (8) itself: Dinkelbach's iteration on W - lambda t with the marginal-price rule inside.
 
     lambda is the ratio W / t of the present decision, at which W - lambda t is 0. A decision that raises the
-    difference above 0 has a greater ratio, and becomes the next. The iteration ends where the rule finds none.
+    difference above 0 has a greater ratio, and becomes the next. The iteration ends where the rule finds none. Where
+    weights are read, the best end of all ``starts`` of ``wdmoe_env.optimize.selection`` is taken.
 
     Args:
         problem: the blocks; their price is not used.
@@ -92,8 +94,14 @@ def fractional_program(problem: BlockProblem, keep_best: bool = False) -> Decisi
         priced = replace(part, price_per_ms=present.wlr_per_ms)
         return marginal_price_search(priced, present.selection, keep_best).selection
 
-    start = problem.with_optimal_shares(problem.routed)
-    return _climb(problem, start, propose, BlockProblem.with_optimal_shares, MOST_RATIOS, solved=True)
+    solve = BlockProblem.with_optimal_shares
+    best, *others = (
+        _climb(problem, solve(problem, start), propose, solve, MOST_RATIOS, solved=True) for start in starts(problem)
+    )
+    for other in others:
+        rows = np.flatnonzero(other.wlr_per_ms > best.wlr_per_ms)
+        best = best.replaced(rows, other.rows(rows))
+    return best
 
 
 def _with_uniform_shares(problem: BlockProblem, selection: Bool) -> Decision:
@@ -104,7 +112,7 @@ def _paper_proposal(threshold: Float) -> _Proposal:
     """The paper's rule under a threshold (N,), at the present shares."""
 
     def propose(part: BlockProblem, present: Decision, active: Index) -> Bool:
-        latency = expert_token_latency_s(part.links, present.shares)
+        latency = expert_token_latency_s(part.links, present.shares, present.selection)
         return paper_selection(part.weights, part.routed, latency, threshold[active])
 
     return propose
@@ -166,7 +174,7 @@ def _grow_threshold(
 
     At its next threshold a row alternates from the start to a fixed point, which is then set against its best so far.
     """
-    latency = expert_token_latency_s(problem.links, start.shares)
+    latency = expert_token_latency_s(problem.links, start.shares, start.selection)
     least = gate_latency_similarity(problem.weights, problem.routed, latency).min(axis=-1)
     last = np.ceil(1.0 / THRESHOLD_STEP)
     steps = np.where(np.isfinite(least), np.maximum(np.ceil(least / THRESHOLD_STEP) - 1.0, 0.0), last)

@@ -14,7 +14,17 @@ import numpy as np
 from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.pricing import at_device_of_expert
 from wdmoe_env.optimize.problem import BlockProblem
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, device_load, experts_per_device, weight_served
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    Bool,
+    Float,
+    Load,
+    device_load,
+    expert_reading_s,
+    experts_per_device,
+    sum_over_tokens,
+    weight_served,
+)
 
 
 def best_single_move(problem: BlockProblem, kept: Bool, selection: Bool) -> Bool:
@@ -72,12 +82,17 @@ def _latency_after(
     """Optimal block latency (N, E) after the move at the device of each expert, where it is movable (N, E)."""
     links = problem.links
     batch, devices = links.compute_s.shape
-    load = device_load(selection, links.placement)
+    load = device_load(selection, links)
     change = links.placement * movable[..., None]
-    experts = change.shape[1]
+    experts, reading = change.shape[1], None
+    if load.reading_s is not None:
+        count = sum_over_tokens(selection)
+        more = expert_reading_s(links, np.maximum(count + experts_moved, 0.0)) - expert_reading_s(links, count)
+        reading = np.maximum(load.reading_s[:, None] + more[..., None] * change, 0.0).reshape(-1, devices)
     moved = Load(
         (load.tokens[:, None] + tokens_moved * change).reshape(-1, devices),
         (load.experts[:, None] + experts_moved * change).reshape(-1, devices),
+        reading,
     )
     return solve_min_max(repeat_rows(links, experts), moved, problem.min_share).latency_s.reshape(batch, experts)
 
@@ -90,4 +105,5 @@ def repeat_rows(links: BlockLinks, times: int) -> BlockLinks:
         np.repeat(links.payload_s, times),
         np.repeat(links.compute_s, times, axis=0),
         placement if placement.ndim == 2 else np.repeat(placement, times, axis=0),
+        None if links.weights_s is None else np.repeat(links.weights_s, times, axis=0),
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from wdmoe_env.optimize.moves import repeat_rows
 from wdmoe_env.optimize.problem import BlockProblem, Decision
-from wdmoe_env.physics.latency import Bool, Float, device_load, weight_served
+from wdmoe_env.physics.latency import BlockLinks, Bool, Float, device_load, sum_over_tokens, weight_served
 
 
 def exhaustive_oracle(problem: BlockProblem, max_selections: int = 2_000_000) -> Decision:
@@ -40,7 +40,7 @@ def _best_of_row(problem: BlockProblem, row: int) -> Bool:
     """Best selection (J, E) of one row."""
     weights, candidates = problem.weights[row], problem.usable[row]
     links = problem.links.row(row)
-    selections = _heaviest_per_load(weights, candidates, links.placement)
+    selections = _heaviest_per_load(weights, candidates, links)
     times = len(selections)
     copies = BlockProblem(
         repeat_rows(links, times), np.broadcast_to(weights, selections.shape), selections, min_share=problem.min_share
@@ -49,17 +49,20 @@ def _best_of_row(problem: BlockProblem, row: int) -> Bool:
     return best
 
 
-def _heaviest_per_load(weights: Float, candidates: Bool, placement: Float) -> Bool:
-    """Of the selections with equal load, the one that serves most weight; (M, J, E), one for each load."""
+def _heaviest_per_load(weights: Float, candidates: Bool, links: BlockLinks) -> Bool:
+    """Of the selections with equal load, the one that serves most weight; (M, J, E), one for each load.
+
+    Where weights are read, the load of each expert counts beside that of each device.
+    """
     kept = np.zeros((1, *weights.shape), dtype=np.bool_)
     for token, usable in enumerate(candidates):
         options = _non_empty_subsets(usable)
         kept = np.repeat(kept, len(options), axis=0)
         kept[:, token] = np.tile(options, (len(kept) // len(options), 1))
-        load = device_load(kept, placement)
-        key = np.concatenate([load.tokens, load.experts], axis=-1)
+        load = device_load(kept, links)
+        key = [load.tokens, load.experts] if links.weights_s is None else [load.tokens, sum_over_tokens(kept)]
         heaviest_first = np.argsort(-weight_served(weights[None], kept), kind="stable")
-        _, first = np.unique(key[heaviest_first], axis=0, return_index=True)
+        _, first = np.unique(np.concatenate(key, axis=-1)[heaviest_first], axis=0, return_index=True)
         kept = kept[heaviest_first[first]]
     return kept
 

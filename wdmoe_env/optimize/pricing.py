@@ -2,6 +2,9 @@
 
 With prices fixed, the objective splits into one small problem per token, solved exactly here: take a device
 if the experts on it that are worth their computing together pay for sending the token there.
+
+Where weights are read, an expert's time is a fixed charge: its first pair brings the reading, its last one takes it
+away, and those between cost what computing exceeds reading by, mostly nothing (``pair_seconds``).
 """
 
 from __future__ import annotations
@@ -12,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.optimize.bandwidth import BandwidthSolution, first_token_latency_s, marginal_latency_s
-from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, experts_per_device
+from wdmoe_env.physics.latency import (
+    BlockLinks,
+    Bool,
+    Float,
+    Load,
+    at_expert,
+    expert_reading_s,
+    experts_per_device,
+    sum_over_tokens,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +34,45 @@ class DevicePrices:
     Attributes:
         token: (N, U) per token sent.
         expert: (N, U) per token-expert pair computed.
+        second: (N, U) per second that the device is busy otherwise.
     """
 
     token: Float
     expert: Float
+    second: Float
+
+    def of_pairs(self, links: BlockLinks, selection: Bool) -> Float:
+        """What each pair's computing costs, (N, 1, E) or (N, J, E): by being there, or by coming to a selection.
+
+        Args:
+            links: the block's links.
+            selection: (N, J, E) that the prices are of.
+        """
+        if links.weights_s is None:
+            return at_device_of_expert(self.expert, links.placement)[:, None, :]
+        second = at_device_of_expert(self.second, links.placement)[:, None, :]
+        last, further = pair_seconds(links, sum_over_tokens(selection))
+        return second * np.where(selection, last[:, None, :], further[:, None, :])
+
+
+def pair_seconds(links: BlockLinks, expert_tokens: Float) -> tuple[Float, Float]:
+    """What an expert's time (5r) shrinks by with its last pair, and grows by with a further one.
+
+    Args:
+        links: the block's links, with ``weights_s``.
+        expert_tokens: (N, E) n[e], tokens of each expert.
+
+    Returns:
+        Both (N, E) in seconds: f(n) - f(n - 1), 0 where there is no pair, and f(n + 1) - f(n), with
+        f(n) = max(n F / C, W_e / M) for n > 0 and f(0) = 0.
+    """
+    compute_s = at_expert(links.compute_s, links.placement)
+
+    def time_s(tokens: Float) -> Float:
+        return tokens * compute_s + expert_reading_s(links, tokens)
+
+    now = time_s(expert_tokens)
+    return now - time_s(np.maximum(expert_tokens - 1.0, 0.0)), time_s(expert_tokens + 1.0) - now
 
 
 def device_prices(
@@ -40,12 +87,12 @@ def device_prices(
         price_per_ms: (N,) gate weight per millisecond.
         min_share: least share of a loaded device.
     """
-    token_s, expert_s = marginal_latency_s(links, load, bandwidth)
+    token_s, expert_s, blame = marginal_latency_s(links, load, bandwidth)
     idle = np.flatnonzero((load.tokens == 0).any(axis=-1))
     if idle.size:
         token_s[idle] += first_token_latency_s(links.rows(idle), load.rows(idle), bandwidth.rows(idle), min_share)
     scale = 1e3 * price_per_ms[:, None]
-    return DevicePrices(scale * token_s, scale * expert_s)
+    return DevicePrices(scale * token_s, scale * expert_s, scale * blame)
 
 
 def at_device_of_expert(values: Float, placement: Float) -> Float:
@@ -76,7 +123,7 @@ def pair_prices(prices: DevicePrices, selection: Bool, placement: Float) -> Floa
 
 
 def best_response(
-    prices: DevicePrices, weights: Float, candidates: Bool, kept: Bool, selection: Bool, placement: Float
+    prices: DevicePrices, weights: Float, candidates: Bool, kept: Bool, selection: Bool, links: BlockLinks
 ) -> tuple[Bool, Float]:
     """The selection of greatest net value at fixed prices, and what each token gains by changing to it.
 
@@ -86,12 +133,13 @@ def best_response(
         candidates: (N, J, E) experts to choose from; a token without any stays empty.
         kept: (N, J, E) candidates that stay whatever they cost.
         selection: (N, J, E) the present choice.
-        placement: (N, E, U) or (E, U).
+        links: the block's links.
 
     Returns:
         selection (N, J, E), one or more experts for each token that has candidates, and gain (N, J) >= 0.
     """
-    net = np.where(candidates, weights - at_device_of_expert(prices.expert, placement)[:, None, :], -np.inf)
+    placement = links.placement
+    net = np.where(candidates, weights - prices.of_pairs(links, selection), -np.inf)
     worth = (net > 0) | kept
     device_value = np.where(worth, net, 0.0) @ placement - prices.token[:, None, :]
     value_here = at_device_of_expert(device_value, placement)

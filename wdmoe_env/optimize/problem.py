@@ -81,12 +81,12 @@ class BlockProblem:
 
     def with_optimal_shares(self, selection: Bool) -> Decision:
         """The decision that a selection (N, J, E) becomes with the shares of least block latency."""
-        load = device_load(selection, self.links.placement)
+        load = device_load(selection, self.links)
         return self._decision(selection, solve_min_max(self.links, load, self.min_share))
 
     def with_shares(self, selection: Bool, shares: Float) -> Decision:
         """The decision of a selection (N, J, E) and given shares (N, U)."""
-        load = device_load(selection, self.links.placement)
+        load = device_load(selection, self.links)
         latency_s = block_latency_s(device_latency_s(self.links, load, shares))
         return self._decision(selection, BandwidthSolution(shares, latency_s))
 

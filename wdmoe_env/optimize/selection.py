@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wdmoe_env.checks import real_array
+from wdmoe_env.optimize.groups import best_move
 from wdmoe_env.optimize.moves import best_single_move
 from wdmoe_env.optimize.pricing import at_device_of_expert, best_response, device_prices, one_hot
 from wdmoe_env.optimize.problem import BlockProblem, Decision, Index
@@ -16,8 +17,11 @@ from wdmoe_env.physics.latency import (
     Bool,
     Float,
     device_load,
+    equal_shares,
+    expert_reading_s,
     radio_latency_s,
     sum_over_last,
+    sum_over_tokens,
     weight_served,
 )
 
@@ -25,17 +29,25 @@ UNREACHABLE_S = 1e100  # stands for an infinite latency, so that a cosine takes 
 LEAST_GAIN = 1e-12
 
 
-def expert_token_latency_s(links: BlockLinks, shares: Float) -> Float:
+def expert_token_latency_s(links: BlockLinks, shares: Float, selection: Bool | None = None) -> Float:
     """Equation (5) for a token that uses one expert of a device, seen from the experts.
+
+    Where weights are read, a token carries its part of its expert's time: max(F / C, W_e / M / n[e]), so that the only
+    token of an expert carries its weights.
 
     Args:
         links: the block's links.
         shares: (N, U).
+        selection: (N, J, E) by which n[e] is counted; one token to each expert by default.
 
     Returns:
         (N, 1, E) seconds, the same for every token; infinite where the expert's device has no bandwidth.
     """
-    return at_device_of_expert(radio_latency_s(links, shares) + links.compute_s, links.placement)[:, None, :]
+    latency = at_device_of_expert(radio_latency_s(links, shares) + links.compute_s, links.placement)
+    if links.weights_s is not None:
+        tokens = np.ones_like(latency) if selection is None else np.maximum(sum_over_tokens(selection), 1.0)
+        latency = latency + expert_reading_s(links, tokens) / tokens
+    return latency[:, None, :]
 
 
 def gate_latency_similarity(weights: Float, routed: Bool, token_latency_s: Float) -> Float:
@@ -98,11 +110,13 @@ def marginal_price_selection(problem: BlockProblem, start: Bool | None = None, k
     token takes the experts that are worth their price: a pair pays for its computing, a token pays once per
     device. The tokens that gain most change first; a round that does not raise the objective is undone and
     repeated with half as many tokens. Where that finds nothing more, the best exact change of a single pair
-    is tried (``best_single_move``). So the objective never falls, and at the end no single pair raises it.
+    is tried (``best_single_move``). So the objective never falls, and at the end no single pair raises it. Where
+    weights are read, whole experts and devices are emptied and opened as well (``best_move``).
 
     Args:
         problem: the blocks, with their price.
-        start: (N, J, E) selection to start from, the routed one by default.
+        start: (N, J, E) selection to start from, the routed one by default; where weights are read, the best end of
+            all ``starts``.
         keep_best: whether a token always keeps its routed expert of most weight, as under the paper's rule;
             otherwise it may trade that expert for another.
 
@@ -111,11 +125,39 @@ def marginal_price_selection(problem: BlockProblem, start: Bool | None = None, k
         ValueError: a shape or a value is wrong.
     """
     problem = problem.checked()
+    if start is None and problem.links.weights_s is not None:
+        return _better_of(problem, *(marginal_price_search(problem, one, keep_best) for one in starts(problem)))
     start = problem.routed if start is None else check_mask("start", start, problem.weights.shape)
     tokens = problem.routed.any(axis=-1, keepdims=True)
     if not (start <= problem.usable).all() or (start.any(axis=-1, keepdims=True) != tokens).any():
         raise ValueError("start must give every token one or more of its candidates, and padding none")
     return marginal_price_search(problem, start, keep_best)
+
+
+def starts(problem: BlockProblem) -> tuple[Bool, ...]:
+    """Selections (N, J, E) for a search to start from: the routed one, and where weights are read also a sparse one.
+
+    A fixed charge makes many local optima. From the routed experts a search empties some; from each token's fastest
+    expert, with its part of the weights at equal shares, it opens some. One of both ends mostly at the best.
+
+    Args:
+        problem: the blocks, checked.
+    """
+    if problem.links.weights_s is None:
+        return (problem.routed,)
+    latency = expert_token_latency_s(problem.links, equal_shares(*problem.links.compute_s.shape), problem.routed)
+    fastest = one_hot(np.where(problem.usable, latency, np.inf).argmin(axis=-1), problem.weights.shape[-1])
+    return problem.routed, fastest & problem.routed.any(axis=-1, keepdims=True)
+
+
+def _better_of(problem: BlockProblem, first: Decision, *others: Decision) -> Decision:
+    """Row by row the decision with the greater W - price x t."""
+    best = first
+    for other in others:
+        value = _Search(problem, best.selection).value
+        rows = np.flatnonzero(value(other) > value(best))
+        best = best.replaced(rows, other.rows(rows))
+    return best
 
 
 def marginal_price_search(problem: BlockProblem, start: Bool, keep_best: bool) -> Decision:
@@ -151,10 +193,9 @@ class _Search:
     def response(self, decision: Decision) -> tuple[Bool, Float]:
         """Best selection at the marginal prices, and what each token (N, J) gains by it."""
         problem = self.problem
-        load = device_load(decision.selection, problem.links.placement)
+        load = device_load(decision.selection, problem.links)
         prices = device_prices(problem.links, load, decision.bandwidth, problem.price, problem.min_share)
-        selection, placement = decision.selection, problem.links.placement
-        return best_response(prices, problem.weights, problem.usable, self.kept, selection, placement)
+        return best_response(prices, problem.weights, problem.usable, self.kept, decision.selection, problem.links)
 
     def rows(self, index: Index) -> _Search:
         """The search in some rows."""
@@ -189,7 +230,10 @@ class _Search:
             if changing.any():
                 return rows, np.where(_greatest(gain, changing)[..., None], target, present.selection), changing
         rows = np.flatnonzero(unfinished)
-        moved = best_single_move(self.problem.rows(rows), self.kept[rows], decision.selection[rows])
+        problem, kept, present = self.problem.rows(rows), self.kept[rows], decision.rows(rows)
+        moved = best_single_move(problem, kept, present.selection)
+        if problem.links.weights_s is not None:
+            moved = best_move(problem, kept, present, moved)
         return rows, moved, np.zeros(len(rows))
 
 

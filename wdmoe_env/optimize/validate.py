@@ -27,12 +27,16 @@ class Ranges:
         full_band_snr: of the links.
         payload_s: of the links.
         compute_s: of the links.
+        weights_s: of the links, where weights are read.
+        reading_s: of the load, likewise.
         load: tokens and token-expert pairs of a device that has any.
     """
 
     full_band_snr: tuple[float, float] = (1e-50, 1e50)
     payload_s: tuple[float, float] = (1e-60, 1e12)
     compute_s: tuple[float, float] = (0.0, 1e30)
+    weights_s: tuple[float, float] = (0.0, 1e30)
+    reading_s: tuple[float, float] = (0.0, 1e60)
     load: tuple[float, float] = (1e-30, 1e30)
 
 
@@ -42,7 +46,8 @@ RANGES = Ranges()
 def check_links(links: BlockLinks) -> tuple[int, int]:
     """Check the shapes and values of a block's links.
 
-    ``full_band_snr`` must be from 1e-50 to 1e50, ``payload_s`` from 1e-60 to 1e12, ``compute_s`` from 0 to 1e30.
+    ``full_band_snr`` must be from 1e-50 to 1e50, ``payload_s`` from 1e-60 to 1e12, ``compute_s`` and
+    ``weights_s`` from 0 to 1e30.
 
     Returns:
         Batch size N and number of devices U.
@@ -62,6 +67,9 @@ def check_links(links: BlockLinks) -> tuple[int, int]:
     _check_range("full_band_snr", links.full_band_snr, *RANGES.full_band_snr)
     _check_range("payload_s", links.payload_s, *RANGES.payload_s)
     _check_range("compute_s", links.compute_s, *RANGES.compute_s)
+    if links.weights_s is not None:
+        _check_shape("weights_s", links.weights_s, (batch, devices))
+        _check_range("weights_s", links.weights_s, *RANGES.weights_s)
     return batch, devices
 
 
@@ -73,6 +81,11 @@ def check_load(links: BlockLinks, load: Load) -> None:
     """
     _check_of_devices("load.tokens", load.tokens, links, *RANGES.load)
     _check_of_devices("load.experts", load.experts, links, *RANGES.load)
+    if load.reading_s is not None:
+        _check_shape("load.reading_s", load.reading_s, links.compute_s.shape)
+        _check_range("load.reading_s", load.reading_s, *RANGES.reading_s)
+        if ((load.reading_s > 0) & (load.tokens == 0)).any():
+            raise ValueError("load.reading_s must be 0 where load.tokens is 0, got a device that reads without a token")
     if ((load.experts > 0) & (load.tokens == 0)).any():
         raise ValueError("load.experts must be 0 where load.tokens is 0, got a device that computes without a token")
 

@@ -1,4 +1,4 @@
-"""Rates, latencies and gate weights of one MoE block; design equations (3) to (8).
+"""Rates, latencies and gate weights of one MoE block; design equations (3) to (8), and (5r).
 
 Everything that bandwidth shares can change is written in two normalised quantities, so that the same
 functions serve the simulator, the optimizers and a policy that sees only an observation:
@@ -44,6 +44,8 @@ class BlockLinks:
         payload_s: (N,) L / B, seconds.
         compute_s: (N, U) F / C, seconds per token and expert.
         placement: (N, E, U) or (E, U), 1 where device u holds expert e.
+        weights_s: (N, U) W_e / M of (5r), seconds in which the weights of one expert are read; ``None`` where reading
+            counts nothing.
 
     Raises:
         TypeError: a field is masked, or holds no real numbers.
@@ -54,6 +56,7 @@ class BlockLinks:
     payload_s: Float
     compute_s: Float
     placement: Float
+    weights_s: Float | None = None
 
     def __post_init__(self) -> None:
         """Make every field a float64 array."""
@@ -61,6 +64,8 @@ class BlockLinks:
         _settle(self, "payload_s", self.payload_s)
         _settle(self, "compute_s", self.compute_s)
         _settle(self, "placement", self.placement)
+        if self.weights_s is not None:
+            _settle(self, "weights_s", self.weights_s)
 
     @property
     def num_devices(self) -> int:
@@ -74,7 +79,8 @@ class BlockLinks:
     def rows(self, index: slice | NDArray[np.int64]) -> BlockLinks:
         """Some of the episodes, by a slice or indices (n,)."""
         placement = self.placement if self.placement.ndim == 2 else self.placement[index]
-        return BlockLinks(self.full_band_snr[index], self.payload_s[index], self.compute_s[index], placement)
+        weights_s = None if self.weights_s is None else self.weights_s[index]
+        return BlockLinks(self.full_band_snr[index], self.payload_s[index], self.compute_s[index], placement, weights_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class Load:
     Attributes:
         tokens: (N, U) n[u], tokens that the device serves.
         experts: (N, U) token-expert pairs that it computes; above ``tokens`` where a token uses two of its experts.
+        reading_s: (N, U) what reading its experts' weights takes beyond computing, see ``reading_s``; ``None`` is 0.
 
     Raises:
         TypeError: a field is masked, or holds no real numbers.
@@ -94,11 +101,14 @@ class Load:
 
     tokens: Float
     experts: Float
+    reading_s: Float | None = None
 
     def __post_init__(self) -> None:
-        """Make both fields float64 arrays."""
+        """Make the fields float64 arrays."""
         _settle(self, "tokens", self.tokens, prefix="load.")
         _settle(self, "experts", self.experts, prefix="load.")
+        if self.reading_s is not None:
+            _settle(self, "reading_s", self.reading_s, prefix="load.")
 
     def row(self, n: int) -> Load:
         """That of episode n as a batch of one."""
@@ -106,7 +116,8 @@ class Load:
 
     def rows(self, index: slice | NDArray[np.int64]) -> Load:
         """The load of some episodes, by a slice or indices (n,)."""
-        return Load(self.tokens[index], self.experts[index])
+        reading = None if self.reading_s is None else self.reading_s[index]
+        return Load(self.tokens[index], self.experts[index], reading)
 
 
 def _settle(instance: BlockLinks | Load, name: str, value: Float, prefix: str = "") -> None:
@@ -189,14 +200,66 @@ def experts_per_device(selection: Bool, placement: Float) -> Float:
     return np.asarray(selection).astype(np.float64) @ placement
 
 
-def device_load(selection: Bool, placement: Float) -> Load:
-    """Tokens and token-expert pairs of each device under a selection (N, J, E) and a placement (N, E, U) or (E, U)."""
-    per_token = experts_per_device(selection, placement)
-    return Load(tokens=sum_over_tokens(np.minimum(per_token, 1.0)), experts=sum_over_tokens(per_token))
+def device_load(selection: Bool, links: BlockLinks) -> Load:
+    """What a selection (N, J, E) asks of each device: tokens, token-expert pairs, and the reading of weights."""
+    per_token = experts_per_device(selection, links.placement)
+    tokens, experts = sum_over_tokens(np.minimum(per_token, 1.0)), sum_over_tokens(per_token)
+    if links.weights_s is None:
+        return Load(tokens, experts)
+    return Load(tokens, experts, reading_s(links, sum_over_tokens(np.asarray(selection))))
+
+
+def reading_s(links: BlockLinks, expert_tokens: Float, used: Float | None = None) -> Float:
+    """What reading weights takes beyond computing: the sum over used experts of max(W_e / M - n[e] F / C, 0).
+
+    So ``n F / C + reading_s`` is max(n F / C, W_e / M) summed over a device's used experts, equation (5r): the weights
+    of an expert are read once a block, however few tokens come, and computing overlaps with reading.
+
+    Args:
+        links: the block's links, with ``weights_s``.
+        expert_tokens: (N, E) n[e], tokens of each expert.
+        used: (N, E) from 0 to 1, how much of an expert's reading counts; 1 for each that has tokens by default.
+
+    Returns:
+        (N, U) seconds.
+
+    Raises:
+        ValueError: the links have no ``weights_s``.
+    """
+    beyond = expert_reading_s(links, expert_tokens, used)
+    total: Float = (beyond[:, None] @ links.placement)[:, 0]
+    return total
+
+
+def expert_reading_s(links: BlockLinks, expert_tokens: Float, used: Float | None = None) -> Float:
+    """What each expert adds to ``reading_s``.
+
+    Args:
+        links: the block's links, with ``weights_s``.
+        expert_tokens: (N, E) n[e], tokens of each expert.
+        used: (N, E), see ``reading_s``.
+
+    Returns:
+        (N, E) seconds.
+
+    Raises:
+        ValueError: the links have no ``weights_s``.
+    """
+    if links.weights_s is None:
+        raise ValueError("expected links with weights_s, the time of reading an expert's weights, got None")
+    used = np.asarray(expert_tokens > 0, dtype=np.float64) if used is None else used
+    weights_s, compute_s = (at_expert(value, links.placement) for value in (links.weights_s, links.compute_s))
+    return np.maximum(used * weights_s - expert_tokens * compute_s, 0.0)
+
+
+def at_expert(values: Float, placement: Float) -> Float:
+    """Values (N, U) of devices at the experts that they hold, (N, E); placement (N, E, U) or (E, U)."""
+    found: Float = (placement @ values[..., None])[..., 0]
+    return found
 
 
 def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:
-    """t[u], equation (6): the sum of equation (5) over the tokens that each device serves.
+    """t[u], equation (6): the sum of equation (5) over the tokens that each device serves, or of (5r) with weights.
 
     The state crosses the link once per token, however many of its experts the device holds.
 
@@ -214,11 +277,12 @@ def device_latency_s(links: BlockLinks, load: Load, shares: Float) -> Float:
 
 def sum_over_tokens_s(links: BlockLinks, load: Load, radio_s: Float) -> Float:
     """Equation (6) where the radio latency of one token (N, U) is known and finite; returns (N, U) seconds."""
-    return load.tokens * radio_s + load.experts * links.compute_s
+    computed = load.tokens * radio_s + load.experts * links.compute_s
+    return computed if load.reading_s is None else computed + load.reading_s
 
 
 def token_latency_s(links: BlockLinks, selection: Bool, shares: Float) -> Float:
-    """t[j, u], equation (5), zero where device u does not serve token j.
+    """t[j, u], equation (5), zero where device u does not serve token j; reading weights belongs to no token.
 
     Args:
         links: the block's links.

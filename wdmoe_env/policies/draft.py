@@ -80,7 +80,7 @@ def balanced_shares(block: Block, selection: Bool) -> Float:
         block: N blocks.
         selection: (N, J, E).
     """
-    load = device_load(selection, block.links.placement)
+    load = device_load(selection, block.links)
     loaded = load.tokens > 0
     shares = loaded / np.maximum(loaded.sum(axis=-1, keepdims=True), 1)
     for _ in range(SHARE_ROUNDS):

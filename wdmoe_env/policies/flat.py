@@ -54,7 +54,10 @@ class FlatPolicy:
             ValueError: an observation of other sizes, or outputs that are not finite; see ``batched``.
         """
         batch, single = batched(observation, self.codec)
-        rows, width = flatten(batch), self.network[0].in_features
+        width = self.network[0].in_features
+        if width == flattened_sizes(self.codec.sizes)[1]:
+            batch.pop("weights_latency", None)
+        rows = flatten(batch)
         if rows.shape[1] != width:
             raise ValueError(f"this policy is for observations of {width} numbers, got {rows.shape[1]}")
         with torch.no_grad():
@@ -64,9 +67,13 @@ class FlatPolicy:
         return (first(actions) if single else actions), state
 
 
-def flattened_size(sizes: Sizes) -> int:
-    """The length of a row that ``flatten`` makes of an environment's observation."""
-    return sum(math.prod(space.shape or ()) for space in observation_space(sizes).spaces.values())
+def flattened_sizes(sizes: Sizes) -> tuple[int, int]:
+    """The length of a row that ``flatten`` makes of an environment's observation, and of one from before the roofline.
+
+    The latter has no ``weights_latency``.
+    """
+    size = sum(math.prod(space.shape or ()) for space in observation_space(sizes).spaces.values())
+    return size, size - sizes.num_devices
 
 
 def flatten(observation: dict[str, Any]) -> Tensor:

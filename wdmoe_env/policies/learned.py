@@ -9,7 +9,7 @@ import torch
 from wdmoe_env.actions import ActionCodec, settled_plan
 from wdmoe_env.config import DecisionKind
 from wdmoe_env.policies.distribution import ActionDistribution
-from wdmoe_env.policies.flat import FlatPolicy, flattened_size
+from wdmoe_env.policies.flat import FlatPolicy, flattened_sizes
 from wdmoe_env.policies.network import TokenSharedNetwork, check_sizes
 from wdmoe_env.policies.policy import ObservationMapping, Policy, State, batched, first
 from wdmoe_env.policies.policy_file import read_policy
@@ -86,9 +86,9 @@ def load_policy(spec: str, codec: ActionCodec) -> Policy:
     actions = sizes.num_tokens * sizes.num_experts + sizes.num_devices
     if card["layers"][-1] != actions:
         raise ValueError(f"policy {spec} is for actions of {card['layers'][-1]} numbers, the environment has {actions}")
-    if card["layers"][0] != flattened_size(sizes):
+    if card["layers"][0] not in flattened_sizes(sizes):
         raise ValueError(
             f"policy {spec} is for observations of {card['layers'][0]} numbers, the environment has "
-            f"{flattened_size(sizes)}"
+            f"{flattened_sizes(sizes)[0]}"
         )
     return FlatPolicy(network, codec)

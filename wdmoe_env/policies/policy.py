@@ -19,8 +19,9 @@ ObservationMapping = Mapping[str, Any]
 Rule = Callable[[Block], tuple[Bool, Float]]
 State = tuple[Any, ...] | None
 
-# Entries of every observation; hidden states are there where they are asked for.
-ENTRIES = frozenset(observation_space(Sizes(1, 1, 1, 1, 1)).spaces)
+# Entries that a policy needs: those of every observation but the time of weights, which older ones lack and which is
+# then 0. Hidden states are there where they are asked for.
+ENTRIES = frozenset(observation_space(Sizes(1, 1, 1, 1, 1)).spaces) - {"weights_latency"}
 
 
 class Policy(Protocol):

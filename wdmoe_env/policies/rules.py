@@ -48,7 +48,7 @@ def top1(block: Block) -> tuple[Bool, Float]:
 
 def greedy(block: Block) -> tuple[Bool, Float]:
     """Of each token's routed experts the one whose device is fastest for one token at equal shares."""
-    latency = expert_token_latency_s(block.links, equal_shares(*block.links.compute_s.shape))
+    latency = expert_token_latency_s(block.links, equal_shares(*block.links.compute_s.shape), block.routed)
     return with_optimal_shares(block, best_of(np.where(block.routed, -latency, -np.inf), block))
 
 
@@ -146,7 +146,7 @@ def predicted_observation(batch: ObservationMapping, past: Float, known: Bool) -
 
 def with_optimal_shares(block: Block, selection: Bool) -> tuple[Bool, Float]:
     """A selection (N, J, E) with the shares that minimise its block latency."""
-    return selection, min_max_bandwidth(block.links, device_load(selection, block.links.placement)).shares
+    return selection, min_max_bandwidth(block.links, device_load(selection, block.links)).shares
 
 
 def problem_of(block: Block, price_per_ms: float = 0.0) -> BlockProblem:

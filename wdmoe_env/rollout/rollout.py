@@ -50,6 +50,7 @@ class World:
         placement: (I, E, U) 1 where a device holds an expert.
         payload_s: L / B of equation (5), seconds.
         compute_s: (U,) seconds of one expert on one token.
+        weights_s: (U,) seconds of reading the weights of one expert; ``None`` where reading counts nothing.
     """
 
     config: EnvConfig
@@ -58,6 +59,7 @@ class World:
     placement: Float
     payload_s: float
     compute_s: Float
+    weights_s: Float | None = None
 
 
 class Rollout:
@@ -220,7 +222,7 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
     selection, load, shares = plan.selection, plan.load, plan.shares
     device_latency = latency.device_latency_s(links, load, shares)
     block_latency = latency.block_latency_s(device_latency)
-    own_load = load if own else latency.device_load(block.routed, links.placement)
+    own_load = load if own else latency.device_load(block.routed, links)
     vanilla_latency = latency.sum_over_tokens_s(links, own_load, true.unit_latency_s)
     device_weight = latency.device_weight_served(block.weights, selection, links.placement)
     served = device_weight.sum(axis=-1)
@@ -278,10 +280,14 @@ class Radio:
         """
         batch, devices = full_band_snr.shape[1], len(world.compute_s)
         payload, compute = np.full(batch, world.payload_s), np.broadcast_to(world.compute_s, (batch, devices))
+        weights = None if world.weights_s is None else np.broadcast_to(world.weights_s, (batch, devices))
         equal = latency.equal_shares(batch, devices)
         efficiency = latency.spectral_efficiency(full_band_snr, equal)
         return cls(
-            [BlockLinks(snr, payload, compute, at) for snr, at in zip(full_band_snr, world.placement, strict=True)],
+            [
+                BlockLinks(snr, payload, compute, at, weights)
+                for snr, at in zip(full_band_snr, world.placement, strict=True)
+            ],
             efficiency,
             latency.both_ways_s(efficiency, payload, equal),
         )

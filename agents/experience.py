@@ -128,7 +128,7 @@ def gather(
 
 def _took(block: Block, choice: Choice) -> tuple[Load, Float]:
     """Load of what ran, and the block latency (N,) in s."""
-    return device_load(choice.selection.numpy(), block.links.placement), 1e-3 * choice.latency_ms.double().numpy()
+    return device_load(choice.selection.numpy(), block.links), 1e-3 * choice.latency_ms.double().numpy()
 
 
 def deviations(hidden: Tensor, own: Tensor, mask: Tensor) -> Tensor:

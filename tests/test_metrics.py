@@ -87,7 +87,8 @@ def test_info_is_what_the_table_says(num_envs, token_terms):
         steps.append({key: value for key, value in info.items() if not key.startswith("_")})
         ended = terminated.all()
     rare = ("unserved_pairs", "replaced_pairs", "unserved_tokens")  # these need a runner, or devices that can be away
-    known = [one for one in METRICS.values() if one.name not in rare and (token_terms or not one.on_request)]
+    asked = ("", *["token_terms"] * token_terms)
+    known = [one for one in METRICS.values() if one.name not in rare and one.on_request in asked]
     for one in known:
         shape = (num_envs, *(sizes[letter] for letter in one.shape))
         places = [step if one.in_info else step["reward_terms"] for step in steps]

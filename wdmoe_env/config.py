@@ -285,6 +285,15 @@ class DeploymentConfig:
 
 RewardTerms = Mapping[str, Any]
 
+_PLAIN_KINDS = {
+    "model": str,
+    "device": str,
+    "runner": str,
+    "observe_hidden_states": bool,
+    "token_terms": bool,
+    "energy": bool,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class EnvConfig:
@@ -302,11 +311,12 @@ class EnvConfig:
             a window for each choice of each item; see ``wdmoe_env.text.suite``. ``"text:PATH"`` takes texts of your
             own: JSON Lines (.jsonl, .jsonl.gz) with ``text`` and, if you like, ``domain``, a plain text, or a folder
             of such files; see ``wdmoe_env.text.own``.
-        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, ``"latency_divergence"``, or a function from the
-            named terms, each an array (n, ...), to rewards (n,), row by row: n is however many episodes are in step
-            with each other.
+        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, ``"latency_divergence"``,
+            ``"latency_quality_energy"``, or a function from the named terms, each an array (n, ...), to rewards (n,),
+            row by row: n is however many episodes are in step with each other.
         quality_weight: reward lost per nat of added NLL under ``"latency_quality"``, of divergence under
             ``"latency_divergence"``, 0 to 1e12.
+        energy_weight: reward lost per joule that a token takes under ``"latency_quality_energy"``, 0 to 1e12.
         action_type: ``"box"`` (one flat vector, which every RL library takes) or ``"dict"``.
         min_share: least bandwidth share of a device that serves a token, 1e-12 to 1 / U.
         observe_hidden_states: whether the observation holds the hidden states (J, H).
@@ -322,6 +332,9 @@ class EnvConfig:
         token_terms: whether the terms of the reward hold those for credit per token too: ``pair_price_ms``,
             ``token_divergence``, ``divergence`` and ``reference_token_nll``. ``"latency_divergence"`` brings them in
             any case.
+        energy: whether the terms of the reward hold the energy of equation (12) too: ``device_energy_j``,
+            ``radio_energy_j`` and ``energy_per_token_j``. ``"latency_quality_energy"`` brings them in any case. Each
+            device must be of a profile with known powers.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -345,14 +358,15 @@ class EnvConfig:
     dtype: Dtype = "float32"
     runner: str = "local"
     token_terms: bool = False
+    energy: bool = False
+    energy_weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Turn nested mappings into dataclasses, check every field, and make it Python's own."""
         self._check_nested()
         _put(self, "placement", _placement(self.placement))
         _put(self, "model", plain_path(self.model))
-        kinds = {"model": str, "device": str, "runner": str, "observe_hidden_states": bool, "token_terms": bool}
-        for name, kind in kinds.items():
+        for name, kind in _PLAIN_KINDS.items():
             _put(self, name, plain(getattr(self, name)))
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
@@ -365,13 +379,25 @@ class EnvConfig:
             raise TypeError(f"reward must be a name or a function of the terms, got {shown(self.reward)}")
         for name, choices in (("decision", DecisionKind), ("action_type", ActionType), ("dtype", Dtype)):
             _put(self, name, check_choice(name, getattr(self, name), get_args(choices)))
-        for name, least, most in (("quality_weight", 0.0, 1e12), ("min_share", 1e-12, 1.0 / self.devices.count)):
+        weights = (("quality_weight", 0.0, 1e12), ("energy_weight", 0.0, 1e12))
+        for name, least, most in (*weights, ("min_share", 1e-12, 1.0 / self.devices.count)):
             _put(self, name, check_number(name, getattr(self, name), at_least=least, at_most=most))
 
     @property
     def has_token_terms(self) -> bool:
         """Whether the terms for credit per token are worked out."""
         return self.token_terms or self.reward == "latency_divergence"
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether energy is counted."""
+        return self.energy or self.reward == "latency_quality_energy"
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """Which terms are there that are not always there, as ``Metric.on_request`` names them."""
+        asked = {"token_terms": self.has_token_terms, "energy": self.has_energy}
+        return tuple(name for name, wanted in asked.items() if wanted)
 
     def _check_nested(self) -> None:
         for name, kind in (

@@ -66,13 +66,14 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `hidden_states`       | (J, H) | only with `observe_hidden_states=True`                 |     |     | -        |
 
     ## Rewards
-    | `reward`               | Each step                                                                     |
-    |------------------------|-------------------------------------------------------------------------------|
-    | `"wlr"` (default)      | W / t in 1/ms: gate weight served per millisecond that attention waits        |
-    | `"wlr_device"`         | sum over loaded devices of W[u] / t[u] in 1/ms                                |
-    | `"latency_quality"`    | -t / t_vanilla, and at the last step -`quality_weight` x added NLL            |
-    | `"latency_divergence"` | -t / t_vanilla, and at the last step -`quality_weight` x divergence           |
-    | a function             | of the terms below                                                            |
+    | `reward`                   | Each step                                                                 |
+    |----------------------------|---------------------------------------------------------------------------|
+    | `"wlr"` (default)          | W / t in 1/ms: gate weight served per millisecond that attention waits    |
+    | `"wlr_device"`             | sum over loaded devices of W[u] / t[u] in 1/ms                            |
+    | `"latency_quality"`        | -t / t_vanilla, and at the last step -`quality_weight` x added NLL        |
+    | `"latency_divergence"`     | -t / t_vanilla, and at the last step -`quality_weight` x divergence       |
+    | `"latency_quality_energy"` | as `"latency_quality"`, and at each step -`energy_weight` x J per token   |
+    | a function                 | of the terms below                                                        |
 
     Shares can game the device form: those that maximise it starve slow devices (`docs/optimizer.md`: 659 ms where
     equal shares take 112, at a higher value), so the block form is the default.
@@ -90,7 +91,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `added_nll`          | `nll` minus `reference_nll`; 0 before the last block       | nats |
 
     With `token_terms=True`, or the reward `"latency_divergence"`, there are terms for credit per token too. They cost
-    a pass of the own routing at the first visit of a window, and some time in every block.
+    a pass of the own routing at the first visit of a window, and some time in every block. With `energy=True`, or the
+    reward `"latency_quality_energy"`, there are those in J.
 
     | Requested term        | Shape  | Meaning                                                              | Unit |
     |-----------------------|--------|----------------------------------------------------------------------|------|
@@ -98,6 +100,9 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `token_divergence`    | (J,)   | KL of the predictions from the own routing's; 0 before the last block | nats |
     | `divergence`          | ()     | mean of `token_divergence` over the tokens; 0 before the last block  | nats |
     | `reference_token_nll` | (J,)   | `token_nll` of the model's own routing; 0 before the last block      | nats |
+    | `device_energy_j`     | ()     | equation (12): active power x busy time + idle power x waiting, all devices | J |
+    | `radio_energy_j`      | ()     | equation (12): transmit power x air time, down and up, all devices   | J    |
+    | `energy_per_token_j`  | ()     | `device_energy_j` and `radio_energy_j` over the number of tokens     | J    |
 
     ## Starting State
     A window of text drawn uniformly from the split, or `options={"window": index}`; devices, shadowing and

@@ -44,6 +44,9 @@ class BlockResult:
         repaired_tokens: (N,) tokens that the action left without an expert.
         unserved_pairs: (N,) pairs of token and expert that were selected and not served; ``None`` where the experts of
             the model itself run, which serve all.
+        device_energy_j: (N, U) of the devices; ``None`` where energy was not asked for.
+        radio_energy_j: (N, U) of what sends to and from each; ``None`` likewise.
+        energy_per_token_j: (N,) both together over the number of tokens; ``None`` likewise.
         pair_price_s: (N, J, E) what each pair of token and expert adds to the block latency at the margin, at the
             bandwidth optimum; ``None`` where it was not asked for.
         replaced_pairs: (N,) chosen pairs whose device was away, which the next best expert served; ``None`` where no
@@ -66,6 +69,9 @@ class BlockResult:
     pair_price_s: Float | None = None
     replaced_pairs: NDArray[np.int64] | None = None
     unserved_tokens: NDArray[np.int64] | None = None
+    device_energy_j: Float | None = None
+    radio_energy_j: Float | None = None
+    energy_per_token_j: Float | None = None
 
     @property
     def latency_ratio(self) -> Float:
@@ -120,7 +126,8 @@ class Metric:
         label: what tables and pictures call it; empty where none shows it.
         in_info: whether it stands in ``info``.
         in_terms: whether it is a term of the reward; a term of the episode is 0 before the last block.
-        on_request: whether it is there only under ``EnvConfig.token_terms`` or a reward that needs it.
+        on_request: ``"token_terms"`` or ``"energy"``: it is there only under that field of ``EnvConfig``, or a reward
+            that needs it; empty where it is always there.
         in_results: whether an evaluation keeps the value of every episode.
 
     Raises:
@@ -141,7 +148,7 @@ class Metric:
     in_info: bool = True
     in_terms: bool = False
     in_results: bool = False
-    on_request: bool = False
+    on_request: str = ""
 
     def __post_init__(self) -> None:
         """Check the words, and that terms and results are numbers."""
@@ -426,7 +433,7 @@ METRICS: dict[str, Metric] = _table(
         better="lower",
         in_info=False,
         in_terms=True,
-        on_request=True,
+        on_request="token_terms",
     ),
     Metric(
         name="token_divergence",
@@ -438,7 +445,7 @@ METRICS: dict[str, Metric] = _table(
         better="lower",
         in_info=False,
         in_terms=True,
-        on_request=True,
+        on_request="token_terms",
     ),
     Metric(
         name="divergence",
@@ -451,7 +458,7 @@ METRICS: dict[str, Metric] = _table(
         label="divergence",
         in_info=False,
         in_terms=True,
-        on_request=True,
+        on_request="token_terms",
     ),
     Metric(
         name="reference_token_nll",
@@ -462,7 +469,47 @@ METRICS: dict[str, Metric] = _table(
         value=attrgetter("reference_token_nll"),
         in_info=False,
         in_terms=True,
-        on_request=True,
+        on_request="token_terms",
+    ),
+    Metric(
+        name="device_energy_j",
+        shape=(),
+        unit="J",
+        meaning="equation (12): active power x busy time + idle power x waiting, all devices",
+        when="block",
+        value=lambda block: None if block.device_energy_j is None else block.device_energy_j.sum(axis=-1),
+        over_blocks="sum",
+        better="lower",
+        in_info=False,
+        in_terms=True,
+        on_request="energy",
+    ),
+    Metric(
+        name="radio_energy_j",
+        shape=(),
+        unit="J",
+        meaning="equation (12): transmit power x air time, down and up, all devices",
+        when="block",
+        value=lambda block: None if block.radio_energy_j is None else block.radio_energy_j.sum(axis=-1),
+        over_blocks="sum",
+        better="lower",
+        in_info=False,
+        in_terms=True,
+        on_request="energy",
+    ),
+    Metric(
+        name="energy_per_token_j",
+        shape=(),
+        unit="J",
+        meaning="`device_energy_j` and `radio_energy_j` over the number of tokens",
+        when="block",
+        value=attrgetter("energy_per_token_j"),
+        over_blocks="sum",
+        better="lower",
+        label="energy per token",
+        in_info=False,
+        in_terms=True,
+        on_request="energy",
     ),
 )
 """Every metric by its name."""
@@ -503,19 +550,19 @@ class MetricReader:
     """Makes the info of a step from its results, by the rows that ``METRICS`` has when the reader is made.
 
     Args:
-        on_request: whether to read the rows too that are there only on request.
+        requested: which rows to read too of those that are there only on request, as ``EnvConfig.requested``.
     """
 
-    def __init__(self, on_request: bool = False) -> None:
-        self._on_request = on_request
-        rows = [one for one in METRICS.values() if on_request or not one.on_request]
+    def __init__(self, requested: tuple[str, ...] = ()) -> None:
+        self._requested = requested
+        rows = [one for one in METRICS.values() if one.on_request in ("", *requested)]
         self._of_block = [_readable(one) for one in rows if one.when == "block"]
         self._of_episode = [_readable(one) for one in rows if one.when == "episode"]
         self._terms_to_come = [(one.name, one.shape) for one in rows if one.when == "episode" and one.in_terms]
 
-    def __reduce__(self) -> tuple[type[MetricReader], tuple[bool]]:
+    def __reduce__(self) -> tuple[type[MetricReader], tuple[tuple[str, ...]]]:
         """Rebuild from the table: a row may hold a function that cannot be pickled."""
-        return MetricReader, (self._on_request,)
+        return MetricReader, (self._requested,)
 
     def of_block(self, block: BlockResult) -> dict[str, Any]:
         """Entries (N, ...) of ``info`` after a block, among them the dict of the terms of the block.
@@ -582,13 +629,15 @@ def _checked_value(metric: Metric, result: BlockResult | EpisodeResult) -> Any:
     return value
 
 
-def reward_function(reward: str | RewardFunction, quality_weight: float) -> RewardFunction:
+def reward_function(reward: str | RewardFunction, quality_weight: float, energy_weight: float = 0.0) -> RewardFunction:
     """The function from terms to rewards (N,).
 
     Args:
-        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, ``"latency_divergence"`` or a function of the terms.
+        reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, ``"latency_divergence"``,
+            ``"latency_quality_energy"`` or a function of the terms.
         quality_weight: cost of one nat of added NLL under ``"latency_quality"``, of divergence under
             ``"latency_divergence"``.
+        energy_weight: cost of one joule per token under ``"latency_quality_energy"``.
 
     Raises:
         ValueError: an unknown name; the known ones are listed.
@@ -598,12 +647,18 @@ def reward_function(reward: str | RewardFunction, quality_weight: float) -> Rewa
         "wlr_device": itemgetter("wlr_device"),
         "latency_quality": partial(latency_quality, quality_weight),
         "latency_divergence": partial(latency_divergence, quality_weight),
+        "latency_quality_energy": partial(latency_quality_energy, quality_weight, energy_weight),
     }
     if callable(reward):
         return reward
     if reward not in known:
         raise ValueError(f"reward must be one of {', '.join(known)} or a function of the terms, got {reward!r}")
     return known[reward]
+
+
+def latency_quality_energy(quality_weight: float, energy_weight: float, terms: Terms) -> Float:
+    """Rewards (N,) of ``latency_quality``, less the weighted energy of each token in every block, in J."""
+    return latency_quality(quality_weight, terms) - energy_weight * terms["energy_per_token_j"]
 
 
 def latency_quality(quality_weight: float, terms: Terms) -> Float:

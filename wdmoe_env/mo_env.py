@@ -25,10 +25,13 @@ class WDMoEMultiObjectiveEnv(WDMoEEnv):
 
     The weights ``[1, quality_weight]`` give the reward ``"latency_quality"`` of ``WDMoE-v0``.
 
+    With ``energy=True`` there is a third component in every step, minus the energy that a token takes in the block, in
+    J; the weights ``[1, quality_weight, energy_weight]`` give ``"latency_quality_energy"``.
+
     Args:
         config: the configuration or its dict; its reward is not used.
         render_mode: as of ``WDMoEEnv``.
-        **keywords: fields of ``EnvConfig`` but ``reward`` and ``quality_weight``.
+        **keywords: fields of ``EnvConfig`` but ``reward``, ``quality_weight`` and ``energy_weight``.
 
     Attributes:
         reward_space: where MO-Gymnasium looks for the objectives.
@@ -43,14 +46,16 @@ class WDMoEMultiObjectiveEnv(WDMoEEnv):
         render_mode: str | None = None,
         **keywords: Any,
     ) -> None:
-        weighing = {"reward", "quality_weight"} & set(keywords)
+        weighing = {"reward", "quality_weight", "energy_weight"} & set(keywords)
         if weighing:
             raise TypeError(f"expected no {min(weighing)}: the reward is a vector, which the learner weighs")
         super().__init__(config, render_mode, **keywords)
-        self.reward_space = spaces.Box(-np.inf, np.array([0.0, np.inf]), dtype=np.float64)
+        most = np.array([0.0, np.inf, 0.0] if self.config.has_energy else [0.0, np.inf])
+        self.reward_space = spaces.Box(-np.inf, most, dtype=np.float64)
 
     def step(self, action: Any) -> tuple[Observation, Float, bool, bool, Info]:  # type: ignore[override]
-        """Run the block under an action; see ``WDMoEEnv.step``. The reward is (2,)."""
+        """Run the block under an action; see ``WDMoEEnv.step``. The reward is (2,), or (3,) with the energy."""
         observation, _, terminated, truncated, info = super().step(action)
         terms = info["reward_terms"]
-        return observation, np.array([-terms["latency_ratio"], -terms["added_nll"]]), terminated, truncated, info
+        lost = [terms[name] for name in ("latency_ratio", "added_nll", "energy_per_token_j") if name in terms]
+        return observation, -np.array(lost), terminated, truncated, info

@@ -63,8 +63,8 @@ class DecisionProcess:
 
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
-        self._reward = reward_function(config.reward, config.quality_weight)
-        self._metrics = MetricReader(config.has_token_terms)
+        self._reward = reward_function(config.reward, config.quality_weight, config.energy_weight)
+        self._metrics = MetricReader(config.requested)
         self.simulator = Simulator(config)
         sizes = self.simulator.sizes
         self.codec = ActionCodec(sizes, config.decision, config.action_type)

@@ -18,6 +18,7 @@ from wdmoe_env.moe.runner import Service, make_runner
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
 from wdmoe_env.physics.compute import device_profiles, device_times_s
+from wdmoe_env.physics.energy import Powers
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.rollout.rollout import Rollout, View, World
 from wdmoe_env.text.windows import TokenWindows
@@ -36,6 +37,7 @@ class Simulator:
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
         device_profiles(config.devices)  # refuses a name that is unknown
+        powers = Powers.of(config.devices, config.channel) if config.has_energy else None
         check_channel(config.channel, config.devices)  # before the model, which may take minutes
         runner = make_runner(config.runner)
         self.source = load_episodes(config.model, config.num_tokens, config.split, config.device, config.dtype)
@@ -62,6 +64,7 @@ class Simulator:
             payload_s=deployment.payload_bits / config.channel.bandwidth_hz,
             compute_s=compute_s,
             weights_s=weights_s,
+            powers=powers,
         )
 
     def __reduce__(self) -> tuple[type[Simulator], tuple[EnvConfig]]:

@@ -27,6 +27,7 @@ from wdmoe_env.optimize.bandwidth import solve_min_max
 from wdmoe_env.optimize.pricing import device_prices, pair_prices
 from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.physics.energy import Powers, block_energy_j
 from wdmoe_env.physics.heat import busy_s, initial_heat, later_heat, slowed, speed_factor
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
 from wdmoe_env.physics.outages import experts_present, next_best
@@ -51,6 +52,7 @@ class World:
         payload_s: L / B of equation (5), seconds.
         compute_s: (U,) seconds of one expert on one token.
         weights_s: (U,) seconds of reading the weights of one expert; ``None`` where reading counts nothing.
+        powers: of devices and radio; ``None`` where energy is not counted.
     """
 
     config: EnvConfig
@@ -60,6 +62,7 @@ class World:
     payload_s: float
     compute_s: Float
     weights_s: Float | None = None
+    powers: Powers | None = None
 
 
 class Rollout:
@@ -146,6 +149,8 @@ class Rollout:
         selection = plan.selection
         own = np.array_equal(selection, self.block.routed)
         result = measure(plan, own, self._num_tokens, self.world.config.has_token_terms)
+        if self.world.powers is not None:
+            result = with_energy(result, plan, self.world.powers, self._num_tokens)
         self._latency_s = self._latency_s + result.block_latency_s
         self.heat = self._view.later_heat(self.heat, self.block, plan.load, result.block_latency_s)
         self._selections.append(selection.copy())  # info hands the original out
@@ -243,6 +248,20 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
         unserved_tokens=plan.unserved_tokens,
         pair_price_s=_pair_price_s(plan) if prices else None,
     )
+
+
+def with_energy(result: BlockResult, plan: Plan, powers: Powers, num_tokens: NDArray[np.int64]) -> BlockResult:
+    """The result with the energy of the block.
+
+    Args:
+        result: what the block led to.
+        plan: what ran.
+        powers: of devices and radio.
+        num_tokens: (N,) tokens of each episode.
+    """
+    of_devices, of_radio = block_energy_j(powers, plan.block.conditions.links, plan.load, plan.shares, result.device_latency_s)
+    both = (of_devices + of_radio).sum(axis=-1) / num_tokens
+    return replace(result, device_energy_j=of_devices, radio_energy_j=of_radio, energy_per_token_j=both)
 
 
 def _pair_price_s(plan: Plan) -> Float:

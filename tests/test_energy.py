@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-from test_worked_example import PLACEMENT, SELECTION, links
+from test_worked_example import SELECTION, links
 
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.physics import energy, latency
@@ -30,9 +30,9 @@ HAND = {
 
 
 def test_the_library_agrees_with_the_hand_calculation():
-    load = latency.device_load(SELECTION, PLACEMENT)
+    load = latency.device_load(SELECTION, links())
     device_s = latency.device_latency_s(links(), load, SHARES)
-    of_devices, of_radio = energy.block_energy_j(POWERS, links(), load, SHARES, device_s)
+    of_devices, of_radio = energy.block_energy_j(POWERS, links(), load, SHARES, device_s.max(axis=-1))
     both = (of_devices + of_radio).sum()
     found = {
         "air_ms": energy.air_time_s(links(), load, SHARES),
@@ -47,9 +47,9 @@ def test_the_library_agrees_with_the_hand_calculation():
 
 
 def test_a_device_without_load_waits_and_sends_nothing():
-    load = latency.device_load(SELECTION & [True, True, False], PLACEMENT)
+    load = latency.device_load(SELECTION & [True, True, False], links())
     device_s = latency.device_latency_s(links(), load, np.array([[1.0, 0.0]]))
-    of_devices, of_radio = energy.block_energy_j(POWERS, links(), load, np.array([[1.0, 0.0]]), device_s)
+    of_devices, of_radio = energy.block_energy_j(POWERS, links(), load, np.array([[1.0, 0.0]]), device_s.max(axis=-1))
     assert of_devices[0, 1] == pytest.approx(7.0 * device_s.max())
     assert of_radio[0, 1] == 0
 

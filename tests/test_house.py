@@ -27,6 +27,7 @@ FLOORS = (
     "optimize",
     "observations",
     "actions",
+    "bits",
     "metrics",
     "policies",
     "moe",

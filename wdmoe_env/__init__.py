@@ -24,6 +24,14 @@ for _id, _decision in ENV_IDS.items():
             kwargs={"decision": _decision},
         )
 
+if "WDMoE-Precision-v0" not in registry:
+    register(
+        "WDMoE-Precision-v0",
+        entry_point="wdmoe_env.env:WDMoEEnv",
+        vector_entry_point="wdmoe_env.vector_env:WDMoEVectorEnv",
+        kwargs={"decision": "joint", "decide_bits": "device"},
+    )
+
 # Gymnasium's checker expects a number for a reward, where this has a vector.
 if "WDMoE-MO-v0" not in registry:
     register("WDMoE-MO-v0", entry_point="wdmoe_env.mo_env:WDMoEMultiObjectiveEnv", disable_env_checker=True)

@@ -51,6 +51,9 @@ class Plan:
         replaced_pairs: (N,) chosen pairs whose device is away, which the next best expert serves; ``None`` where no
             device can be away.
         unserved_tokens: (N,) tokens that go on without the block, since no expert is there; likewise.
+        bits: (N, J, U), or with 1 in place of J or U, bits of an element of each message; ``None`` where the action
+            does not decide them.
+        tokens: (N, U) tokens of each device where ``load`` counts them by their messages; ``None`` where it does not.
     """
 
     block: Block
@@ -61,6 +64,8 @@ class Plan:
     repaired_tokens: NDArray[np.int64]
     replaced_pairs: NDArray[np.int64] | None = None
     unserved_tokens: NDArray[np.int64] | None = None
+    bits: NDArray[np.int64] | None = None
+    tokens: Float | None = None
 
 
 class ActionPart(ABC):
@@ -110,6 +115,18 @@ class ActionPart(ABC):
     @abstractmethod
     def from_flat(self, numbers: Float) -> NDArray[Any]:
         """The part's value (..., *shape) of numbers (..., size)."""
+
+    def to_entry(self, value: NDArray[Any]) -> NDArray[Any]:
+        """What a ``dict`` action holds of a checked value (..., *shape), of the same shape."""
+        return value.astype(self.space.dtype)
+
+    def from_entry(self, name: str, entry: Any, batch: tuple[int, ...]) -> NDArray[Any]:
+        """The part's value (..., *shape) out of what a ``dict`` action holds; raises what ``checked`` does."""
+        return self.checked(name, entry, batch)
+
+    def default(self, batch: tuple[int, ...]) -> NDArray[Any] | None:
+        """The value (..., *shape) of an encoded decision that gives none; ``None`` where it has to be given."""
+        return None
 
     @staticmethod
     @abstractmethod
@@ -256,7 +273,9 @@ def rows_of(decided: Decided, index: NDArray[np.int64]) -> dict[str, NDArray[Any
     return {name: value[index] for name, value in decided.items()}
 
 
-def settled_plan(block: Block, decided: Decided, min_share: float, parts: Sequence[type[ActionPart]] = PARTS) -> Plan:
+def settled_plan(
+    block: Block, decided: Decided, min_share: float, parts: Sequence[ActionPart | type[ActionPart]] = PARTS
+) -> Plan:
     """What will run in a block (N episodes): each part as decided and mended, or by the environment's own rule.
 
     Args:
@@ -281,7 +300,7 @@ class ActionCodec:
 
     Args:
         sizes: J, E and U.
-        decision: ``"joint"``, ``"selection"`` or ``"bandwidth"``, see ``DECISIONS``; or the classes of the parts.
+        decision: ``"joint"``, ``"selection"`` or ``"bandwidth"``, see ``DECISIONS``; or the parts, or their classes.
         action_type: ``"box"`` or ``"dict"``.
 
     Attributes:
@@ -291,11 +310,14 @@ class ActionCodec:
     """
 
     def __init__(
-        self, sizes: Sizes, decision: DecisionKind | Sequence[type[ActionPart]], action_type: ActionType
+        self,
+        sizes: Sizes,
+        decision: DecisionKind | Sequence[ActionPart | type[ActionPart]],
+        action_type: ActionType,
     ) -> None:
         self.sizes = sizes
-        kinds = DECISIONS[decision] if isinstance(decision, str) else decision
-        self.parts = tuple(kind(sizes) for kind in kinds)
+        parts = DECISIONS[decision] if isinstance(decision, str) else decision
+        self.parts = tuple(part if isinstance(part, ActionPart) else part(sizes) for part in parts)
         self._coder = _CODERS[action_type](self.parts)
         self.space = self._coder.space
 
@@ -317,6 +339,8 @@ class ActionCodec:
         batch = None
         for part in self.parts:
             value = given.get(part.argument)
+            if value is None and batch is not None:
+                value = part.default(batch)
             if value is None:
                 wanted = f"{part.argument} (..., {', '.join(map(str, part.shape))})"
                 raise ValueError(f"expected {wanted}, which this action holds, got None")
@@ -401,11 +425,11 @@ class _DictCoder(_Coder):
         self.space = spaces.Dict({part.name: part.space for part in parts})
 
     def encode(self, values: Decided) -> Any:
-        return {part.name: values[part.name].astype(part.space.dtype) for part in self._parts}
+        return {part.name: part.to_entry(values[part.name]) for part in self._parts}
 
     def decode(self, action: Any, batch: tuple[int, ...]) -> dict[str, NDArray[Any]]:
         self._check_keys(action)
-        return {part.name: part.checked(part.name, action[part.name], batch) for part in self._parts}
+        return {part.name: part.from_entry(part.name, action[part.name], batch) for part in self._parts}
 
     def batch_of(self, action: Any) -> tuple[int, ...]:
         self._check_keys(action)

@@ -335,6 +335,9 @@ class EnvConfig:
         energy: whether the terms of the reward hold the energy of equation (12) too: ``device_energy_j``,
             ``radio_energy_j`` and ``energy_per_token_j``. ``"latency_quality_energy"`` brings them in any case. Each
             device must be of a profile with known powers.
+        decide_bits: whether the action decides bits on the link too, and whether for each ``"device"`` or each
+            ``"token"``; ``None`` leaves them at ``link_bits``, which otherwise must be 16.
+        bits_choices: bits that the action may decide for, two at least; some of 16, 8 and 4, the most first.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -359,6 +362,8 @@ class EnvConfig:
     runner: str = "local"
     token_terms: bool = False
     energy: bool = False
+    decide_bits: Literal["device", "token"] | None = None
+    bits_choices: tuple[int, ...] = LINK_BITS
     energy_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -382,6 +387,19 @@ class EnvConfig:
         weights = (("quality_weight", 0.0, 1e12), ("energy_weight", 0.0, 1e12))
         for name, least, most in (*weights, ("min_share", 1e-12, 1.0 / self.devices.count)):
             _put(self, name, check_number(name, getattr(self, name), at_least=least, at_most=most))
+        self._check_bits()
+
+    def _check_bits(self) -> None:
+        if self.decide_bits is not None:
+            _put(self, "decide_bits", check_choice("decide_bits", self.decide_bits, ("device", "token")))
+        choices = items_of(self.bits_choices) or ()
+        if len(choices) < 2 or choices != tuple(bits for bits in LINK_BITS if bits in choices):
+            expected = "bits_choices must be two or more of 16, 8 and 4 in this order"
+            raise ValueError(f"{expected}, got {shown(self.bits_choices)}")
+        _put(self, "bits_choices", choices)
+        bits = getattr(self.deployment, "link_bits", LINK_BITS[0])
+        if self.decide_bits is not None and bits != LINK_BITS[0]:
+            raise ValueError(f"link_bits must be 16 where the action decides bits, got {bits}")
 
     @property
     def has_token_terms(self) -> bool:
@@ -396,7 +414,7 @@ class EnvConfig:
     @property
     def requested(self) -> tuple[str, ...]:
         """Which terms are there that are not always there, as ``Metric.on_request`` names them."""
-        asked = {"token_terms": self.has_token_terms, "energy": self.has_energy}
+        asked = {"token_terms": self.has_token_terms, "energy": self.has_energy, "bits": self.decide_bits is not None}
         return tuple(name for name, wanted in asked.items() if wanted)
 
     def _check_nested(self) -> None:

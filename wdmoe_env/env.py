@@ -31,6 +31,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     `WDMoE-v0` takes both decisions. In `WDMoE-Selection-v0` the action is the selection and the bandwidth is
     solved exactly; in `WDMoE-Bandwidth-v0` the action is the shares and the selection is the model's own.
+    `WDMoE-Precision-v0` takes both, and the bits of what crosses the link.
     `WDMoE-MO-v0` takes both and has the reward (latency, quality), unweighted.
 
     ## Action Space
@@ -42,6 +43,9 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | J * E + u | logit of device u's share: a softmax of 4 x logits; -1 is no share    | -1  | 1   | -    |
 
     `WDMoE-Selection-v0` has the first J * E alone, `WDMoE-Bandwidth-v0` the last U alone.
+    `WDMoE-Precision-v0` appends one number for each device, or under `decide_bits="token"` for each token: [-1, 1] is
+    cut into equal pieces, one for each of `bits_choices`, (16, 8, 4), the first lowest. In a dict action `"bits"` is a
+    `MultiDiscrete` of numbers of choices. `encode_action` takes the bits themselves, and 16 where it is given none.
     With `action_type="dict"` the action is `{"experts": MultiBinary((J, E)), "bandwidth": Box(0, 1, (U,))}`, each
     half where the environment takes it. `encode_action` and `decode_action` translate.
 
@@ -100,6 +104,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `token_divergence`    | (J,)   | KL of the predictions from the own routing's; 0 before the last block | nats |
     | `divergence`          | ()     | mean of `token_divergence` over the tokens; 0 before the last block  | nats |
     | `reference_token_nll` | (J,)   | `token_nll` of the model's own routing; 0 before the last block      | nats |
+    | `message_bits`        | ()     | bits of an element on the link, mean over the messages               | -    |
     | `device_energy_j`     | ()     | equation (12): active power x busy time + idle power x waiting, all devices | J |
     | `radio_energy_j`      | ()     | equation (12): transmit power x air time, down and up, all devices   | J    |
     | `energy_per_token_j`  | ()     | `device_energy_j` and `radio_energy_j` over the number of tokens     | J    |
@@ -113,6 +118,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     ## Information
     What is known after every block comes with every step, what is known after the episode with the last one.
+    `message_bits` is there only where the action decides bits.
     `unserved_pairs` is there only where a runner of your own runs the experts, which may fail to serve some, and
     `replaced_pairs` and `unserved_tokens` only where devices can be away (`devices={"outage_mean_s": ...}`).
 
@@ -131,6 +137,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | `repaired_tokens`     | ()     | block   | tokens that the action left without an expert                  | -    |
     | `replaced_pairs`      | ()     | block   | chosen pairs whose device was away; the next best expert ran   | -    |
     | `unserved_tokens`     | ()     | block   | tokens that went on without the block: no expert was there     | -    |
+    | `message_bits`        | ()     | block   | bits of an element on the link, mean over the messages         | -    |
     | `reward_terms`        | dict   | block   | the terms of the reward                                        | -    |
     | `latency_ms`          | ()     | episode | sum of t over the blocks                                       | ms   |
     | `nll`                 | ()     | episode | negative log-likelihood of the text, mean over tokens          | nats |
@@ -268,14 +275,15 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         """I, steps of an episode."""
         return self.simulator.sizes.num_blocks
 
-    def encode_action(self, selection: Bool | None = None, shares: Float | None = None) -> Any:
-        """Action of a selection (..., J, E) and shares (..., U); see ``ActionCodec.encode``."""
-        return self.codec.encode(selection, shares)
+    def encode_action(self, selection: Bool | None = None, shares: Float | None = None, **others: Any) -> Any:
+        """Action of a selection (..., J, E), shares (..., U) and others; see ``ActionCodec.encode``."""
+        return self.codec.encode(selection, shares, **others)
 
-    def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
-        """Selection (..., J, E) and shares (..., U) of an action; see ``ActionCodec.decode``."""
+    def decode_action(self, action: Any) -> tuple[Any, ...]:
+        """Selection (..., J, E) and shares (..., U) of an action, and bits where it decides them."""
         decided = self.codec.decode(action, self.codec.batch_of(action))
-        return decided.get(ExpertsPart.name), decided.get(BandwidthPart.name)
+        others = [value for name, value in decided.items() if name not in (ExpertsPart.name, BandwidthPart.name)]
+        return decided.get(ExpertsPart.name), decided.get(BandwidthPart.name), *others
 
     def close(self) -> None:
         """End the episode under way and close the window."""

@@ -223,10 +223,13 @@ class _Pass:
         below = self._num_tokens - len(at.routed)
         return [BlockInput(at.index, *(pad(tensor, (0, 0, 0, below)) for tensor in tensors))]
 
-    def resume(self, selection: Tensor | None) -> None:
+    def resume(self, selection: Tensor | None, link_bits: Tensor | int | None = None) -> None:
         """Go on to the next block."""
         self._left -= 1
-        self._generation.resume(None if selection is None else selection[: len(self.paused.routed)])
+        rows = len(self.paused.routed)
+        if link_bits is not None and self._generation.service is not None:
+            self._generation.service.link_bits = link_bits if isinstance(link_bits, int) else link_bits[:rows]
+        self._generation.resume(None if selection is None else selection[:rows])
 
     def unserved_pairs(self) -> NDArray[np.int64]:
         """Pairs (1,) that were selected in the last block and not served."""

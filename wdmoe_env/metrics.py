@@ -44,6 +44,7 @@ class BlockResult:
         repaired_tokens: (N,) tokens that the action left without an expert.
         unserved_pairs: (N,) pairs of token and expert that were selected and not served; ``None`` where the experts of
             the model itself run, which serve all.
+        message_bits: (N,) mean bits of an element over the messages; ``None`` where the action does not decide them.
         device_energy_j: (N, U) of the devices; ``None`` where energy was not asked for.
         radio_energy_j: (N, U) of what sends to and from each; ``None`` likewise.
         energy_per_token_j: (N,) both together over the number of tokens; ``None`` likewise.
@@ -69,6 +70,7 @@ class BlockResult:
     pair_price_s: Float | None = None
     replaced_pairs: NDArray[np.int64] | None = None
     unserved_tokens: NDArray[np.int64] | None = None
+    message_bits: Float | None = None
     device_energy_j: Float | None = None
     radio_energy_j: Float | None = None
     energy_per_token_j: Float | None = None
@@ -126,8 +128,8 @@ class Metric:
         label: what tables and pictures call it; empty where none shows it.
         in_info: whether it stands in ``info``.
         in_terms: whether it is a term of the reward; a term of the episode is 0 before the last block.
-        on_request: ``"token_terms"`` or ``"energy"``: it is there only under that field of ``EnvConfig``, or a reward
-            that needs it; empty where it is always there.
+        on_request: ``"token_terms"``, ``"energy"`` or ``"bits"``: it is there only under that field of ``EnvConfig``
+            (``decide_bits`` for the last), or a reward that needs it; empty where it is always there.
         in_results: whether an evaluation keeps the value of every episode.
 
     Raises:
@@ -470,6 +472,18 @@ METRICS: dict[str, Metric] = _table(
         in_info=False,
         in_terms=True,
         on_request="token_terms",
+    ),
+    Metric(
+        name="message_bits",
+        shape=(),
+        unit="-",
+        meaning="bits of an element on the link, mean over the messages",
+        when="block",
+        value=attrgetter("message_bits"),
+        over_blocks="mean",
+        better="lower",
+        in_terms=True,
+        on_request="bits",
     ),
     Metric(
         name="device_energy_j",

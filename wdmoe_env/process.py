@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.actions import ActionCodec, Decided, settled_plan
+from wdmoe_env.bits import parts_of
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.metrics import REWARD_TERMS, MetricReader, evaluate_reward, reward_function
 from wdmoe_env.observations import Observation, encode_observation, observation_space
@@ -67,7 +68,8 @@ class DecisionProcess:
         self._metrics = MetricReader(config.requested)
         self.simulator = Simulator(config)
         sizes = self.simulator.sizes
-        self.codec = ActionCodec(sizes, config.decision, config.action_type)
+        parts, self._settled = parts_of(config, sizes, self.simulator.deployment)
+        self.codec = ActionCodec(sizes, parts, config.action_type)
         away = config.devices.outage_mean_s > 0.0
         self.observation_space = observation_space(sizes, config.observe_hidden_states, availability=away)
 
@@ -94,7 +96,7 @@ class DecisionProcess:
             Info of the block, entries (N, ...). Its ``reward_terms`` are those of the block: ``added_nll`` is not
             among them.
         """
-        plan = settled_plan(rollout.block, decided, self.config.min_share)
+        plan = settled_plan(rollout.block, decided, self.config.min_share, self._settled)
         return self._metrics.of_block(rollout.step(plan))
 
 

@@ -50,9 +50,11 @@ class Simulator:
         if not isinstance(deployment, DeploymentConfig):
             deployment = DeploymentConfig(model.hidden_size, model.intermediate_size)
         compute_s, weights_s = device_times_s(config.devices, deployment)
-        self.link_bits = deployment.link_bits
+        self.deployment, self.link_bits = deployment, deployment.link_bits
         placement = placement_matrix(config.placement, self.sizes)
-        self.runner = link_runner(None if config.runner == "local" else runner, placement, self.link_bits)
+        self.runner = link_runner(
+            None if config.runner == "local" else runner, placement, self.link_bits, config.decide_bits is not None
+        )
         if self.runner is not None:
             self.runner.open(model)
             weakref.finalize(self, self.runner.close)

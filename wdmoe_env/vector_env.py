@@ -221,14 +221,15 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         """I, steps of an episode."""
         return self.simulator.sizes.num_blocks
 
-    def encode_action(self, selection: Bool | None = None, shares: Float | None = None) -> Any:
-        """Actions of selections (..., J, E) and shares (..., U); see ``ActionCodec.encode``."""
-        return self.codec.encode(selection, shares)
+    def encode_action(self, selection: Bool | None = None, shares: Float | None = None, **others: Any) -> Any:
+        """Actions of selections (..., J, E), shares (..., U) and others; see ``ActionCodec.encode``."""
+        return self.codec.encode(selection, shares, **others)
 
-    def decode_action(self, action: Any) -> tuple[Bool | None, Float | None]:
-        """Selections (N, J, E) and shares (N, U) of actions; see ``ActionCodec.decode``."""
+    def decode_action(self, action: Any) -> tuple[Any, ...]:
+        """Selections (N, J, E) and shares (N, U) of actions, and bits where they decide them."""
         decided = self.codec.decode(action, self.codec.batch_of(action))
-        return decided.get(ExpertsPart.name), decided.get(BandwidthPart.name)
+        others = [value for name, value in decided.items() if name not in (ExpertsPart.name, BandwidthPart.name)]
+        return decided.get(ExpertsPart.name), decided.get(BandwidthPart.name), *others
 
     def close_extras(self, **kwargs: Any) -> None:
         """End all episodes."""

@@ -74,11 +74,12 @@ class LockStep:
         self._passes = self._plan.run([partial(_start, model, runner, link_bits, *part) for part in parts])
         self.blocks = self._paused()
 
-    def resume(self, selection: Tensor | None) -> None:
+    def resume(self, selection: Tensor | None, link_bits: Tensor | int | None = None) -> None:
         """Run the selected experts and go on to the next block.
 
         Args:
             selection: (N * J, E) bool; ``None`` means the model's own routing.
+            link_bits: bits of each row's messages to each device, (N * J, U); one number; or ``None``, as before.
 
         Raises:
             RuntimeError: another thread started it; the batch stays where it was.
@@ -88,6 +89,8 @@ class LockStep:
             raise RuntimeError("a batch can be resumed only by the thread that started it")
         rows = [len(block.routed) for block in self.blocks]
         parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
+        if link_bits is not None:
+            self._set_link_bits(link_bits, rows)
         try:
             self._plan.run([partial(one.resume, part) for one, part in zip(self._passes, parts, strict=True)])
         except BaseException:
@@ -95,6 +98,13 @@ class LockStep:
                 self.close()
             raise
         self.blocks = self._paused()
+
+    def _set_link_bits(self, link_bits: Tensor | int, rows: list[int]) -> None:
+        first = 0
+        for one, count in zip(self._passes, rows, strict=True):
+            if one.service is not None:
+                one.service.link_bits = link_bits if isinstance(link_bits, int) else link_bits[first : first + count]
+            first += count
 
     def unserved_pairs(self) -> NDArray[np.int64]:
         """Pairs (N,) of each sequence that were selected in the last block and not served."""

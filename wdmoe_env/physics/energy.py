@@ -13,6 +13,7 @@ import numpy as np
 
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.physics.compute import device_profiles
+from wdmoe_env.physics.heat import busy_s
 from wdmoe_env.physics.latency import NO_SHARE, BlockLinks, Float, Load, spectral_efficiency
 
 
@@ -71,18 +72,18 @@ def air_time_s(links: BlockLinks, load: Load, shares: Float) -> Float:
     return np.where(loaded, load.tokens, 0.0)[:, None] * one_token
 
 
-def device_energy_j(powers: Powers, busy_s: Float, block_latency_s: Float) -> Float:
+def device_energy_j(powers: Powers, busy: Float, block_latency_s: Float) -> Float:
     """What each device takes in a block: active power x busy time + idle power x the rest.
 
     Args:
         powers: of the devices.
-        busy_s: (N, U) seconds in which each computes.
+        busy: (N, U) s in which each computes.
         block_latency_s: (N,) seconds until the slowest has answered.
 
     Returns:
         (N, U) J.
     """
-    return powers.active_w * busy_s + powers.idle_w * (block_latency_s[:, None] - busy_s)
+    return powers.active_w * busy + powers.idle_w * (block_latency_s[:, None] - busy)
 
 
 def radio_energy_j(powers: Powers, air_s: Float) -> Float:
@@ -99,7 +100,7 @@ def radio_energy_j(powers: Powers, air_s: Float) -> Float:
 
 
 def block_energy_j(
-    powers: Powers, links: BlockLinks, load: Load, shares: Float, device_latency_s: Float
+    powers: Powers, links: BlockLinks, load: Load, shares: Float, block_latency_s: Float
 ) -> tuple[Float, Float]:
     """Energy of each device and of its radio in a block.
 
@@ -108,12 +109,10 @@ def block_energy_j(
         links: the block's links.
         load: of a selection.
         shares: (N, U) bandwidth shares.
-        device_latency_s: (N, U) seconds in which each device answers, equation (6); what of it is not air time is
-            busy time.
+        block_latency_s: (N,) seconds until the slowest has answered.
 
     Returns:
         (N, U) J of the devices, and (N, U) J of the radio.
     """
-    air = air_time_s(links, load, shares)
-    busy = np.maximum(device_latency_s - air.sum(axis=-2), 0.0)
-    return device_energy_j(powers, busy, device_latency_s.max(axis=-1)), radio_energy_j(powers, air)
+    of_devices = device_energy_j(powers, busy_s(links, load), block_latency_s)
+    return of_devices, radio_energy_j(powers, air_time_s(links, load, shares))

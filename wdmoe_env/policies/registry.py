@@ -13,6 +13,7 @@ from typing import Any
 
 from wdmoe_env.checks import shown
 from wdmoe_env.policies import rules
+from wdmoe_env.policies.bits import BitsPolicy
 from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
 
 
@@ -51,6 +52,7 @@ ENTRIES: dict[str, Entry] = {
     "wdmoe-bandwidth": _rule(rules.vanilla_optimal),
     "wdmoe-history": Entry(lambda codec, parameter, seed: rules.HistoryPolicy(codec, parameter), "threshold"),
     "marginal-price": _tuned(rules.marginal_price, "price_per_ms"),
+    "marginal-price-bits": Entry(lambda codec, parameter, seed: BitsPolicy(codec, parameter), "price_per_ms"),
     "fractional": _rule(rules.fractional),
 }
 

@@ -24,11 +24,12 @@ class Passes(Protocol):
     def blocks(self) -> Sequence[BlockInput]:
         """Where each pass is paused, in the order of the texts; empty after the last block."""
 
-    def resume(self, selection: Tensor | None) -> None:
+    def resume(self, selection: Tensor | None, link_bits: Tensor | int | None = None) -> None:
         """Run the selected experts and go on to the next block.
 
         Args:
             selection: (N * J, E) bool; ``None`` means the model's own routing.
+            link_bits: bits of each row's messages to each device, (N * J, U); one number; or ``None``, as before.
 
         Raises:
             RuntimeError: another thread began the passes.

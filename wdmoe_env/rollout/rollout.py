@@ -107,6 +107,7 @@ class Rollout:
         self._num_tokens = texts.mask.sum(axis=-1)
         self._view = View.of(world, texts.mask, trace)
         self._selections: list[Bool] = []
+        self._bits: list[NDArray[np.int64] | None] = []
         self._latency_s = np.zeros(len(texts))
         self.heat = initial_heat(world.config.devices, len(texts)) if heat is None else heat
         self._thread: object = this_thread()
@@ -154,7 +155,8 @@ class Rollout:
         self._latency_s = self._latency_s + result.block_latency_s
         self.heat = self._view.later_heat(self.heat, self.block, plan.load, result.block_latency_s)
         self._selections.append(selection.copy())  # info hands the original out
-        self._advance(selection, own)
+        self._bits.append(plan.bits)
+        self._advance(selection, own, plan.bits)
         if self.world.config.runner != "local":
             result = replace(result, unserved_pairs=self._passes.unserved_pairs())
         return result
@@ -188,12 +190,24 @@ class Rollout:
         """End the paused passes."""
         self._passes.close()
 
-    def _advance(self, selection: Bool, own: bool) -> None:
+    def _advance(self, selection: Bool, own: bool, bits: NDArray[np.int64] | None) -> None:
         # The model's own routing needs no new weights; on another device the rows would have to come from there.
         all_there = self.block.available is None or bool(self.block.available.all())
         unchanged = own and all_there and self.world.model.device.type == "cpu"
-        self._passes.resume(None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
+        chosen = None if unchanged else torch.from_numpy(selection.reshape(-1, selection.shape[-1]))
+        if bits is None:
+            self._passes.resume(chosen)
+        else:
+            self._passes.resume(chosen, self._message_bits(bits))
         self._look()
+
+    def _message_bits(self, bits: NDArray[np.int64]) -> torch.Tensor | int:
+        """Bits of messages as passes take them: (N * J, U), or 16 where nothing is rounded."""
+        if (bits == 16).all():
+            return 16
+        sizes = self.world.sizes
+        whole = np.broadcast_to(bits, (len(bits), sizes.num_tokens, sizes.num_devices))
+        return torch.from_numpy(np.array(whole).reshape(-1, sizes.num_devices))
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the paused passes and what follows from them."""
@@ -208,8 +222,8 @@ class Rollout:
         """Run the passes on this thread, from the first block up to where they were."""
         self._thread = None  # no thread's until it is there, so that the next step mends an interrupted one
         self._start()
-        for selection in self._selections:
-            self._advance(selection, np.array_equal(selection, self.block.routed))
+        for selection, bits in zip(self._selections, self._bits, strict=True):
+            self._advance(selection, np.array_equal(selection, self.block.routed), bits)
         self._thread = this_thread()
 
 
@@ -227,14 +241,15 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
     selection, load, shares = plan.selection, plan.load, plan.shares
     device_latency = latency.device_latency_s(links, load, shares)
     block_latency = latency.block_latency_s(device_latency)
-    own_load = load if own else latency.device_load(block.routed, links)
+    own_load = load if own and plan.bits is None else latency.device_load(block.routed, links)
     vanilla_latency = latency.sum_over_tokens_s(links, own_load, true.unit_latency_s)
     device_weight = latency.device_weight_served(block.weights, selection, links.placement)
     served = device_weight.sum(axis=-1)
     return BlockResult(
         selection=selection,
         shares=shares,
-        tokens=load.tokens,
+        tokens=load.tokens if plan.tokens is None else plan.tokens,
+        message_bits=None if plan.bits is None else mean_message_bits(plan, plan.bits),
         device_latency_s=device_latency,
         block_latency_s=block_latency,
         vanilla_latency_s=latency.block_latency_s(vanilla_latency),
@@ -250,6 +265,17 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
     )
 
 
+def mean_message_bits(plan: Plan, bits: NDArray[np.int64]) -> Float:
+    """Mean bits (N,) of an element over the messages of a plan.
+
+    Args:
+        plan: what runs.
+        bits: (N, J, U), or with 1 in place of J or U.
+    """
+    sent = np.minimum(latency.experts_per_device(plan.selection, plan.block.links.placement), 1.0)
+    return (sent * bits).sum(axis=(1, 2)) / np.maximum(sent.sum(axis=(1, 2)), 1.0)
+
+
 def with_energy(result: BlockResult, plan: Plan, powers: Powers, num_tokens: NDArray[np.int64]) -> BlockResult:
     """The result with the energy of the block.
 
@@ -259,7 +285,9 @@ def with_energy(result: BlockResult, plan: Plan, powers: Powers, num_tokens: NDA
         powers: of devices and radio.
         num_tokens: (N,) tokens of each episode.
     """
-    of_devices, of_radio = block_energy_j(powers, plan.block.conditions.links, plan.load, plan.shares, result.device_latency_s)
+    of_devices, of_radio = block_energy_j(
+        powers, plan.block.conditions.links, plan.load, plan.shares, result.block_latency_s
+    )
     both = (of_devices + of_radio).sum(axis=-1) / num_tokens
     return replace(result, device_energy_j=of_devices, radio_energy_j=of_radio, energy_per_token_j=both)
 

@@ -33,6 +33,7 @@ class Arguments:
     model: str = field(default="tiny", metadata={"help": "language model: tiny, micro, or a checkpoint folder"})
     reward: str = field(default="wlr", metadata={"help": "wlr, wlr_device, latency_quality or latency_divergence"})
     quality_weight: float = field(default=10.0, metadata={"help": "cost of a nat of added NLL in latency_quality"})
+    devices: str = field(default="paper", metadata={"help": "set of devices: paper, or boards that read weights"})
     num_tokens: int = field(default=32, metadata={"help": "tokens of a window"})
     hidden_states: bool = field(default=False, metadata={"help": "let the actor read the model's hidden states"})
     extra_experts: int = field(default=0, metadata={"help": "experts of a token beside its routed ones to choose from"})

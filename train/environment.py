@@ -22,6 +22,7 @@ def env_keywords(arguments: Arguments) -> dict[str, Any]:
     """Keywords of the environment."""
     return {
         "model": arguments.model,
+        "devices": arguments.devices,
         "num_tokens": arguments.num_tokens,
         "reward": arguments.reward,
         "quality_weight": arguments.quality_weight,

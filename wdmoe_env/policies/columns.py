@@ -50,16 +50,16 @@ def columns_of_pairs(pairs: Pairs, best: Bool, own: Draft) -> Columns:
         position[pairs.token % len(position)],
         block.index[pairs.episode],
         first_block[pairs.episode],
-        pairs.at_device(log_ratio(cost, 1.0)),
+        log_ratio(cost, 1.0),
         log_ratio(own.latency_ms, slowest_ms)[pairs.episode],
-        log_ratio(weight, pairs.at_device(cost)),
+        log_ratio(weight, cost),
     ]
 
 
 def columns_of_pairs_in(pairs: Pairs, draft: Draft) -> Columns:
     """Three columns (M,): the expert's price in a draft, the weight against it, and how much of the pair is used."""
-    worth = log_ratio(pairs.weight, pairs.at_device(draft.ratio[:, None] * draft.price_ms))
-    return [pairs.at_device(log_ratio(_cost(pairs, draft), 1.0)), worth, draft.used]
+    worth = log_ratio(pairs.weight, draft.ratio[pairs.episode] * draft.pair_price_ms)
+    return [log_ratio(_cost(pairs, draft), 1.0), worth, draft.used]
 
 
 def columns_of_devices(pairs: Pairs, own: Draft) -> tuple[Columns, Columns]:
@@ -87,7 +87,10 @@ def columns_of_devices_in(pairs: Pairs, own: Draft, draft: Draft) -> Columns:
 
 def work_ms(pairs: Pairs, own: Draft) -> Float:
     """(N, U) latency of each device under the model's own routing at equal shares, were every pair sent by itself."""
-    return 1e3 * own.served * (pairs.block.unit_latency_s + pairs.block.links.compute_s)
+    links = pairs.block.links
+    work = 1e3 * own.served * (pairs.block.unit_latency_s + links.compute_s)
+    reading = None if links.weights_s is None else pairs.load(own.used).reading_s
+    return work if reading is None else work + 1e3 * reading
 
 
 def log_ratio(above: Any, below: Any) -> Float:
@@ -101,8 +104,8 @@ def _tokens(pairs: Pairs) -> Float:
 
 
 def _cost(pairs: Pairs, draft: Draft) -> Float:
-    """(N, U) part of a block's latency that a token on the device costs, times the number of tokens."""
-    return draft.price_ms / draft.latency_ms[:, None] * _tokens(pairs)
+    """(M,) part of a block's latency that a pair costs, times the number of tokens."""
+    return draft.pair_price_ms / draft.latency_ms[pairs.episode] * _tokens(pairs)[pairs.episode, 0]
 
 
 def _paid(draft: Draft) -> Float:

@@ -37,7 +37,8 @@ class Draft:
     Attributes:
         used: (M,) from 0 to 1.
         served: (N, U) pairs that each device serves.
-        price_ms: (N, U) of one token more on a device.
+        price_ms: (N, U) of one token more on a device, with the mean time of its pairs where weights are read.
+        pair_price_ms: (M,) of using a pair, among which the only one of an expert carries its weights.
         latency_ms: (N,) block latency.
         ratio: (N,) gate weight per millisecond.
     """
@@ -45,6 +46,7 @@ class Draft:
     used: Float
     served: Float
     price_ms: Float
+    pair_price_ms: Float
     latency_ms: Float
     ratio: Float
 
@@ -61,15 +63,26 @@ def priced(pairs: Pairs, used: Float) -> Draft:
     per_ms = device_prices(links, load, bandwidth, np.ones(len(load.tokens)), min_share=0.0)
     latency_ms = np.maximum(1e3 * bandwidth.latency_s, TINY)
     ratio = pairs.per_episode(pairs.weight * used) / latency_ms
-    return Draft(used, load.experts, np.maximum(per_ms.token + per_ms.expert, TINY), latency_ms, ratio)
+    price_ms = np.maximum(per_ms.token + per_ms.expert, TINY)
+    pair_price_ms = pairs.at_device(price_ms)
+    if load.reading_s is not None:
+        mean_s = links.compute_s + load.reading_s / np.maximum(load.experts, LEAST_USED)
+        price_ms = np.maximum(per_ms.token + per_ms.second * mean_s, TINY)
+        priced_s = pairs.at_device(per_ms.second) * pairs.seconds(used)
+        pair_price_ms = np.maximum(pairs.at_device(per_ms.token) + priced_s, TINY)
+    return Draft(used, load.experts, price_ms, pair_price_ms, latency_ms, ratio)
 
 
 def first_drafts(pairs: Pairs) -> tuple[Draft, Draft]:
     """The model's own routing, and a draft near the best ratio, of pairs among which are all routed ones."""
     own = draft = priced(pairs, pairs.at(pairs.block.routed).astype(np.float64))
     for _ in range(ROUNDS):
-        then = priced(pairs, _soft_choice(pairs, draft.ratio[:, None] * draft.price_ms))
-        draft = replace(then, price_ms=draft.price_ms ** (1.0 - DAMPING) * then.price_ms**DAMPING)
+        then = priced(pairs, _soft_choice(pairs, draft.ratio[pairs.episode] * draft.pair_price_ms))
+        draft = replace(
+            then,
+            price_ms=draft.price_ms ** (1.0 - DAMPING) * then.price_ms**DAMPING,
+            pair_price_ms=draft.pair_price_ms ** (1.0 - DAMPING) * then.pair_price_ms**DAMPING,
+        )
     return own, draft
 
 
@@ -90,10 +103,10 @@ def balanced_shares(block: Block, selection: Bool) -> Float:
 
 
 def _soft_choice(pairs: Pairs, price: Float) -> Float:
-    """(M,) a logistic of what a pair's weight is over its price, at least one expert a token in all.
+    """(M,) a logistic of what a pair's weight is over its price (M,), at least one expert a token in all.
 
     The odds are the ratio to a power, which the bounds of both keep from overflowing.
     """
-    margin = np.log(np.maximum(pairs.weight, TINY) / np.maximum(pairs.at_device(price), TINY))
+    margin = np.log(np.maximum(pairs.weight, TINY) / np.maximum(price, TINY))
     odds = np.exp(margin / SOFTNESS)
     return np.maximum(odds / np.minimum(pairs.of_token(odds), 1.0 + odds), LEAST_USED)

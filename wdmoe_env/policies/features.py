@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wdmoe_env.observations import decode_observation
+from wdmoe_env.physics.latency import reading_s, sum_over_tokens
 from wdmoe_env.policies.columns import (
     BEST,
     Columns,
@@ -90,6 +91,14 @@ class Features:
     def work_ms(self) -> Tensor:
         """(N, U) latency of each device under the model's own routing at equal shares."""
         return self._tensor(work_ms(self.pairs, self.own).astype(np.float32))
+
+    def reading_ms(self, selection: Tensor) -> Tensor | float:
+        """(N, U) what reading weights takes beyond computing under a selection (N, J, E); 0 where none are read."""
+        links = self.pairs.block.links
+        if links.weights_s is None:
+            return 0.0
+        reading = reading_s(links, sum_over_tokens(selection.cpu().numpy() > 0.5))
+        return self._tensor((1e3 * reading).astype(np.float32))
 
     def balanced_shares(self, selection: Tensor) -> Tensor:
         """(N, U) shares near the optimum for a selection (N, J, E)."""

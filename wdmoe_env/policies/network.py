@@ -213,7 +213,7 @@ class TokenSharedNetwork(nn.Module):
         observation = seen.observation
         per_token = selection.to(observation["placement"].dtype) @ observation["placement"]
         load = (per_token > 0).to(per_token.dtype).sum(1)
-        compute_ms = per_token.sum(1) * observation["compute_latency"]
+        compute_ms = per_token.sum(1) * observation["compute_latency"] + seen.reading_ms(selection)
         work = load * observation["unit_latency"] + compute_ms
         shares = seen.balanced_shares(selection)
         relative = (shares / shares.max(-1, keepdim=True).values.clamp_min(TINY)).clamp_min(TINY)

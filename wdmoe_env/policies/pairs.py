@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.pricing import at_device_of_expert
-from wdmoe_env.physics.latency import Bool, Float, Load
+from wdmoe_env.physics.latency import Bool, Float, Load, reading_s
 
 Index = NDArray[np.intp]
+
+MOST_USED = 1.0 - 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class Pairs:
         index: (M,) into (N, J, E).
         episode: (M,) into (N,).
         token: (M,) into (N, J).
+        expert: (M,) into (N, E).
         device: (M,) into (N, U), of the device that holds the expert.
         delivery: (M,) into D deliveries of a token to a device, each of which serves all its experts there.
         receiver: (D,) into (N, U), of the device of each delivery.
@@ -35,6 +38,7 @@ class Pairs:
     index: Index
     episode: Index
     token: Index
+    expert: Index
     device: Index
     delivery: Index
     receiver: Index
@@ -50,7 +54,8 @@ class Pairs:
         episode = token // tokens
         device = at_device_of_expert(devices, block.links.placement)[episode, expert]
         _, first, delivery = np.unique(token * devices.size + device, return_index=True, return_inverse=True)
-        return cls(block, index, episode, token, device, delivery, device[first], block.weights.ravel()[index])
+        of_block = episode * experts + expert, device, delivery, device[first], block.weights.ravel()[index]
+        return cls(block, index, episode, token, *of_block)
 
     def at(self, values: Any) -> NDArray[Any]:
         """(M,) of values that broadcast to (N, J, E)."""
@@ -73,10 +78,49 @@ class Pairs:
         return _sums(self.delivery, values, self.receiver.shape)[self.delivery]
 
     def load(self, used: Float) -> Load:
-        """Load of a draft that uses so much of each pair, (M,) from 0 to 1; no token is sent twice to a device."""
-        shape = self.block.links.compute_s.shape
+        """Load of a draft that uses so much of each pair, (M,) from 0 to 1; no token is sent twice to a device.
+
+        So much as an expert is likely to be used at all, of so much of its weights is the reading counted.
+        """
+        links = self.block.links
+        shape = links.compute_s.shape
         sent = np.minimum(_sums(self.delivery, used, self.receiver.shape), 1.0)
-        return Load(_sums(self.receiver, sent, shape), _sums(self.device, used, shape))
+        tokens, experts = _sums(self.receiver, sent, shape), _sums(self.device, used, shape)
+        if links.weights_s is None:
+            return Load(tokens, experts)
+        return Load(tokens, experts, reading_s(links, self._of_experts(used), self._any_used(used)))
+
+    def seconds(self, used: Float) -> Float:
+        """What a bit more of each pair (M,) adds to its expert's time (5r) in a draft (M,), in seconds.
+
+        Of an expert bound by reading that is its weights' time, times the chance that no other pair uses the expert:
+        the only pair of an expert carries its weights, and of several none does.
+
+        Raises:
+            ValueError: the links have no ``weights_s``.
+        """
+        links, unused = self.block.links, _log_unused(used)
+        if links.weights_s is None:
+            raise ValueError("expected links with weights_s, the time of reading an expert's weights, got None")
+        alone = np.exp(self._of_experts(unused).ravel()[self.expert] - unused)
+        compute_s, weights_s = self.at_device(links.compute_s), self.at_device(links.weights_s)
+        computing = self._of_experts(used).ravel()[self.expert] * compute_s
+        reading = self._any_used(used).ravel()[self.expert] * weights_s
+        return np.where(computing < reading, alone * weights_s, np.maximum(compute_s, alone * weights_s))
+
+    def _of_experts(self, values: Float) -> Float:
+        """(N, E) sums of values (M,)."""
+        batch, _, experts = self.block.gate_probs.shape
+        return _sums(self.expert, values, (batch, experts))
+
+    def _any_used(self, used: Float) -> Float:
+        """(N, E) chance that an expert has any pair of a draft (M,)."""
+        return -np.expm1(self._of_experts(_log_unused(used)))
+
+
+def _log_unused(used: Float) -> Float:
+    """Logarithms (M,) of the chance that a pair is not used, bounded where it is certain to be."""
+    return np.log1p(-np.minimum(used, MOST_USED))
 
 
 def _sums(index: Index, values: Float, shape: tuple[int, ...]) -> Float:

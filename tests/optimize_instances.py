@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load, carrier_to_noise_hz, gate_weights
@@ -25,6 +27,11 @@ def street_canyon(rng: np.random.Generator, batch: int, placement: Float) -> Blo
     gain = 10 ** (-loss_db / 10) * rng.exponential(size=shape)
     snr = np.stack([carrier_to_noise_hz(gain, power, -174.0) for power in (10.0, 0.2)], axis=1) / BANDWIDTH_HZ
     return links_of(snr, EXPERT_FLOPS / rng.choice([1e12, 2e12, 3e12, 5e12], shape), placement)
+
+
+def reading(rng: np.random.Generator, links: BlockLinks) -> BlockLinks:
+    """The same links where an expert's weights take as long to read as 2 to 20 of its tokens take to compute."""
+    return replace(links, weights_s=links.compute_s * rng.choice([2.0, 4.0, 8.0, 20.0], links.compute_s.shape))
 
 
 def spread_out(experts: int, devices: int) -> Float:

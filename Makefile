@@ -1,4 +1,5 @@
 # make demo   train a policy on the model that ships; compare it with one that ships and the analytical optimizer
+# make testbed  eight devices on this machine: a table of three policies, and how far the simulation is from it
 # make check  style, types and the fast tests, in under two minutes: for the loop of work
 # make test   the test suite, in a virtual environment of its own
 # make integrations  every RL library, lm-eval and Sionna, with the oldest Gymnasium, in another; some 3 GB
@@ -16,7 +17,7 @@ DEMO := runs/demo
 # One thread: at these sizes a second one costs more than it brings.
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo check test integrations docs bench lint clean
+.PHONY: demo testbed check test integrations docs bench lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,10 @@ demo: $(READY)
 	$(BIN)/python -m eval --policies vanilla vanilla-optimal top1 random greedy wdmoe wdmoe-selection \
 		wdmoe-history marginal-price fractional straight-through-10 $(DEMO)/policy/policy.safetensors \
 		--episodes 256 --out $(DEMO)/eval
+
+testbed: $(READY)
+	$(BIN)/python -m wdmoe_env.testbed fidelity --devices 8 --bandwidth-hz 2.5e6 --episodes 4 \
+		--policies vanilla wdmoe:0.8 top1 --out runs/testbed
 
 check: lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

@@ -42,6 +42,8 @@ SLOW = frozenset(
         "scoring",
         "suite",
         "suite_build",
+        "testbed_faults",
+        "testbed_outputs",
         "text_recipe",
         "threads",
         "token_ppo",

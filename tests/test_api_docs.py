@@ -102,7 +102,11 @@ def is_array(annotation):
 @cache
 def functions_of(path):
     """Syntax trees of a file's functions by their first line."""
-    nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+    nodes = (
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
     return {min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]): node for node in nodes}
 
 
@@ -111,7 +115,7 @@ def raised(function):
     waiting = list(functions_of(function.filepath)[function.lineno].body)
     while waiting:
         inner = waiting.pop()
-        if isinstance(inner, (ast.FunctionDef, ast.ClassDef, ast.Lambda)):
+        if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
             continue
         if isinstance(inner, ast.Raise) and isinstance(inner.exc, ast.Call):
             yield ast.unparse(inner.exc.func).split(".")[-1]

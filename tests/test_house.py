@@ -47,6 +47,7 @@ FLOORS = (
     "evaluation",
     "scoring",
     "generation",
+    "testbed",
     "integrations",
 )
 

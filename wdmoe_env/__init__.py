@@ -32,6 +32,16 @@ if "WDMoE-Precision-v0" not in registry:
         kwargs={"decision": "joint", "decide_bits": "device"},
     )
 
+# Gymnasium's checker expects the same episode from the same seed, where this measures.
+if "WDMoE-Testbed-v0" not in registry:
+    register(
+        "WDMoE-Testbed-v0",
+        entry_point="wdmoe_env.testbed.env:WDMoETestbedEnv",
+        vector_entry_point="wdmoe_env.testbed.env:WDMoETestbedVectorEnv",
+        disable_env_checker=True,
+        nondeterministic=True,
+    )
+
 # Gymnasium's checker expects a number for a reward, where this has a vector.
 if "WDMoE-MO-v0" not in registry:
     register("WDMoE-MO-v0", entry_point="wdmoe_env.mo_env:WDMoEMultiObjectiveEnv", disable_env_checker=True)

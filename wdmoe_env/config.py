@@ -78,6 +78,7 @@ DEVICE_RANGES = {
     "throttling_heat": (0.0, 0.99),
     "heat_time_s": (1e-6, 1e9),
     "initial_heat": (0.0, 1.0),
+    "overhead_ms": (0.0, 1e6),
 }
 """Least and greatest value of each number of ``DeviceConfig`` that is no size or place."""
 
@@ -181,6 +182,8 @@ class DeviceConfig:
         throttling_heat: heat from which on a device slows down, 0 to 0.99.
         heat_time_s: time constant of warming up and cooling down, 1e-6 to 1e9.
         initial_heat: heat of every device at the start of an episode, 0 to 1.
+        overhead_ms: what a call to a device takes beside radio and compute, for every device that serves a token, 0 to
+            1e6 ms. Policies do not see it: it is the same for all. A testbed's fidelity report fits it.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -211,6 +214,7 @@ class DeviceConfig:
     throttling_heat: float = 0.0
     heat_time_s: float = 60.0
     initial_heat: float = 0.0
+    overhead_ms: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""

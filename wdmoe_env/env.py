@@ -120,12 +120,14 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     What is known after every block comes with every step, what is known after the episode with the last one.
     `message_bits` is there only where the action decides bits.
     `unserved_pairs` is there only where a runner of your own runs the experts, which may fail to serve some, and
-    `replaced_pairs` and `unserved_tokens` only where devices can be away (`devices={"outage_mean_s": ...}`).
+    `replaced_pairs` and `unserved_tokens` only where devices can be away (`devices={"outage_mean_s": ...}`), and
+    `simulated_latency_ms` only on a testbed, where all other latencies but that of the own routing are measured.
 
     | Key                   | Shape  | When    | Meaning                                                        | Unit |
     |-----------------------|--------|---------|----------------------------------------------------------------|------|
     | `window`              | ()     | reset   | index of the window                                            | -    |
     | `unserved_pairs`      | ()     | block   | chosen pairs of token and expert that the runner did not serve | -    |
+    | `simulated_latency_ms`| ()     | block   | what the simulator says of a block that a testbed measured     | ms   |
     | `block_latency_ms`    | ()     | block   | t: time until the slowest device has answered                  | ms   |
     | `device_latency_ms`   | (U,)   | block   | t[u]: time until this device has answered                      | ms   |
     | `load`                | (U,)   | block   | tokens that this device served                                 | -    |

@@ -112,7 +112,9 @@ def mean_over_tokens(values: NDArray[Any], mask: NDArray[np.bool_]) -> Float:
 
 
 @lru_cache(maxsize=16)
-def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: str = "float32") -> EpisodeSource:
+def load_episodes(
+    model: str, num_tokens: int, split: str, device: str, dtype: str = "float32", experts: str = "local"
+) -> EpisodeSource:
     """Windows of a named model over the shipped text or over a suite, one per process.
 
     Args:
@@ -121,6 +123,7 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
         split: ``"train"``, ``"test"``, ``"shifted"``, ``"suite"``, the path of a suite, or ``"text:PATH"``.
         device: torch device of the model.
         dtype: type of its weights.
+        experts: ``"local"``, or ``"meta"`` for a base station without the weights of the experts.
 
     Raises:
         ValueError: windows longer than the model's context, or tokens that it does not know; or what ``load_model``,
@@ -129,7 +132,7 @@ def load_episodes(model: str, num_tokens: int, split: str, device: str, dtype: s
     """
     read_tokenizer(model)  # before the model, which may take minutes
     texts = load_texts(text_path(split)) if names_texts(split) else None
-    split_model = load_model(model, device, dtype)
+    split_model = load_model(model, device, dtype, experts=experts)
     if num_tokens > split_model.context_length:
         raise ValueError(
             f"num_tokens must be at most {split_model.context_length}, the context of model {model!r}, got {num_tokens}"

@@ -53,6 +53,7 @@ class BlockResult:
         replaced_pairs: (N,) chosen pairs whose device was away, which the next best expert served; ``None`` where no
             device can be away.
         unserved_tokens: (N,) tokens that went on without the block, since no expert was there; likewise.
+        simulated_latency_s: (N,) what the simulator says of a block that was measured by the clock; else ``None``.
     """
 
     selection: Bool
@@ -68,6 +69,7 @@ class BlockResult:
     repaired_tokens: NDArray[np.int64]
     unserved_pairs: NDArray[np.int64] | None = None
     pair_price_s: Float | None = None
+    simulated_latency_s: Float | None = None
     replaced_pairs: NDArray[np.int64] | None = None
     unserved_tokens: NDArray[np.int64] | None = None
     message_bits: Float | None = None
@@ -214,6 +216,17 @@ METRICS: dict[str, Metric] = _table(
         value=attrgetter("unserved_pairs"),
         over_blocks="sum",
         better="lower",
+    ),
+    Metric(
+        name="simulated_latency_ms",
+        shape=(),
+        unit="ms",
+        meaning="what the simulator says of a block that a testbed measured",
+        when="block",
+        value=lambda block: None if block.simulated_latency_s is None else 1e3 * block.simulated_latency_s,
+        over_blocks="sum",
+        better="lower",
+        label="simulated",
     ),
     Metric(
         name="gate_weight_served",

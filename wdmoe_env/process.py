@@ -70,7 +70,7 @@ class DecisionProcess:
         sizes = self.simulator.sizes
         parts, self._settled = parts_of(config, sizes, self.simulator.deployment)
         self.codec = ActionCodec(sizes, parts, config.action_type)
-        away = config.devices.outage_mean_s > 0.0
+        away = config.devices.outage_mean_s > 0.0 or self.simulator.world.clock is not None
         self.observation_space = observation_space(sizes, config.observe_hidden_states, availability=away)
 
     def step(self, rollout: Rollout, decided: Decided) -> Transition:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.episodes import load_episodes, tensors_of
+from wdmoe_env.moe.hook import under
 from wdmoe_env.moe.link import link_runner
 from wdmoe_env.moe.lockstep import LockStep
+from wdmoe_env.moe.measuring import MeasuringRunner
 from wdmoe_env.moe.runner import Service, make_runner
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.channel import Channel, ChannelTrace, check_channel
@@ -40,7 +43,9 @@ class Simulator:
         powers = Powers.of(config.devices, config.channel) if config.has_energy else None
         check_channel(config.channel, config.devices)  # before the model, which may take minutes
         runner = make_runner(config.runner)
-        self.source = load_episodes(config.model, config.num_tokens, config.split, config.device, config.dtype)
+        self._clock = runner if isinstance(runner, MeasuringRunner) else None
+        experts = "local" if self._clock is None else "meta"  # where latency is measured, the devices hold them
+        self.source = load_episodes(config.model, config.num_tokens, config.split, config.device, config.dtype, experts)
         model = self.source.model
         self.sizes = Sizes(
             config.num_tokens, model.num_experts, config.devices.count, model.num_blocks, model.hidden_size
@@ -58,6 +63,8 @@ class Simulator:
         if self.runner is not None:
             self.runner.open(model)
             weakref.finalize(self, self.runner.close)
+        if self._clock is not None:
+            self._clock.check_placement(placement)
         self.world = World(
             config=config,
             model=model,
@@ -67,6 +74,7 @@ class Simulator:
             compute_s=compute_s,
             weights_s=weights_s,
             powers=powers,
+            clock=self._clock,
         )
 
     def __reduce__(self) -> tuple[type[Simulator], tuple[EnvConfig]]:
@@ -101,7 +109,8 @@ class Simulator:
             windows: (N,) their indices within the split, where the predictions are to be compared with those of the
                 own routing; ``None`` where they are not.
         """
-        own_rows = None if windows is None else self.source.own_predictions.rows(windows)
+        with self._own_experts():
+            own_rows = None if windows is None else self.source.own_predictions.rows(windows)
         return LockStep(self.source.model, *tensors_of(texts), self.runner, own_rows, self.link_bits)
 
     def service(self, episodes: int) -> Service:
@@ -110,11 +119,17 @@ class Simulator:
 
     def reference_token_nll(self, windows: NDArray[np.int64]) -> Float:
         """NLL (N, J) in nats of each token, 0 at padding, under the own routing on windows (N,) of the split."""
-        return self.source.own_predictions.token_nll(windows)
+        with self._own_experts():
+            return self.source.own_predictions.token_nll(windows)
 
     def reference_nll(self, windows: NDArray[np.int64]) -> Float:
         """NLL (N,) in nats per token of the model's own routing on windows (N,) of the split."""
-        return self.source.reference_nll(windows)
+        with self._own_experts():
+            return self.source.reference_nll(windows)
+
+    def _own_experts(self) -> AbstractContextManager[None]:
+        """A context in which the own routing runs on the devices, where the model has no experts of its own."""
+        return nullcontext() if self._clock is None else under(None, Service(self._clock, (0,)))
 
     def draw(
         self, generators: Sequence[np.random.Generator], windows: NDArray[np.int64] | None = None

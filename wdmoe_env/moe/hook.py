@@ -262,7 +262,7 @@ def _serve(runner: ExpertRunner, call: ExpertCall, service: Service | None) -> T
     served = answer.served.to(call.selection.device) & call.selection
     if service is not None:
         unserved = (call.selection & ~served).sum(dim=1).numpy(force=True)
-        service.unserved_pairs = unserved.reshape(len(service.sequences), -1).sum(axis=1)
+        service.unserved_pairs = unserved.reshape(max(1, len(service.sequences)), -1).sum(axis=1)
     return _scaled(answer.outputs, call, served)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,31 @@ def load_device_experts(
         raise ValueError(f"the weights of the model {folder} are truncated or damaged: {error}") from error
     typed = tuple({name: values.to(dtype or values.dtype) for name, values in block.items()} for block in parameters)
     return HeldExperts(held, typed, files.bytes_read, blank)
+
+
+def each_expert(folder: str | Path, dtype: torch.dtype | None = None) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+    """Every expert of a folder, one in memory at a time.
+
+    Args:
+        folder: of a transformers MoE model.
+        dtype: of the parameters; that of the file by default.
+
+    Yields:
+        Block, number, and the parameters by name, each of any shape.
+
+    Raises:
+        ValueError: no checkpoint that can be read so.
+    """
+    blank = blank_model(read_config(str(folder)))
+    with ExitStack() as stack:
+        try:
+            files = _Files(Path(folder), stack)
+            for block in range(len(blank.experts)):
+                for expert in range(blank.num_experts):
+                    read = _read_block(files, blank, block, (expert,))
+                    yield block, expert, {name: values[0].to(dtype or values.dtype) for name, values in read.items()}
+        except SafetensorError as error:
+            raise ValueError(f"the weights of the model {folder} are truncated or damaged: {error}") from error
 
 
 def _read_block(files: _Files, blank: BlankModel, block: int, experts: tuple[int, ...]) -> dict[str, Tensor]:

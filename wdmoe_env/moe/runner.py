@@ -350,4 +350,6 @@ def _local(argument: str) -> ExpertRunner:
     return LocalRunner()
 
 
-_RUNNERS: NamedFactories[Factory] = NamedFactories("runner", {"local": _local})
+_RUNNERS: NamedFactories[Factory] = NamedFactories(
+    "runner", {"local": _local, "testbed": "wdmoe_env.testbed.station:testbed_runner"}
+)

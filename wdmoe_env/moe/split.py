@@ -174,6 +174,8 @@ class SplitModel:
     def own_rows(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Last hidden states (N, J, H) under the model's own routing, in the modes of the caller.
 
+        The service of the caller's context runs the experts, where there is one.
+
         A model whose logits are more than one layer's outputs gives its logits (N, J, V) instead.
 
         Args:
@@ -181,7 +183,7 @@ class SplitModel:
             attention_mask: (N, J), as of ``forward``.
         """
         inputs = self._inputs(token_ids, attention_mask)
-        with under(None):
+        with under(None, service_of_context.get()):
             return self._rows(inputs)
 
     def _rows(self, inputs: dict[str, Any]) -> Tensor:
@@ -204,6 +206,11 @@ class SplitModel:
             raise ValueError(f"attention_mask must have the shape of token_ids, {shapes}")
         mask = None if attention_mask is None else attention_mask.long().to(self.device)
         return {"input_ids": token_ids.to(self.device), "attention_mask": mask, "use_cache": False}
+
+    @property
+    def name(self) -> str | None:
+        """What ``load_model`` knows it by; ``None`` for one that was built from a model object."""
+        return None if self._rebuild is None else str(self._rebuild[1][0])
 
     def __reduce__(self) -> tuple[Callable[..., SplitModel], tuple[Any, ...]]:
         """Pickle and copy by name: the copy is the process's one model of that name."""

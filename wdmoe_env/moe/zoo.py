@@ -88,6 +88,21 @@ def read_tokenizer(name: str) -> None:
     _tokenizer(path).encode("")
 
 
+def model_folder(name: str) -> Path | None:
+    """Where the checkpoint of a model lies; ``None`` for "micro", which is made and not read.
+
+    Args:
+        name: as of ``load_model``; of a hub id the files have to be here already.
+
+    Raises:
+        FileNotFoundError, ValueError: no such folder or name.
+    """
+    if name == "micro":
+        return None
+    source = str(_TINY) if name in KNOWN_MODELS else _source(name)
+    return Path(source) if Path(source).is_dir() else Path(cached_file(source, CONFIG_NAME)).parent
+
+
 def _check_device_map(name: str, device: str) -> None:
     if name == "micro" or device != "cpu":
         raise ValueError(f"device_map takes the place of device, for a model of files, got {device!r} for {name!r}")

@@ -67,8 +67,13 @@ def _trace(argument: str, channel: ChannelConfig, devices: DeviceConfig, num_blo
         raise ValueError(f"{shown(argument)}: {error}") from None
 
 
-# Sionna's is an entry point since its backend needs torch and an extra, which physics may not import.
+# Two are entry points since they need torch and an extra, which physics may not import.
 _SOURCES: NamedFactories[Factory] = NamedFactories(
     "channel source",
-    {"statistical": _statistical, "sionna": "wdmoe_env.radio.sionna:SionnaGains", "trace": _trace},
+    {
+        "statistical": _statistical,
+        "sionna": "wdmoe_env.radio.sionna:SionnaGains",
+        "trace": _trace,
+        "testbed": "wdmoe_env.testbed.rates:RateGains",
+    },
 )

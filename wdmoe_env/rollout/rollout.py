@@ -21,6 +21,7 @@ from wdmoe_env.episodes import checked_nll, mean_over_tokens
 from wdmoe_env.metrics import BlockResult, EpisodeResult
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
+from wdmoe_env.moe.measuring import MeasuringRunner
 from wdmoe_env.moe.split import SplitModel, this_thread
 from wdmoe_env.observations import Block, Conditions, Sizes
 from wdmoe_env.optimize.bandwidth import solve_min_max
@@ -31,6 +32,7 @@ from wdmoe_env.physics.energy import Powers, block_energy_j
 from wdmoe_env.physics.heat import busy_s, initial_heat, later_heat, slowed, speed_factor
 from wdmoe_env.physics.latency import BlockLinks, Bool, Float, Load
 from wdmoe_env.physics.outages import experts_present, next_best
+from wdmoe_env.rollout.clocked import clocked, pace_of
 from wdmoe_env.rollout.passes import Begin
 from wdmoe_env.text.windows import TokenWindows
 
@@ -53,6 +55,7 @@ class World:
         compute_s: (U,) seconds of one expert on one token.
         weights_s: (U,) seconds of reading the weights of one expert; ``None`` where reading counts nothing.
         powers: of devices and radio; ``None`` where energy is not counted.
+        clock: the runner, where it measures latency; ``None`` where it is simulated.
     """
 
     config: EnvConfig
@@ -63,6 +66,7 @@ class World:
     compute_s: Float
     weights_s: Float | None = None
     powers: Powers | None = None
+    clock: MeasuringRunner | None = None
 
 
 class Rollout:
@@ -149,16 +153,24 @@ class Rollout:
             self._run_again()
         selection = plan.selection
         own = np.array_equal(selection, self.block.routed)
-        result = measure(plan, own, self._num_tokens, self.world.config.has_token_terms)
+        config = self.world.config
+        overhead_s = 1e-3 * config.devices.overhead_ms
+        result = measure(plan, own, self._num_tokens, config.has_token_terms, overhead_s)
         if self.world.powers is not None:
             result = with_energy(result, plan, self.world.powers, self._num_tokens)
-        self._latency_s = self._latency_s + result.block_latency_s
         self.heat = self._view.later_heat(self.heat, self.block, plan.load, result.block_latency_s)
+        clock = self.world.clock
+        if clock is not None:
+            clock.announce(pace_of(plan, result, config.channel.bandwidth_hz, overhead_s))
         self._selections.append(selection.copy())  # info hands the original out
         self._bits.append(plan.bits)
         self._advance(selection, own, plan.bits)
-        if self.world.config.runner != "local":
+        if clock is not None:
+            result = clocked(plan, result, clock.measured(), int(self._num_tokens[0]))
+            self._selections[-1] = result.selection.copy()  # a copy of this episode has no clock to go by
+        elif config.runner != "local":
             result = replace(result, unserved_pairs=self._passes.unserved_pairs())
+        self._latency_s = self._latency_s + result.block_latency_s
         return result
 
     def finish(self) -> EpisodeResult:
@@ -227,7 +239,9 @@ class Rollout:
         self._thread = this_thread()
 
 
-def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool = False) -> BlockResult:
+def measure(
+    plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool = False, overhead_s: float = 0.0
+) -> BlockResult:
     """Physics of what runs in a block.
 
     Args:
@@ -235,14 +249,16 @@ def measure(plan: Plan, own: bool, num_tokens: NDArray[np.int64], prices: bool =
         own: whether that is what the model itself would use.
         num_tokens: (N,) tokens of each episode, which are one at least.
         prices: whether the price of each pair is wanted.
+        overhead_s: what a call to a device takes beside radio and compute, seconds.
     """
     block, true = plan.block, plan.block.conditions
     links = true.links
     selection, load, shares = plan.selection, plan.load, plan.shares
-    device_latency = latency.device_latency_s(links, load, shares)
+    device_latency = _with_overhead(latency.device_latency_s(links, load, shares), load, overhead_s)
     block_latency = latency.block_latency_s(device_latency)
     own_load = load if own and plan.bits is None else latency.device_load(block.routed, links)
     vanilla_latency = latency.sum_over_tokens_s(links, own_load, true.unit_latency_s)
+    vanilla_latency = _with_overhead(vanilla_latency, own_load, overhead_s)
     device_weight = latency.device_weight_served(block.weights, selection, links.placement)
     served = device_weight.sum(axis=-1)
     return BlockResult(
@@ -290,6 +306,11 @@ def with_energy(result: BlockResult, plan: Plan, powers: Powers, num_tokens: NDA
     )
     both = (of_devices + of_radio).sum(axis=-1) / num_tokens
     return replace(result, device_energy_j=of_devices, radio_energy_j=of_radio, energy_per_token_j=both)
+
+
+def _with_overhead(device_latency_s: Float, load: Load, overhead_s: float) -> Float:
+    """Latency (N, U) with what a call takes, for each device that serves a token."""
+    return device_latency_s + overhead_s * (load.tokens > 0) if overhead_s else device_latency_s
 
 
 def _pair_price_s(plan: Plan) -> Float:
@@ -397,6 +418,8 @@ class View:
             self._refuse(index, gate_probs, hidden)
         at = min(index, sizes.num_blocks - 1)
         available = None if self.available is None else self.available[at]
+        if self.world.clock is not None:
+            available = self.world.clock.available()[None]
         if available is not None:  # the model's own routing is then that among the experts that are there
             routed, _ = next_best(routed, gate_probs, experts_present(available, self.world.placement[at]))
         known, true = self._conditions(at, heat)

@@ -1,0 +1,327 @@
+"""A device: it serves the experts that it holds to whoever may call it, and keeps nothing between calls.
+
+``Describe`` says what it holds and can do, ``Run`` runs the experts of one block on the rows of one call. A call that
+is no such message, or asks for what is not held, is refused in one sentence, and the device goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wdmoe_env
+from wdmoe_env.optional import optional
+from wdmoe_env.testbed.security import check_exposure, server_credentials, split_address
+from wdmoe_env.testbed.weights import DTYPES, DeviceWeights, digest_of, speed_of
+from wdmoe_env.testbed.wire import (
+    MOST_MESSAGE_BYTES,
+    PROTOCOL,
+    SERVICE,
+    STATES,
+    DescribeRequest,
+    Description,
+    HeldBlock,
+    RunReply,
+    RunRequest,
+    read_rows,
+    write_rows,
+)
+
+with optional("grpcio", extra="testbed"):
+    import grpc
+    from google.protobuf.message import DecodeError
+
+with optional("grpcio-health-checking", extra="testbed"):
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_health.v1.health import aio as health
+
+MOST_WAIT_S = 600.0
+"""The longest that a call may ask its device to wait, in seconds."""
+
+CALLS_AT_ONCE = 32
+STOP_S = 5.0
+_FILLER = bytes(2**20)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """How a device serves.
+
+    Attributes:
+        address: ``HOST:PORT``; port 0 takes any that is free.
+        tls: folder of credentials; ``None`` is without.
+        insecure: whether to serve a network without TLS.
+        most_bytes: bound of a message.
+        name: what messages call it.
+    """
+
+    address: str = "127.0.0.1:0"
+    tls: Path | None = None
+    insecure: bool = False
+    most_bytes: int = MOST_MESSAGE_BYTES
+    name: str = "device"
+
+
+class DeviceServer:
+    """Serves a device's experts over gRPC.
+
+    Args:
+        settings: how.
+        load: reads the experts; called in a thread once the port is open, so that the device says that it joins.
+
+    Attributes:
+        weights: what it holds; ``None`` while it joins.
+        port: that it listens on, once it does.
+
+    Raises:
+        ValueError: an address that others reach, with neither credentials nor the word for it.
+    """
+
+    def __init__(self, settings: DeviceSettings, load: Callable[[], DeviceWeights]) -> None:
+        check_exposure(settings.address, settings.tls, settings.insecure)
+        self._settings, self._load = settings, load
+        self.weights: DeviceWeights | None = None
+        self.port = 0
+        self._state = STATES["JOINING"]
+        self._speed = (0.0, 0.0)
+        self._digest = b""
+        self._processor = threading.Lock()
+        self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "wdmoe-device")
+        self._health = health.HealthServicer()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, ready: Callable[[DeviceServer], None]) -> None:
+        """Serve until ``end`` is called, or a signal to end comes to the main thread; what runs then is finished.
+
+        Args:
+            ready: is called with this object once the experts are there.
+
+        Raises:
+            ValueError, OSError: the port is taken, or the experts or credentials cannot be read.
+        """
+        server = self._server()
+        await server.start()
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        if threading.current_thread() is threading.main_thread():
+            for one in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(one, self._ended.set)
+        try:
+            await self._join()
+            ready(self)
+            await self._ended.wait()
+        finally:
+            self._state = STATES["DRAINING"]
+            await self._health.enter_graceful_shutdown()
+            await server.stop(STOP_S)
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def end(self) -> None:
+        """Stop serving, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _server(self) -> Any:
+        settings = self._settings
+        options = [
+            ("grpc.max_receive_message_length", settings.most_bytes),
+            ("grpc.max_send_message_length", settings.most_bytes),
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", 500),
+            ("grpc.http2.max_ping_strikes", 0),
+        ]
+        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=2 * CALLS_AT_ONCE)
+        handlers = {
+            "Describe": grpc.unary_unary_rpc_method_handler(self._describe),
+            "Run": grpc.unary_unary_rpc_method_handler(self._run),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        try:
+            if settings.tls is None:
+                self.port = server.add_insecure_port(settings.address)
+            else:
+                self.port = server.add_secure_port(settings.address, server_credentials(settings.tls))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {settings.address}: {error}") from None
+        return server
+
+    async def _join(self) -> None:
+        weights = await asyncio.get_running_loop().run_in_executor(self._threads, self._load)
+        self._speed = await asyncio.get_running_loop().run_in_executor(self._threads, speed_of, weights)
+        self.weights, self._digest = weights, digest_of(weights.digests)
+        self._state = STATES["READY"]
+        for name in ("", SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def _describe(self, message: bytes, context: Any) -> bytes:
+        """Answer ``Describe``."""
+        try:
+            request = DescribeRequest.FromString(message)
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a DescribeRequest, got other bytes")
+        if request.reply_padding_bytes > self._settings.most_bytes // 2:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected less padding than half the bound")
+        answer: bytes = self._description(request.reply_padding_bytes).SerializeToString()
+        return answer
+
+    def _description(self, padding: int) -> Any:
+        description = Description(
+            protocol=PROTOCOL,
+            version=wdmoe_env.__version__,
+            state=self._state,
+            max_message_bytes=self._settings.most_bytes,
+            padding=bytes(padding),
+            clock_s=time.monotonic(),
+        )
+        if self.weights is not None and not padding:
+            weights = self.weights
+            description.model, description.dtype = weights.model, weights.dtype
+            description.hidden_size, description.weight_bytes = weights.hidden_size, weights.num_bytes
+            description.flops, description.bytes_per_s = self._speed
+            description.digest = self._digest
+            for experts, digests in zip(weights.held, weights.digests, strict=True):
+                block = HeldBlock(experts=experts, digests=[digests[expert] for expert in experts])
+                description.blocks.append(block)
+            description.clock_s = time.monotonic()
+        return description
+
+    async def _run(self, message: bytes, context: Any) -> bytes:
+        """Answer ``Run``."""
+        received_s = time.monotonic()
+        if self._state != STATES["READY"] or self.weights is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "expected a device that is ready, got one that is not")
+        given_up = threading.Event()
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._answer, message, received_s, given_up)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+        except PermissionError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except (ValueError, DecodeError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, " ".join(str(error).split())[:500])
+        raise AssertionError("abort does not return")
+
+    def _answer(self, message: bytes, received_s: float, given_up: threading.Event) -> bytes:
+        """The answer to a ``RunRequest``, in a thread of its own.
+
+        Raises:
+            PermissionError: the base station expects other weights.
+            ValueError, DecodeError: it is no request that can be run.
+        """
+        weights = self.weights
+        assert weights is not None
+        began_s = time.perf_counter()
+        request = RunRequest.FromString(message)
+        if request.digest != self._digest:
+            raise PermissionError("expected a call for the weights that this device holds, got one for others")
+        self._check_bounds(request)
+        rows = read_rows(request.rows, weights.hidden_size, DTYPES[weights.dtype])
+        pairs = _pairs(request)
+        decode_s = time.perf_counter() - began_s
+        _wait_until(max(request.not_before_s, received_s), given_up)
+        ready_s = time.monotonic()
+        with self._processor:
+            running_s = time.monotonic()
+            outputs = weights.run(request.block, rows, *pairs)
+            computed_s = time.monotonic()
+        _wait_until(running_s + request.compute_s, given_up)
+        reply = RunReply(
+            request=request.request,
+            block=request.block,
+            digest=self._digest,
+            received_s=received_s,
+            ready_s=ready_s,
+            began_s=running_s,
+            ended_s=time.monotonic(),
+            decode_s=decode_s,
+            queue_s=running_s - ready_s,
+            compute_s=computed_s - running_s,
+            filler=_filler(request.reply_filler_bytes),
+        )
+        return _written(reply, outputs, request.rows.dtype)
+
+    def _check_bounds(self, request: Any) -> None:
+        """Refuse a call that would hold the device up, or ask for more than the bound of a message.
+
+        Raises:
+            ValueError: it does.
+        """
+        now = time.monotonic()
+        waits = max(request.not_before_s - now, request.compute_s)
+        if not (waits <= MOST_WAIT_S and request.compute_s >= 0):
+            raise ValueError(f"expected waits of at most {MOST_WAIT_S:g} s, got {waits:g} s")
+        answer = request.reply_filler_bytes + len(request.rows.data)
+        if answer > self._settings.most_bytes:
+            raise ValueError(f"expected an answer of at most {self._settings.most_bytes} bytes, asked for {answer}")
+
+
+def _pairs(request: Any) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    """Rows, experts and weights of the pairs of a request.
+
+    Raises:
+        ValueError: lists of different lengths, or weights that are not finite.
+    """
+    row = torch.tensor(list(request.pair_row), dtype=torch.int64)
+    expert, weight = list(request.pair_expert), torch.tensor(list(request.pair_weight), dtype=torch.float32)
+    if not len(row) == len(expert) == len(weight):
+        raise ValueError(f"expected as many rows as experts and weights, got {len(row)}, {len(expert)}, {len(weight)}")
+    if not bool(weight.isfinite().all()):
+        raise ValueError("expected finite weights of the pairs, got others")
+    return row, expert, weight
+
+
+def _wait_until(moment_s: float, given_up: threading.Event) -> None:
+    """Wait for a moment of the monotonic clock, or until nobody wants the answer any more."""
+    remaining = moment_s - time.monotonic()
+    if remaining > 0 and given_up.wait(remaining):
+        raise ValueError("the call was given up")
+
+
+def _filler(count: int) -> bytes:
+    return _FILLER[:count] if count <= len(_FILLER) else bytes(count)
+
+
+def _written(reply: Any, outputs: torch.Tensor, kind: str) -> bytes:
+    """A reply with its rows, in the number of bits that came."""
+    began_s = time.perf_counter()
+    reply.rows.CopyFrom(write_rows(outputs, {"int8": 8, "int4": 4}.get(kind, 16)))
+    reply.sent_s = time.monotonic()
+    reply.encode_s = time.perf_counter() - began_s
+    message: bytes = reply.SerializeToString()
+    return message
+
+
+def run_device(settings: DeviceSettings, load: Callable[[], DeviceWeights]) -> None:
+    """Serve until a signal to end comes, and say on the standard output where.
+
+    Args:
+        settings: how.
+        load: reads the experts.
+
+    Raises:
+        ValueError, OSError: the port is taken, or the experts or credentials cannot be read.
+    """
+    host, _ = split_address(settings.address)
+
+    def ready(server: DeviceServer) -> None:
+        weights = server.weights
+        assert weights is not None
+        count = sum(map(len, weights.held))
+        size = f"{weights.num_bytes / 2**20:.1f} MiB"
+        print(
+            f"{settings.name} is ready on {host}:{server.port}: {count} experts of {weights.model}, {size}", flush=True
+        )
+
+    asyncio.run(DeviceServer(settings, load).serve(ready))

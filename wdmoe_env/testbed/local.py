@@ -1,0 +1,153 @@
+"""A testbed on one machine: a process for each device, started and ended here."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from wdmoe_env.testbed.inventory import inventory_text
+from wdmoe_env.writing import write_whole
+
+START_S = 120.0
+"""How long all devices together may take to start, in seconds."""
+
+_READY = re.compile(r" is ready on (\S+): ")
+
+
+@dataclass(slots=True, eq=False)
+class DeviceProcess:
+    """A device in a process of its own.
+
+    Attributes:
+        arguments: of ``python -m wdmoe_env.testbed device``.
+        address: where it listens, once it is ready.
+        process: that runs.
+    """
+
+    arguments: tuple[str, ...]
+    address: str = ""
+    process: subprocess.Popen[str] | None = None
+
+    def start(self, before: Sequence[str] = ()) -> None:
+        """Start it; ``wait`` says when it is ready.
+
+        Args:
+            before: what to put before the command, such as one that enters a network namespace.
+        """
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        command = [*before, sys.executable, "-m", "wdmoe_env.testbed", "device", *self.arguments]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # an interrupt of the terminal reaches the base station alone, which ends this
+        )
+
+    def wait(self, until_s: float) -> None:
+        """Wait until it is ready.
+
+        Args:
+            until_s: moment of the monotonic clock, seconds.
+
+        Raises:
+            ConnectionError: it ended, or was not ready in time.
+        """
+        assert self.process is not None
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            ready = selector.select(max(0.0, until_s - time.monotonic()))
+        line = self.process.stdout.readline() if ready else ""
+        found = _READY.search(line)
+        if found is None:
+            self.stop()
+            said = self.process.stderr.read().strip() if self.process.stderr else ""
+            raise ConnectionError(f"a device did not start: {said.splitlines()[-1] if said else 'it took too long'}")
+        self.address = found[1]
+
+    def stop(self) -> None:
+        """End it: by a signal, and by force if that is of no use."""
+        process = self.process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(8.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@contextmanager
+def local_devices(arguments: Sequence[Sequence[str]]) -> Iterator[list[DeviceProcess]]:
+    """Device processes, ready, and ended when the body ends.
+
+    Args:
+        arguments: of each.
+
+    Raises:
+        ConnectionError: one did not start.
+    """
+    with ExitStack() as stack:
+        devices = [DeviceProcess(tuple(one)) for one in arguments]
+        for device in devices:
+            device.start()
+            stack.callback(device.stop)
+        until_s = time.monotonic() + START_S
+        for device in devices:
+            device.wait(until_s)
+        yield devices
+
+
+def device_arguments(model: str, dtype: str, devices: int, device: int, more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Arguments of one of several devices that share the experts of a model evenly.
+
+    Args:
+        model: as of ``load_model``.
+        dtype: type of its weights.
+        devices: how many there are.
+        device: which of them.
+        more: further arguments.
+    """
+    share = ("--device", str(device), "--of", str(devices))
+    return ("--model", model, "--dtype", dtype, *share, "--listen", "127.0.0.1:0", "--name", f"device-{device}", *more)
+
+
+@contextmanager
+def local_testbed(
+    model: str, devices: int, dtype: str = "float32", settings: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Path, list[DeviceProcess]]]:
+    """A testbed on this machine, and its inventory in a temporary file.
+
+    Args:
+        model: as of ``load_model``.
+        devices: how many.
+        dtype: type of the weights.
+        settings: more of the inventory, such as ``{"time_scale": 40}``.
+
+    Raises:
+        ConnectionError: a device did not start.
+    """
+    arguments = [device_arguments(model, dtype, devices, device) for device in range(devices)]
+    with TemporaryDirectory(prefix="wdmoe-testbed-") as folder, local_devices(arguments) as processes:
+        hosts = [{"name": f"device-{number}", "address": process.address} for number, process in enumerate(processes)]
+        path = Path(folder, "hosts.toml")
+        text = inventory_text({"model": model, "dtype": dtype, **(settings or {})}, hosts)
+        write_whole(path, text.encode())
+        yield path, processes

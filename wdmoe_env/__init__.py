@@ -31,6 +31,16 @@ if "WDMoE-Precision-v0" not in registry:
         vector_entry_point="wdmoe_env.vector_env:WDMoEVectorEnv",
         kwargs={"decision": "joint", "decide_bits": "device"},
     )
+SERVE_IDS = {"WDMoE-Serve-v0": "joint", "WDMoE-Serve-Selection-v0": "selection"}
+
+for _id, _decision in SERVE_IDS.items():
+    if _id not in registry:
+        register(
+            _id,
+            entry_point="wdmoe_env.serve_env:WDMoEServeEnv",
+            vector_entry_point="wdmoe_env.serve_env:WDMoEServeVectorEnv",
+            kwargs={"decision": _decision},
+        )
 
 # Gymnasium's checker expects the same episode from the same seed, where this measures.
 if "WDMoE-Testbed-v0" not in registry:

@@ -28,6 +28,7 @@ from wdmoe_env.checks import (
     shown,
 )
 from wdmoe_env.precision import LINK_BITS, payload_bits
+from wdmoe_env.serving_config import ServingConfig
 
 PathLoss = Literal["umi_los", "umi_nlos", "uma_los", "uma_nlos", "log_distance", "free_space"]
 Fading = Literal["rayleigh", "rician", "nakagami", "none"]
@@ -81,6 +82,9 @@ DEVICE_RANGES = {
     "overhead_ms": (0.0, 1e6),
 }
 """Least and greatest value of each number of ``DeviceConfig`` that is no size or place."""
+
+WINDOW_TOKENS = 32
+"""Tokens J of a window where nothing else is said."""
 
 # SwiGLU's activation on one hidden unit: exp, add, divide, multiply by x, multiply by the linear branch.
 ACTIVATION_FLOPS = 5
@@ -342,6 +346,8 @@ class EnvConfig:
         decide_bits: whether the action decides bits on the link too, and whether for each ``"device"`` or each
             ``"token"``; ``None`` leaves them at ``link_bits``, which otherwise must be 16.
         bits_choices: bits that the action may decide for, two at least; some of 16, 8 and 4, the most first.
+        serving: how requests arrive and how many run at once, for the ids ``WDMoE-Serve-*`` alone, where ``num_tokens``
+            is its slots x chunk; ``None`` elsewhere.
 
     Raises:
         ValueError: a field is out of its range, or no name of those known.
@@ -350,7 +356,7 @@ class EnvConfig:
 
     model: str = "tiny"
     decision: DecisionKind = "joint"
-    num_tokens: int = 32
+    num_tokens: int = WINDOW_TOKENS
     split: Split | str = "train"
     reward: str | Callable[[RewardTerms], Any] = "wlr"
     quality_weight: float = 10.0
@@ -369,6 +375,7 @@ class EnvConfig:
     decide_bits: Literal["device", "token"] | None = None
     bits_choices: tuple[int, ...] = LINK_BITS
     energy_weight: float = 1.0
+    serving: ServingConfig | None = None
 
     def __post_init__(self) -> None:
         """Turn nested mappings into dataclasses, check every field, and make it Python's own."""
@@ -380,6 +387,11 @@ class EnvConfig:
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
         _put(self, "num_tokens", check_integer("num_tokens", self.num_tokens, at_least=1, at_most=10**9))
+        if self.serving is not None:
+            if self.num_tokens not in (WINDOW_TOKENS, self.serving.num_rows):
+                rows = f"{self.serving.num_rows}, slots x chunk"
+                raise ValueError(f"num_tokens must be {rows}, where requests are served, got {self.num_tokens}")
+            _put(self, "num_tokens", self.serving.num_rows)
         _put(self, "split", plain_path(self.split))
         if not isinstance(self.split, str) or not (names_texts(self.split) or self.split.endswith(SUITE_SUFFIXES)):
             check_choice("split", self.split, get_args(Split))
@@ -426,8 +438,11 @@ class EnvConfig:
             ("channel", ChannelConfig),
             ("devices", DeviceConfig),
             ("deployment", DeploymentConfig),
+            ("serving", ServingConfig),
         ):
             value = plain(getattr(self, name))
+            if name == "serving" and value is None:
+                continue
             if name == "channel" and isinstance(value, str):
                 value = {"source": value}
             if name == "devices" and isinstance(value, str):

@@ -12,7 +12,7 @@ from wdmoe_env.checks import check_options, check_seed, plain_array
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.process import DecisionProcess, Info, Turn, in_turn
+from wdmoe_env.process import DecisionProcess, Info, Turn, in_turn, window_config
 from wdmoe_env.rendering import RENDER_FPS, RENDER_MODES, Picture, Renderer
 from wdmoe_env.rollout.rollout import Rollout
 
@@ -184,16 +184,20 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         render_mode: str | None = None,
         **keywords: Any,
     ) -> None:
-        self.config = EnvConfig.make(config, **keywords)
+        self._process = self._process_of(config, keywords)
+        self.config = self._process.config
         self.render_mode = render_mode
         self.renderer = None if render_mode is None else Renderer(render_mode)
-        self._process = DecisionProcess(self.config)
         self.simulator = self._process.simulator
         self.codec = self._process.codec
         self.observation_space: gym.Space[Any] = self._process.observation_space
         self.action_space = self.codec.space
         self._rollout: Rollout | None = None
         self._turn = Turn()
+
+    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
+        """Spaces, codec and step of the environment; what serves requests has others."""
+        return DecisionProcess(window_config(config, keywords))
 
     @in_turn
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
@@ -219,7 +223,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         if self.renderer is not None:
             self.renderer.begin(rollout)
         self._rollout = rollout
-        return _single(encode_observation(rollout.block)), {"window": int(rollout.windows[0])}
+        return single(encode_observation(rollout.block)), {"window": int(rollout.windows[0])}
 
     @in_turn
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
@@ -256,7 +260,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         transition = self._process.step(rollout, decided)
         if self.renderer is not None:
             self.renderer.add(block, transition.info)
-        observation, info = _single(transition.observation), _single(transition.info)
+        observation, info = single(transition.observation), single(transition.info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
 
     def render(self) -> Picture | str | None:
@@ -299,12 +303,12 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             self._rollout = None
 
 
-def _single(batched: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of the only episode; arrays of one number become Python numbers."""
+def single(batched: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of the only episode; arrays (1,) become Python numbers."""
     return {name: _only(value) for name, value in batched.items()}
 
 
 def _only(value: Any) -> Any:
     if isinstance(value, dict):
-        return _single(value)
+        return single(value)
     return value.item() if value.ndim == 1 else value[0]

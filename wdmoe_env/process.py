@@ -28,6 +28,22 @@ Info = dict[str, Any]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+def window_config(config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> EnvConfig:
+    """The configuration of an environment whose episodes are windows of text.
+
+    Args:
+        config: the configuration, its dict, or nothing.
+        keywords: fields that replace those of ``config``.
+
+    Raises:
+        ValueError, TypeError: a field is wrong, or there are requests to serve.
+    """
+    made = EnvConfig.make(config, **keywords)
+    if made.serving is not None:
+        raise ValueError("serving is a setting of the ids WDMoE-Serve-v0 and its like, got it in one without requests")
+    return made
+
+
 @dataclass(frozen=True, slots=True)
 class Transition:
     """One step of N episodes.

@@ -19,7 +19,7 @@ from wdmoe_env.checks import check_integer, check_options, check_seed, items_of,
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.observations import Observation, encode_observation
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.process import DecisionProcess, Info, Turn, in_turn
+from wdmoe_env.process import DecisionProcess, Info, Turn, in_turn, window_config
 from wdmoe_env.rendering import BATCH_RENDER_MODES, RENDER_FPS, Picture, Renderer
 from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.vector_info import merge, split_rows, spread
@@ -102,8 +102,8 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self.render_mode = render_mode
         self.renderer = None if render_mode is None else _renderer(render_mode, self.num_envs)
         self._most_steps = _most_steps(max_episode_steps)
-        self.config = EnvConfig.make(config, **keywords)
-        self._process = DecisionProcess(self.config)
+        self._process = self._process_of(config, keywords)
+        self.config = self._process.config
         self.simulator = self._process.simulator
         self.codec = self._process.codec
         self.single_observation_space = self._process.observation_space
@@ -115,6 +115,10 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._started = False
         self._turn = Turn()
         self._observation: Observation = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)  # type: ignore[assignment]
+
+    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
+        """Spaces, codec and step of the environment; what serves requests has others."""
+        return DecisionProcess(window_config(config, keywords))
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]

@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wdmoe_env.observations import Block
+from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.rollout.rollout import Rollout
+from wdmoe_env.rollout.rollout import World
+from wdmoe_env.text.windows import TokenWindows
+
+
+class Filmed(Protocol):
+    """Episodes that can be drawn: a ``Rollout``, or a pass of cells that serve requests."""
+
+    @property
+    def world(self) -> World:
+        """What all episodes share."""
+
+    @property
+    def windows(self) -> NDArray[np.int64]:
+        """(N,) number of what each episode is about."""
+
+    @property
+    def trace(self) -> Gains:
+        """Where the devices are, (I, N, U)."""
+
+    @property
+    def texts(self) -> TokenWindows:
+        """N texts of J tokens."""
+
+    @property
+    def block(self) -> Block:
+        """What was decided on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +61,7 @@ class Episode:
     tokens: tuple[str, ...]
 
     @classmethod
-    def of(cls, rollout: Rollout | Film, n: int = 0) -> Self:
+    def of(cls, rollout: Filmed | Film, n: int = 0) -> Self:
         """Episode n of a rollout, or of what was kept of it."""
         config = rollout.world.config
         profiles = np.resize(np.array(config.devices.profiles), config.devices.count)
@@ -136,7 +163,7 @@ class Film:
         rollout: the episodes, at their first block.
     """
 
-    def __init__(self, rollout: Rollout) -> None:
+    def __init__(self, rollout: Filmed) -> None:
         # Not the rollout itself: a copy of it would run its forward pass again.
         self.world, self.windows, self.trace = rollout.world, rollout.windows, rollout.trace
         self.texts = rollout.texts
@@ -167,7 +194,7 @@ def _copy(block: Block) -> Block:
     return replace(block, routed=block.routed.copy(), hidden_states=None)
 
 
-def _token_texts(rollout: Rollout | Film, n: int) -> tuple[str, ...]:
+def _token_texts(rollout: Filmed | Film, n: int) -> tuple[str, ...]:
     decode = getattr(rollout.world.model.tokenizer, "decode", None)
     if decode is None:
         return ()

@@ -10,11 +10,10 @@ import gymnasium as gym
 from wdmoe_env.observations import Block
 from wdmoe_env.rendering.canvas import Picture
 from wdmoe_env.rendering.picture import draw_scene
-from wdmoe_env.rendering.record import Film
+from wdmoe_env.rendering.record import Film, Filmed
 from wdmoe_env.rendering.scene import Scene, scene_of
 from wdmoe_env.rendering.terminal import terminal_text
 from wdmoe_env.rendering.window import Window
-from wdmoe_env.rollout.rollout import Rollout
 
 RENDER_MODES = ("human", "rgb_array", "ansi")
 BATCH_RENDER_MODES = ("rgb_array", "ansi")
@@ -39,7 +38,7 @@ class Renderer:
         self._window = Window(RENDER_FPS)
         self._shown: list[tuple[Film, int] | None] = [None] * num_envs
 
-    def begin(self, rollout: Rollout, rows: Sequence[int] = (0,)) -> None:
+    def begin(self, rollout: Filmed, rows: Sequence[int] = (0,)) -> None:
         """Take up the episodes of a rollout; a window shows the first block.
 
         Args:

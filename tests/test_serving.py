@@ -1,0 +1,420 @@
+"""Cells that serve requests: the cache, the clock, the accounts, and the two faces."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import wdmoe_env  # noqa: F401
+from wdmoe_env import SERVE_IDS
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.policies.registry import make_policy
+from wdmoe_env.serving.arrivals import Draws, Requests
+from wdmoe_env.serving.cache import SlotCache
+from wdmoe_env.serving.cell import Cell
+from wdmoe_env.serving.passes import Batch, SlotPasses
+from wdmoe_env.serving_config import ServingConfig
+
+SHORT = {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5), "requests": 4}
+
+
+def make(num_envs=None, env_id="WDMoE-Serve-v0", mode="SAME_STEP", serving=None, **keywords):
+    settings = {"model": "micro", "serving": {**SHORT, **(serving or {})}, **keywords}
+    if num_envs is None:
+        return gym.make(f"wdmoe_env:{env_id}", disable_env_checker=True, **settings)
+    return gym.make_vec(f"wdmoe_env:{env_id}", num_envs=num_envs, autoreset_mode=mode, **settings)
+
+
+def play(env, policy="vanilla-optimal", seed=0):
+    """Rewards, terms and observations of an episode, and its last info."""
+    act = make_policy(policy, env) if isinstance(policy, str) else policy
+    observation, _ = env.reset(seed=seed)
+    rewards, terms, seen, ended = [], [], [observation], False
+    while not ended:
+        action, _ = act.predict(observation)
+        observation, reward, terminated, truncated, info = env.step(action)
+        rewards.append(reward)
+        terms.append(info["reward_terms"])
+        seen.append(observation)
+        ended = terminated or truncated
+    return rewards, terms, seen, info
+
+
+class Random:
+    """Draws actions from a space."""
+
+    def __init__(self, env, seed):
+        self.space = env.action_space
+        self.space.seed(seed)
+
+    def predict(self, observation, **keywords):
+        return self.space.sample(), None
+
+
+def random_passes(model, texts, lengths, seed, poison=False, slots=3, chunk=5):
+    """Logits of each text, read in random chunks in slots that are freed and taken again."""
+    generator = np.random.default_rng(seed)
+    cache = SlotCache(slots, texts.shape[1] + chunk)
+    waiting, running, logits = list(range(len(texts))), {}, [[] for _ in texts]
+    while waiting or running:
+        for slot in sorted(set(range(slots)) - running.keys()):
+            if waiting and generator.random() < 0.7:
+                running[slot] = (waiting.pop(0), 0)
+                cache.clear(np.array([slot]))
+        rows = dict(sorted(running.items()))
+        for slot, at, part in read_some(model, cache, texts, lengths, rows, generator, chunk):
+            text = running[slot][0]
+            logits[text].append(part)
+            running[slot] = text, at
+            if at == lengths[text]:
+                del running[slot]
+                fill(cache, slot, torch.nan if poison else 1.0)
+    return [torch.cat(parts) for parts in logits]
+
+
+def read_some(model, cache, texts, lengths, running, generator, chunk):
+    """One pass over what runs: slot, tokens read since the start, and logits of the new ones."""
+    if not running:
+        return
+    rows = np.array(list(running))
+    text, start = np.array(list(running.values())).T
+    count = np.minimum(generator.integers(1, chunk + 1, size=len(rows)), lengths[text] - start)
+    at = np.minimum(start[:, None] + np.arange(count.max()), texts.shape[1] - 1)
+    ids = texts[text[:, None], at]
+    batch = Batch(rows, rows, start, count, ids, ids, chunk, 100 * chunk)
+    for slot, begun, read, part in zip(rows, start, count, read_logits(model, cache, batch), strict=True):
+        yield int(slot), int(begun + read), part[:read]
+
+
+def fill(cache, slot, value):
+    for both in cache.layers.values():
+        for tensor in both:
+            tensor[slot] = value
+
+
+def read_logits(model, cache, batch):
+    from wdmoe_env.moe.split import neutral_modes
+    from wdmoe_env.serving.passes import read_rows
+
+    with neutral_modes("cpu", inference=True):
+        rows = read_rows(model, cache, batch)
+        return rows if model.output_layer is None else model.output_layer(rows)
+
+
+@pytest.mark.parametrize("poison", [False, True])
+def test_chunks_in_slots_give_the_logits_of_whole_forwards(poison):
+    """Also where the old cache of a slot that was freed holds NaN."""
+    model, generator = load_model("tiny", "cpu", "float32"), np.random.default_rng(3)
+    texts = generator.integers(model.vocabulary_size, size=(9, 24))
+    lengths = generator.integers(3, 25, size=9)
+    found = random_passes(model, texts, lengths, seed=1, poison=poison)
+    for n, length in enumerate(lengths):
+        whole = model.own_logits(torch.from_numpy(texts[n : n + 1, :length]))[0]
+        assert len(found[n]) == length
+        assert float((found[n] - whole).abs().max()) < 1e-4
+
+
+def test_paused_passes_give_the_scores_of_whole_forwards():
+    env = make(3, model="tiny", serving={"chunk": 3})
+    act = make_policy("vanilla", env)
+    observation, _ = env.reset(seed=5)
+    lost = []
+    for _ in range(400):
+        observation, _, terminated, _, info = env.step(act.predict(observation)[0])
+        for n in np.flatnonzero(terminated):
+            lost.append(info["final_info"]["request_added_nll"][n])
+    assert len(lost) >= 3
+    np.testing.assert_allclose(np.concatenate(lost), 0.0, atol=1e-5)
+
+
+def test_answers_are_the_greedy_tokens_of_transformers():
+    env = make(model="tiny", serving={"generate": True, "answer_tokens": (4, 8)})
+    *_, info = play(env, "vanilla")
+    texts, model = env.unwrapped.simulator.texts, load_model("tiny", "cpu", "float32")
+    requests = env.unwrapped._rollout.episodes[0].cell.requests
+    for n in range(4):
+        prompt, answer = int(requests.prompt[n]), int(requests.answer[n])
+        ids = torch.from_numpy(texts.windows.token_ids[requests.window[n], None, :prompt])
+        whole = model.model.generate(ids, do_sample=False, max_new_tokens=answer, min_new_tokens=answer)
+        assert info["request_said"][n, :answer].tolist() == whole[0, prompt:].tolist()
+    assert np.isnan(info["request_added_nll_answer"]).all()
+    assert (info["request_added_nll"] < 1e-5).all()
+
+
+@pytest.mark.parametrize("horizon_s", [None, 0.15])
+def test_rewards_sum_to_the_time_in_the_system(horizon_s):
+    """Under random policies, also where some requests do not finish."""
+    for seed in range(3):
+        env = make(
+            serving={"requests": 12, "load": 2.0, "horizon_s": horizon_s, "base_station_ms": 0.3}, quality_weight=0.0
+        )
+        rewards, terms, _, info = play(env, Random(env, seed), seed)
+        system_ms = info["request_system_ms"].sum()
+        assert abs(sum(term["time_in_system_ms"] for term in terms) - system_ms) < 1e-9 * max(system_ms, 1.0)
+        assert abs(1e3 * sum(rewards) + system_ms) < 1e-9 * max(system_ms, 1.0)
+        done = np.isfinite(info["request_e2e_ms"])
+        np.testing.assert_allclose(info["request_system_ms"][done], info["request_e2e_ms"][done], rtol=1e-12)
+        assert done.all() == (horizon_s is None)
+
+
+def test_rewards_sum_to_what_the_text_lost():
+    env = make(model="tiny", serving={"latency_scale_ms": 1e9}, quality_weight=1.0)
+    rewards, *_, info = play(env, "top1")
+    np.testing.assert_allclose(-sum(rewards), info["request_added_nll"].sum(), atol=1e-5)
+    assert info["request_added_nll"].sum() > 0.05
+
+
+def test_littles_law():
+    """Mean number in the system, as the policy sees it, against the arrivals' rate times the mean time in it."""
+    env = make(serving={"requests": 80, "load": 0.6})
+    _, terms, seen, info = play(env)
+    number = sum(term["time_in_system_ms"] for term in terms) / info["duration_ms"]
+    rate = 80 / info["duration_ms"]
+    assert number == pytest.approx(rate * info["request_e2e_ms"].mean(), rel=1e-9)
+    counted = np.array([one["queue"][:2].sum() for one in seen[:-1]])
+    step_ms = np.array([term["block_latency_ms"] for term in terms])
+    busy = (counted * step_ms).sum() / step_ms.sum()
+    assert busy == pytest.approx(
+        number * info["duration_ms"] / step_ms.sum(), rel=0.12
+    )  # those who come within a block are not seen
+
+
+def test_a_request_alone_takes_the_sum_of_its_blocks():
+    env = make(
+        serving={"requests": 1, "chunk": 4, "prompt_tokens": (9, 9), "answer_tokens": (5, 5), "base_station_ms": 0.5}
+    )
+    _, terms, _, info = play(env)
+    blocks = env.unwrapped.num_blocks
+    step_ms = np.array([term["block_latency_ms"] + 0.5 for term in terms])
+    assert len(step_ms) == (3 + 4) * blocks  # chunks of 4, 4 and 1 token, then four more tokens
+    assert info["request_ttft_ms"][0] == pytest.approx(step_ms[: 3 * blocks].sum())
+    assert info["request_tpot_ms"][0] == pytest.approx(step_ms[3 * blocks :].sum() / 4)
+    assert info["request_e2e_ms"][0] == pytest.approx(step_ms.sum())
+    assert info["request_queue_ms"][0] == 0.0
+
+
+def test_two_requests_by_hand():
+    """One slot, chunks of two: the worked case of the page on serving."""
+    requests = Requests(np.array([1.0, 1.5]), np.zeros(2, int), np.array([3, 2]), np.array([2, 1]))
+    cell = Cell(requests, ServingConfig(slots=1, chunk=2, requests=2))
+    system_s, counts = 0.0, []
+    while not cell.done:
+        rows, _ = cell.begin_pass()
+        counts.append(int(rows.count[0]))
+        system_s += cell.advance(0.4)
+        cell.end_pass(rows)
+    assert counts == [2, 1, 1, 2]
+    np.testing.assert_allclose(cell.first_token_s, [1.8, 2.6])
+    np.testing.assert_allclose(cell.finish_s, [2.2, 2.6])
+    np.testing.assert_allclose(cell.start_s, [1.0, 2.2])
+    assert system_s == pytest.approx((2.2 - 1.0) + (2.6 - 1.5))
+
+
+def test_one_cell_is_a_row_of_many():
+    """A fixed policy gives the same at N = 1 and N = 16."""
+    many = make(16, model="tiny", mode="DISABLED")
+    act = make_policy("top1", many)
+    observation, _ = many.reset(seed=7)
+    found, live = {}, np.ones(16, dtype=bool)
+    while live.any():
+        observation, _, terminated, _, info = many.step(act.predict(observation)[0])
+        for n in np.flatnonzero(terminated):
+            found[n] = {name: info[name][n].copy() for name in ("request_e2e_ms", "request_added_nll")}
+            live[n] = False
+        if terminated.any() and live.any():
+            observation, _ = many.reset(options={"reset_mask": terminated})
+    for n in (0, 11):
+        *_, info = play(make(model="tiny"), "top1", seed=7 + n)
+        for name, values in found[n].items():
+            np.testing.assert_allclose(values, info[name], rtol=1e-6, atol=1e-5)
+
+
+def rewards_of(env, steps, act, observation):
+    rewards = []
+    for _ in range(steps):
+        observation, reward, *_ = env.step(act.predict(observation)[0])
+        rewards.append(reward)
+    return rewards
+
+
+def test_copies_pickles_and_threads_go_on_alike():
+    env = make(2)
+    act = make_policy("top1", env)
+    observation, _ = env.reset(seed=1)
+    for _ in range(5):
+        observation, *_ = env.step(act.predict(observation)[0])
+    others = copy.deepcopy(env), pickle.loads(pickle.dumps(env))
+    expected = rewards_of(env, 40, act, observation)
+    for other in others:
+        np.testing.assert_allclose(rewards_of(other, 40, act, observation), expected, rtol=1e-9)
+    third = make(2)
+    observation, _ = third.reset(seed=1)
+    for _ in range(5):
+        observation, *_ = third.step(act.predict(observation)[0])
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(rewards_of, third, 40, act, observation).result()
+    np.testing.assert_allclose(there, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
+def test_autoreset_modes(mode):
+    """Episodes are the same ones in every mode; a cell is a step behind where it waits for its reset."""
+    env = make(3, mode=mode)
+    act = make_policy("vanilla-optimal", env)
+    observation, _ = env.reset(seed=4)
+    ends, returns, so_far, waiting = [], [], np.zeros(3), np.zeros(3, dtype=bool)
+    while len(returns) < 7:
+        assert all(env.observation_space[name].contains(value) for name, value in observation.items())
+        observation, reward, terminated, truncated, info = env.step(act.predict(observation)[0])
+        so_far += np.where(waiting, 0.0, reward)
+        assert not truncated.any()
+        final = info["final_info"] if mode == "SAME_STEP" and terminated.any() else info
+        for n in np.flatnonzero(terminated):
+            ends.append(n)
+            returns.append((n, so_far[n], -final["request_system_ms"][n].sum()))
+            so_far[n] = 0.0
+        waiting = terminated & (mode == "NEXT_STEP")
+        if mode == "DISABLED" and terminated.any():
+            observation, _ = env.reset(options={"reset_mask": terminated})
+    for _, total, system_ms in returns:
+        assert total <= system_ms / 1e3 + 1e-9 or total == pytest.approx(system_ms / 1e3, abs=0.5)
+    if mode != "DISABLED":
+        assert len(env.unwrapped._cohorts) <= env.unwrapped.num_blocks
+
+
+def test_a_cell_that_leaves_a_pass_does_not_touch_the_others():
+    """Resets in the middle of a pass."""
+    reference, env = make(3, mode="DISABLED"), make(3, mode="DISABLED")
+    act = make_policy("top1", env)
+    one, two = reference.reset(seed=2)[0], env.reset(seed=2)[0]
+    for step in range(30):
+        if step == 3:
+            two, _ = env.reset(seed=[None, 50, None], options={"reset_mask": np.array([False, True, False])})
+        one, expected, *_ = reference.step(act.predict(one)[0])
+        two, found, *_ = env.step(act.predict(two)[0])
+        np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], rtol=1e-4)  # a batch of other rows rounds otherwise
+
+
+@pytest.mark.parametrize("env_id", SERVE_IDS)
+def test_gymnasiums_checker(env_id):
+    env = gym.make(f"wdmoe_env:{env_id}", model="micro", serving=SHORT)
+    check_env(env.unwrapped, skip_render_check=True)
+    assert env.observation_space["queue"].shape == (4,)
+    assert env.observation_space["row_phase"].shape == (8,)
+
+
+def test_rules_and_trained_policies_of_windows_run_unchanged():
+    env = gym.make(
+        "wdmoe_env:WDMoE-Serve-v0", disable_env_checker=True, serving={"requests": 2}, observe_hidden_states=True
+    )
+    assert env.unwrapped.config.num_tokens == 32
+    for policy in ("wdmoe:0.8", "marginal-price", "straight-through-10"):
+        *_, info = play(env, policy)
+        assert np.isfinite(info["request_e2e_ms"]).all()
+
+
+def test_pictures_and_texts_are_drawn():
+    for mode in ("ansi", "rgb_array"):
+        env = make(render_mode=mode)
+        observation, _ = env.reset(seed=0)
+        act = make_policy("vanilla", env)
+        for _ in range(3):
+            observation, *_ = env.step(act.predict(observation)[0])
+        assert env.render() is not None
+
+
+def test_the_estimate_of_what_a_channel_sustains_is_that_of_a_saturated_queue():
+    serving = {"slots": 4, "chunk": 8, "prompt_tokens": (8, 24), "answer_tokens": (4, 12), "requests": 60}
+    env = gym.make(
+        "wdmoe_env:WDMoE-Serve-v0", disable_env_checker=True, model="tiny", serving={**serving, "load": 20.0}
+    )
+    *_, info = play(env, "vanilla-optimal", seed=3)
+    sustained_hz = 60 / (1e-3 * info["duration_ms"])
+    assert sustained_hz == pytest.approx(info["capacity_hz"], rel=0.12)
+
+
+def test_arrivals(tmp_path):
+    config = ServingConfig(requests=4000, arrivals="gamma:0.25")
+    gaps = np.diff(Draws(config, 10).draw(np.random.default_rng(0)).arrival_s)
+    assert gaps.mean() == pytest.approx(1.0, rel=0.1)
+    assert gaps.std() == pytest.approx(2.0, rel=0.1)  # 1 / sqrt(shape)
+    trace = tmp_path / "trace.csv"
+    trace.write_text("input_toks,output_toks,arrival_time_ns\n5,3,2000000000\n7,2,2500000000,9\n4,1,4000000000\n")
+    draws = Draws(ServingConfig(requests=3, arrivals=f"trace:{trace}"), 10)
+    requests = draws.at_rate(draws.draw(np.random.default_rng(0)), 1.0)
+    assert requests.arrival_s.tolist() == [0.0, 0.5, 2.0]
+    assert requests.prompt.tolist() == [5, 7, 4]
+    assert requests.rows.tolist() == [7, 8, 4]
+    faster = Draws(ServingConfig(requests=3, arrivals=f"trace:{trace}", arrival_rate_hz=2.0), 10)
+    assert faster.at_rate(requests, 1.0).arrival_s.tolist() == [0.0, 0.25, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"slots": 0}, "slots must be a whole number of at least 1"),
+        ({"load": 0}, "load must be a finite number at least 1e-06"),
+        ({"arrival_rate_hz": 0.0}, "arrival_rate_hz must be"),
+        ({"arrivals": "gamma:0"}, "gamma:BURSTINESS"),
+        ({"arrivals": "uniform"}, "arrivals must be 'poisson'"),
+        ({"prompt_tokens": (9, 3)}, "least <= greatest"),
+        ({"answer_tokens": 8}, "answer_tokens must be .least, greatest."),
+        ({"prompt_tokens": (100, 200), "answer_tokens": (1, 100)}, "the context of model"),
+        ({"arrivals": "trace:/nowhere.csv"}, "nowhere"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(settings, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        make(model="tiny", serving=settings)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("5,3,20\n5,3,10\n", "line 2: expected arrivals in the order of time"),
+        ("5,3\n", "line 1: expected input_toks,output_toks,arrival_time_ns"),
+        ("5,30,1\n", "at most 9 tokens of prompt and 5 of answer"),
+        ("5,3,1\n", "expected 2 requests"),
+    ],
+)
+def test_wrong_traces_name_the_line(tmp_path, lines, message):
+    (tmp_path / "trace.csv").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        make(serving={"arrivals": f"trace:{tmp_path / 'trace.csv'}", "requests": 2})
+
+
+def test_settings_of_other_ids():
+    with pytest.raises(ValueError, match="WDMoE-Serve-v0"):
+        gym.make("wdmoe_env:WDMoE-v0", model="micro", serving={})
+    with pytest.raises(TypeError, match=r"serving\.slot"):
+        make(serving={"slot": 3})
+    with pytest.raises(ValueError, match="num_tokens must be 8, slots x chunk"):
+        make(num_tokens=20)
+    with pytest.raises(ValueError, match="reward must be one of serving, wlr"):
+        make(reward="nothing")
+    config = EnvConfig.make(model="micro", serving=SHORT)
+    assert EnvConfig.make(config.to_dict()) == config
+    assert (
+        gym.make("wdmoe_env:WDMoE-Serve-v0", disable_env_checker=True, config=config).unwrapped.config.reward == "wlr"
+    )
+
+
+def test_passes_keep_to_their_protocol():
+    model = load_model("micro", "cpu", "float32")
+    ids = np.array([[1, 2]])
+    batch = Batch(np.array([1]), np.array([1]), np.array([0]), np.array([2]), ids, ids, 3, 6)
+    passes = SlotPasses(model, SlotCache(2, 8), batch)
+    block = passes.blocks[0]
+    assert block.routed.any(dim=1).tolist() == [False, False, False, True, True, False]
+    while passes.blocks:
+        passes.resume(None)
+    assert passes.scores().nll.shape == (1, 2)
+    passes.close()

@@ -1,0 +1,1 @@
+"""Cells that serve requests: a queue, slots with a cache each, passes over what runs, and a clock."""

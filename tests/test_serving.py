@@ -292,7 +292,7 @@ def test_autoreset_modes(mode):
 
 def test_a_cell_that_leaves_a_pass_does_not_touch_the_others():
     """Resets in the middle of a pass."""
-    reference, env = make(3, mode="DISABLED"), make(3, mode="DISABLED")
+    reference, env = (make(3, mode="DISABLED", serving={"requests": 20}) for _ in range(2))
     act = make_policy("top1", env)
     one, two = reference.reset(seed=2)[0], env.reset(seed=2)[0]
     for step in range(30):

@@ -75,7 +75,9 @@ class SlotPasses:
         self._from = filled.flatten().nonzero()[:, 0]
         self._to = torch.from_numpy(batch.among_rows)
         function = partial(_run, model, cache, batch, self._from)
-        self._forward = SplitForward(model.model, function, inference=True, service=service or Service(None, tuple(range(len(batch.row)))))
+        self._forward = SplitForward(
+            model.model, function, inference=True, service=service or Service(None, tuple(range(len(batch.row))))
+        )
 
     @property
     def blocks(self) -> Sequence[BlockInput]:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wdmoe_env.actions import ActionCodec, Decided, settled_plan
-from wdmoe_env.config import EnvConfig
+from wdmoe_env.config import DEVICE_SETS, EnvConfig
 from wdmoe_env.metrics import REWARD_TERMS, MetricReader, Terms, evaluate_reward, reward_function
 from wdmoe_env.observations import Observation, encode_observation, observation_space
 from wdmoe_env.physics.latency import Float
@@ -26,8 +26,13 @@ from wdmoe_env.serving_config import ServingConfig
 REWARD = "serving"
 MOST_QUEUE = 1e9
 
-DEFAULTS: Mapping[str, Any] = {"serving": {}, "reward": REWARD}
-"""Settings of the ids ``WDMoE-Serve-*`` that differ from those of ``WDMoE-v0``."""
+DEFAULTS: Mapping[str, Any] = {
+    "serving": {},
+    "reward": REWARD,
+    "devices": dict(DEVICE_SETS["boards"]),
+    "deployment": {"weight_bits": 4.5},
+}
+"""Settings of the ids ``WDMoE-Serve-*`` that differ from those of ``WDMoE-v0``; nested ones field by field."""
 
 
 def serving_config(config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> EnvConfig:
@@ -44,7 +49,11 @@ def serving_config(config: EnvConfig | Mapping[str, Any] | None, keywords: Mappi
         if config.serving is None and "serving" not in keywords:
             keywords = {**keywords, "serving": ServingConfig()}
         return EnvConfig.make(config, **keywords)
-    return EnvConfig.make({**DEFAULTS, **(config or {})}, **keywords)
+    given = {**(config or {}), **keywords}
+    for name, default in DEFAULTS.items():
+        value = given.get(name, default)
+        given[name] = {**default, **value} if isinstance(value, Mapping) and isinstance(default, Mapping) else value
+    return EnvConfig.make(given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,9 @@ class PassRollout:
         self._start()
 
     def _begin_pass(self, episode: Episode, row: int) -> Rows:
+        before_s = episode.cell.clock_s
         read, taken = episode.cell.begin_pass()
+        episode.cool(episode.cell.clock_s - before_s)
         if taken.size:
             self._cache.clear(row * self.simulator.serving.slots + taken)
         return read
@@ -129,7 +131,8 @@ class PassRollout:
 
     def _look(self) -> None:
         try:
-            self.block = view_of(self.simulator, self.episodes, self.token_mask).block(self._passes.blocks)
+            self._view = view_of(self.simulator, self.episodes, self.token_mask)
+            self.block = self._view.block(self._passes.blocks, heat_of(self.episodes))
         except FloatingPointError:
             self._passes.close()
             raise
@@ -186,12 +189,21 @@ class PassRollout:
         seconds = result.block_latency_s + 1e-3 * self.simulator.serving.base_station_ms
         self._selections.append(selection.copy())
         cells = [episode.cell for episode in self.episodes]
+        self._warm(plan, result.block_latency_s)
         system_s = np.array([cell.advance(float(one)) for cell, one in zip(cells, seconds, strict=True)])
         self._passes.resume(torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
         added_nll = self._end_pass() if self.done else np.zeros(len(cells))
         self._look()
         clock_s = np.array([cell.clock_s for cell in cells])
         return result, ServingResult(seconds, system_s, clock_s, added_nll)
+
+    def _warm(self, plan: Plan, block_latency_s: Float) -> None:
+        """Heat the devices that compute; those that wait cool down."""
+        heat = self._view.later_heat(heat_of(self.episodes), self.block, plan.load, block_latency_s)
+        base_station_s = 1e-3 * self.simulator.serving.base_station_ms
+        for episode, one in zip(self.episodes, () if heat is None else heat, strict=False):
+            episode.heat = one
+            episode.cool(base_station_s)
 
     def _end_pass(self) -> Float:
         """Note what the pass said and lost, and let the finished requests go; returns what each cell lost, (n,)."""
@@ -251,7 +263,8 @@ class PassRollout:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the paused pass and what follows from it."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_passes", "_thread", "block")}
+        left_out = ("_passes", "_thread", "_view", "block")
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Begin the pass again, and run it up to where it was."""
@@ -277,6 +290,12 @@ def view_of(simulator: ServingSimulator, episodes: Sequence[Episode], token_mask
         token_mask: (n, J) True where there is a token.
     """
     return View.of(simulator.world, token_mask, trace_now(episodes, simulator.sizes.num_blocks))
+
+
+def heat_of(episodes: Sequence[Episode]) -> Float | None:
+    """Heat (n, U) of the devices of n cells; ``None`` where none slows down."""
+    heat = [episode.heat for episode in episodes if episode.heat is not None]
+    return np.stack(heat) if heat else None
 
 
 def trace_now(episodes: Sequence[Episode], num_blocks: int) -> ChannelTrace:

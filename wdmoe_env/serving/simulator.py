@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.config import EnvConfig
+from wdmoe_env.config import DeviceConfig, EnvConfig
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.channel import ChannelTrace
+from wdmoe_env.physics.heat import initial_heat, later_heat
+from wdmoe_env.physics.latency import Float
 from wdmoe_env.serving.arrivals import Draws
 from wdmoe_env.serving.capacity import Capacity
 from wdmoe_env.serving.cell import Cell
@@ -29,6 +31,8 @@ class Episode:
         step_s: time between two steps of the channel.
         capacity_hz: requests a second that own routing with optimal shares sustains on it.
         said: (R, G) tokens that the model said, -1 before; ``None`` where the document's are fed.
+        devices: the mobile devices.
+        heat: (U,) of them; ``None`` where none slows down.
     """
 
     cell: Cell
@@ -36,6 +40,13 @@ class Episode:
     step_s: float
     capacity_hz: float
     said: NDArray[np.int64] | None
+    devices: DeviceConfig
+    heat: Float | None
+
+    def cool(self, seconds: float) -> None:
+        """Let the devices wait for some seconds."""
+        if self.heat is not None and seconds > 0.0:
+            self.heat = later_heat(self.devices, self.heat, np.zeros_like(self.heat), np.array(seconds))
 
     @property
     def now(self) -> int:
@@ -103,4 +114,5 @@ class ServingSimulator:
         shape = (self.serving.requests, int(requests.answer.max()))
         said = np.full(shape, -1, dtype=np.int64) if self.serving.generate else None
         step_s = self.config.channel.block_interval_s
-        return Episode(cell, trace, step_s, capacity_hz, said)
+        heat = initial_heat(self.config.devices, 1)
+        return Episode(cell, trace, step_s, capacity_hz, said, self.config.devices, None if heat is None else heat[0])

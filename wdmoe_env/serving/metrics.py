@@ -41,6 +41,7 @@ class Served:
         duration_s: simulated time of the episode, s.
         capacity_hz: requests a second that own routing with optimal shares sustains on the episode's channel.
         tokens: number that were said.
+        energy_j: of devices and radio, in J; ``None`` where it is not counted.
     """
 
     e2e_ms: Float
@@ -59,6 +60,7 @@ class Served:
     duration_s: float
     capacity_hz: float
     tokens: int
+    energy_j: float | None
 
     @classmethod
     def of(cls, episode: Episode, config: ServingConfig, documents: Whole) -> Served:
@@ -98,6 +100,7 @@ class Served:
             duration_s=cell.clock_s,
             capacity_hz=episode.capacity_hz,
             tokens=int(said),
+            energy_j=episode.energy_j or None,
         )
 
 
@@ -205,6 +208,16 @@ EPISODE_METRICS: tuple[Metric, ...] = (
         lambda one: _ratio(one.tokens, one.duration_s),
         "higher",
         "tokens",
+    ),
+    Metric(
+        "joules_per_token",
+        (),
+        "J",
+        "energy of devices and radio by tokens said, with `energy=True`",
+        "episode",
+        lambda one: None if one.energy_j is None else _ratio(one.energy_j, one.tokens),
+        better="lower",
+        label="energy per token",
     ),
     _of_cell("unfinished", "-", "requests that did not finish", lambda one: np.isnan(one.e2e_ms).sum(), "lower"),
     _of_cell("duration_ms", "ms", "simulated time of the episode", lambda one: 1e3 * one.duration_s, None),

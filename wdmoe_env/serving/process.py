@@ -95,7 +95,7 @@ class ServingProcess:
         self.config = config
         self._serving = config.serving or ServingConfig()
         self._reward = self._reward_function()
-        self._metrics = MetricReader()
+        self._metrics = MetricReader(config.requested)
         self.simulator = ServingSimulator(config)
         sizes = self.simulator.sizes
         self.codec = ActionCodec(sizes, config.decision, config.action_type)
@@ -109,8 +109,14 @@ class ServingProcess:
         config = self.config
         if config.reward == REWARD:
             return partial(serving_reward, self._serving.latency_scale_ms, config.quality_weight)
+        if config.decide_bits is not None:
+            raise ValueError(f"decide_bits is not known where requests are served, got {config.decide_bits!r}")
+        if config.reward == "latency_divergence":
+            raise ValueError(
+                "reward 'latency_divergence' needs whole windows, and is not known where requests are served"
+            )
         try:
-            return reward_function(config.reward, config.quality_weight)
+            return reward_function(config.reward, config.quality_weight, config.energy_weight)
         except ValueError as error:
             raise ValueError(str(error).replace("one of ", f"one of {REWARD}, ", 1)) from None
 

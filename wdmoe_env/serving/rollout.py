@@ -16,7 +16,7 @@ from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.split import this_thread
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.rollout.rollout import View, World, measure
+from wdmoe_env.rollout.rollout import View, World, measure, with_energy
 from wdmoe_env.serving.arrivals import Whole
 from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import Rows
@@ -185,7 +185,10 @@ class PassRollout:
             self._run_again()
         selection = plan.selection
         own = np.array_equal(selection, self.block.routed)
-        result = measure(plan, own, self._num_tokens)
+        result = measure(plan, own, self._num_tokens, self.world.config.has_token_terms)
+        if self.world.powers is not None:
+            result = with_energy(result, plan, self.world.powers, self._num_tokens)
+            self._count_energy(result)
         seconds = result.block_latency_s + 1e-3 * self.simulator.serving.base_station_ms
         self._selections.append(selection.copy())
         cells = [episode.cell for episode in self.episodes]
@@ -196,6 +199,11 @@ class PassRollout:
         self._look()
         clock_s = np.array([cell.clock_s for cell in cells])
         return result, ServingResult(seconds, system_s, clock_s, added_nll)
+
+    def _count_energy(self, result: BlockResult) -> None:
+        for part in (result.device_energy_j, result.radio_energy_j):
+            for episode, one in zip(self.episodes, () if part is None else part.sum(axis=-1), strict=False):
+                episode.energy_j += float(one)
 
     def _warm(self, plan: Plan, block_latency_s: Float) -> None:
         """Heat the devices that compute; those that wait cool down."""

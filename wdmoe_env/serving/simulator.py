@@ -33,6 +33,7 @@ class Episode:
         said: (R, G) tokens that the model said, -1 before; ``None`` where the document's are fed.
         devices: the mobile devices.
         heat: (U,) of them; ``None`` where none slows down.
+        energy_j: what devices and radio took so far, in J, where it is counted.
     """
 
     cell: Cell
@@ -42,6 +43,7 @@ class Episode:
     said: NDArray[np.int64] | None
     devices: DeviceConfig
     heat: Float | None
+    energy_j: float = 0.0
 
     def cool(self, seconds: float) -> None:
         """Let the devices wait for some seconds."""

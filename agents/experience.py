@@ -201,13 +201,18 @@ def text_losses(model: SplitModel, rows: Tensor, own: Tensor, mask: Tensor, targ
         targets: (N, J) the tokens that follow.
     """
     with torch.inference_mode():
-        of_window = own.repeat_interleave(len(rows) // len(own), 0)
-        whole = rows.flatten(0, 1), of_window.flatten(0, 1), targets.flatten()
+        rollouts = len(rows) // len(own)
+        at_once = max(1, ROWS_AT_ONCE // (rollouts * rows.shape[1]))  # windows
         parts = [
-            _compared(_log_probs(model, here), _log_probs(model, there), target)
-            for here, there, target in zip(*(torch.split(one, ROWS_AT_ONCE) for one in whole), strict=True)
+            _compared(_log_probs(model, here), _log_probs(model, there).repeat_interleave(rollouts, 0), target)
+            for here, there, target in zip(
+                torch.split(rows, rollouts * at_once),
+                torch.split(own, at_once),
+                torch.split(targets, rollouts * at_once),
+                strict=True,
+            )
         ]
-    losses: Any = torch.cat(parts, dim=1).clone().view(2, *targets.shape).masked_fill(~mask.bool(), 0.0)
+    losses: Any = torch.cat(parts, dim=1).clone().masked_fill(~mask.bool(), 0.0)
     check_finite(model.model, "scores of the text", losses.numpy(force=True))
     return losses[0], losses[1]
 
@@ -218,7 +223,7 @@ def _log_probs(model: SplitModel, rows: Tensor) -> Tensor:
 
 
 def _compared(here: Tensor, own: Tensor, targets: Tensor) -> Tensor:
-    """(2, T) divergence of predictions (T, V) from the own routing's, and added NLL of the targets (T,)."""
-    divergence = functional.kl_div(here, own, reduction="none", log_target=True).sum(-1)
-    gained = (own - here).gather(-1, targets[:, None])[:, 0]
-    return torch.stack([divergence, gained])
+    """(2, n, J) divergence of predictions (n, J, V) from the own routing's, and added NLL of the targets (n, J)."""
+    gained = own - here
+    divergence = (own.exp() * gained).sum(-1)
+    return torch.stack([divergence, gained.gather(-1, targets[..., None])[..., 0]])

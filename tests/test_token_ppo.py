@@ -203,3 +203,16 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys, more, sentence):
     assert sentence in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run" / "arguments.json").exists()
+
+
+def test_it_goes_on_from_a_policy_that_ships_and_from_a_file(tmp_path, capsys):
+    assert main(flags(tmp_path / "first", "--timesteps", "24", "--extra-experts", "1")) == 0
+    start = ("--start", str(tmp_path / "first" / "policy.safetensors"))
+    assert main(flags(tmp_path / "then", "--timesteps", "24", "--extra-experts", "1", *start)) == 0
+    first, then = (load_file(tmp_path / name / "policy.safetensors") for name in ("first", "then"))
+    assert 0 < max((first[name] - then[name]).abs().max() for name in first) < 0.1
+    shipped = ("--start", "straight-through-wlr")
+    assert main(flags(tmp_path / "shipped", "--timesteps", "24", "--extra-experts", "1", *shipped)) == 0
+    capsys.readouterr()
+    assert main(flags(tmp_path / "other", "--timesteps", "24", *shipped)) == 2
+    assert "expected a policy to start from of Architecture" in capsys.readouterr().err

@@ -39,7 +39,7 @@ class Arguments:
     extra_experts: int = field(default=0, metadata={"help": "experts of a token beside its routed ones to choose from"})
     without_domains: str = field(default="", metadata={"help": "kinds of text to leave out, with commas between"})
     settings: str = field(default="", metadata={"help": "settings to change, NAME=VALUE with commas between"})
-    start: str = field(default="", metadata={"help": "policy file whose weights to start from"})
+    start: str = field(default="", metadata={"help": "policy whose weights to start from: a file, or one that ships"})
     timesteps: int = field(default=100_000, metadata={"help": "environment steps (blocks), over all environments"})
     seed: int = field(default=0, metadata={"help": "seed of weights, episodes and actions"})
     out: str = field(default="runs/ppo", metadata={"help": "run folder: policy, curves, checkpoint, arguments"})

@@ -10,6 +10,7 @@ from train.arguments import Arguments
 from wdmoe_env.observations import Sizes
 from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 from wdmoe_env.policies.policy_file import read_policy
+from wdmoe_env.policies.registry import weights_file
 
 
 def make_env(arguments: Arguments, num_envs: int) -> Any:
@@ -51,7 +52,7 @@ def start_from(arguments: Arguments, network: TokenSharedNetwork) -> None:
     """
     if not arguments.start:
         return
-    trained, _ = read_policy(arguments.start)
+    trained, _ = read_policy(str(weights_file(arguments.start) or arguments.start))
     found = getattr(trained, "architecture", None)
     if found != network.architecture:
         raise ValueError(f"expected a policy to start from of {network.architecture}, got one of {found}")

@@ -48,9 +48,9 @@ class Settings:
         entropy_weight: worth of a nat of entropy per episode at first; it falls to nothing.
     """
 
-    windows: int = 32
+    windows: int = 8
     rollouts: int = 4
-    epochs: int = 2
+    epochs: int = 3
     learning_rate: float = 2e-3
     max_grad_norm: float = 1.0
     entropy_weight: float = 2e-3

@@ -68,6 +68,7 @@ def parser() -> Parser:
     add("--config", type=Path, metavar="FILE", help="JSON of the environment's settings; flags go before it")
     add("--domains", nargs="+", metavar="NAME", help="kinds of text that the windows come from (all)")
     add("--transfer", nargs="*", metavar="CONDITION", help="evaluate under other conditions, one table of all")
+    add("--resample", help="what intervals draw anew: windows, or documents, whose windows are alike (windows)")
     add("--list", action="store_true", help="print the names of the policies and exit")
     add("--replay", type=Path, metavar="DIR", help="recompute a results folder and compare")
     add("--report", type=Path, nargs="+", metavar="DIR", help="write one HTML page of results folders")
@@ -202,7 +203,7 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     from wdmoe_env.config import EnvConfig
     from wdmoe_env.policies import policy_names
 
-    for name in ("episodes", "split", "domains") if options.suite else ("suite_items",):
+    for name in ("episodes", "split", "domains", "resample") if options.suite else ("suite_items",):
         if getattr(options, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} does not go with --suite" if options.suite else f"{flag} goes with --suite alone")
@@ -211,6 +212,7 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     environment = EnvConfig.make(settings, **{name: value for name, value in flags.items() if value is not None})
     policies = tuple(options.policies or policy_names())
     amounts = {"episodes": options.episodes, "suite_items": options.suite_items, "domains": options.domains}
+    amounts["resample"] = options.resample
     return {
         "policies": policies,
         "files": located_policies(policies),

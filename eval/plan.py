@@ -9,12 +9,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.checks import check_integer
+from wdmoe_env.checks import check_choice, check_integer
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.evaluation import REFERENCE, check_decision
 
 MOST_EPISODES = 100_000
 """Of an evaluation: the resamples that its intervals come from take about 50 kB of memory for each episode."""
+
+
+RESAMPLED = ("windows", "documents")
+"""What intervals draw anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +84,13 @@ class EvaluationConfig(RunConfig):
     Attributes:
         episodes: how many windows, each with a channel of its own.
         domains: kinds of text that the windows come from; none for all.
+        resample: what the intervals draw anew: "windows", or "documents", whose windows are alike.
     """
 
     environment: EnvConfig = field(default_factory=lambda: EnvConfig(split="test"))
     episodes: int = 256
     domains: tuple[str, ...] = ()
+    resample: str = "windows"
 
     def __post_init__(self) -> None:
         """Check every field, and put the reference in."""
@@ -94,6 +100,7 @@ class EvaluationConfig(RunConfig):
             need = f"their intervals would take {50e-6 * self.episodes:,.0f} GB of memory"
             raise ValueError(f"episodes must be at most {MOST_EPISODES:,}, got {self.episodes}: {need}")
         object.__setattr__(self, "domains", tuple(self.domains))
+        check_choice("resample", self.resample, RESAMPLED)
 
 
 def windows_of(text: Sequence[str], domains: Sequence[str]) -> NDArray[np.int64]:

@@ -23,9 +23,11 @@ from eval.tables import (
 from wdmoe_env.evaluation import REFERENCE
 from wdmoe_env.metrics import METRICS
 
+RESAMPLED_UNITS = {"windows": "episodes", "documents": "documents, all episodes of one together"}
+
 NOTES = """\
 Every policy ran the same episodes: the same windows of text, devices, shadowing and fading. In brackets stand 95 %
-percentile bootstrap intervals over episodes (10,000 resamples, the same for every policy; decision time is
+percentile bootstrap intervals over {resampled} (10,000 resamples, the same for every policy; decision time is
 resampled by batches). Latency is the sum over the blocks of an episode; WLR is the mean over blocks of gate weight
 served per millisecond of block latency; added NLL is against `vanilla` on the same episode, in nats per token;
 `vs vanilla` is the ratio of mean latencies; `points` is the difference in accuracy in percentage points. Decision
@@ -111,7 +113,11 @@ def markdown_report(summary: Summary) -> str:
         f"{plain(title)}. {made_with(summary)}",
         markdown(results_table(summary["policies"])),
         "![Latency against added NLL](pareto.png)",
-        NOTES.format(batch_size=config["batch_size"], machine=made_by["machine"]),
+        NOTES.format(
+            batch_size=config["batch_size"],
+            machine=made_by["machine"],
+            resampled=RESAMPLED_UNITS[config.get("resample", "windows")],
+        ),
         "## Added NLL by kind of text",
         markdown(domain_table(summary["policies"])),
         *families(summary),

@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eval.members import Member
 from eval.plan import RunConfig
 from eval.tables import csv_text
@@ -33,6 +36,11 @@ class Results(ABC):
     sha256: dict[str, str]
     members: tuple[Member, ...]
     measurements: dict[str, Measurements]
+
+    @property
+    def clusters(self) -> NDArray[np.int64] | None:
+        """(n,) number of what each unit is resampled with; ``None`` where each is by itself."""
+        return None
 
     @abstractmethod
     def units(self) -> list[tuple[object, ...]]:
@@ -69,6 +77,7 @@ class EpisodeResults(Results):
     Attributes:
         episodes: what every policy ran.
         domains: n names, the kind of text of each episode.
+        documents: (n,) number of the document of each episode, where these are resampled.
         measurements: for each policy the metrics of ``wdmoe_env.evaluate``, each (n,), and what ``eval.drops`` counts.
     """
 
@@ -76,6 +85,12 @@ class EpisodeResults(Results):
 
     episodes: Episodes
     domains: tuple[str, ...]
+    documents: NDArray[np.int64] | None = None
+
+    @property
+    def clusters(self) -> NDArray[np.int64] | None:
+        """The documents, where these are resampled."""
+        return self.documents
 
     @classmethod
     def metrics(cls) -> tuple[str, ...]:

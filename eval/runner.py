@@ -98,7 +98,9 @@ class Evaluation:
         text, episodes = self._runner.source.windows, self._episodes()
         measurements = with_added_nll(dict(self._runner.run(episodes, run_and_count, "episode", progress)))
         domains = tuple(text.domains[window] for window in episodes.windows)
-        return EpisodeResults(self.config, self.sha256, self._runner.members, measurements, episodes, domains)
+        documents = text.documents[episodes.windows] if self.config.resample == "documents" else None
+        members = self._runner.members
+        return EpisodeResults(self.config, self.sha256, members, measurements, episodes, domains, documents)
 
     def rounded_otherwise(self, policy: str, number: int) -> Iterator[dict[str, float]]:
         """What ``run_batch`` measures on an episode with gate probabilities rounded otherwise before the policy.

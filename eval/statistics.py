@@ -59,6 +59,8 @@ class PairedBootstrap:
         count: units n, such as episodes.
         generator: draws the resamples, all at once.
         resamples: R, how many.
+        clusters: (n,) number of the cluster of each unit, such as its document: whole clusters are drawn, since units
+            of one are alike. ``None`` draws the units themselves.
 
     Attributes:
         multiplicity: (R, n), how often each unit was drawn.
@@ -67,11 +69,23 @@ class PairedBootstrap:
         ValueError: no unit.
     """
 
-    def __init__(self, count: int, generator: np.random.Generator, resamples: int = RESAMPLES) -> None:
+    def __init__(
+        self,
+        count: int,
+        generator: np.random.Generator,
+        resamples: int = RESAMPLES,
+        clusters: NDArray[np.int64] | None = None,
+    ) -> None:
         if count < 1:
             raise ValueError(f"expected at least one episode to resample, got {count}")
         self.count = count
-        self.multiplicity = multiplicities(resamples, count, generator)
+        if clusters is None:
+            self.multiplicity = multiplicities(resamples, count, generator)
+            self._drawn: Float | int = count
+        else:
+            names, cluster = np.unique(clusters, return_inverse=True)
+            self.multiplicity = multiplicities(resamples, len(names), generator)[:, cluster]
+            self._drawn = self.multiplicity.sum(axis=1, dtype=np.float64)  # documents differ in their windows
 
     def mean(self, values: Float) -> Interval:
         """The mean of values (n,)."""
@@ -95,7 +109,8 @@ class PairedBootstrap:
         rows = max(1, DRAWS_PER_CHUNK // self.count)
         chunks = range(0, len(self.multiplicity), rows)
         sums = [np.einsum("rn,n->r", self.multiplicity[at : at + rows].astype(np.float64), values) for at in chunks]
-        return np.concatenate(sums) / self.count
+        means: Float = np.concatenate(sums) / self._drawn
+        return means
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
@@ -160,12 +175,18 @@ class SeededBootstrap:
         count: episodes n.
         generator: draws the resamples, all at once.
         resamples: R.
+        clusters: (n,) of the episodes, as of ``PairedBootstrap``.
     """
 
     def __init__(
-        self, settings: Sequence[Setting], count: int, generator: np.random.Generator, resamples: int = SEEDED_RESAMPLES
+        self,
+        settings: Sequence[Setting],
+        count: int,
+        generator: np.random.Generator,
+        resamples: int = SEEDED_RESAMPLES,
+        clusters: NDArray[np.int64] | None = None,
     ) -> None:
-        self.episodes = PairedBootstrap(count, generator, resamples)
+        self.episodes = PairedBootstrap(count, generator, resamples, clusters)
         self._seeds = {
             setting: multiplicities(resamples, len(setting.seeds), generator) / len(setting.seeds)
             for setting in settings

@@ -36,7 +36,8 @@ class Study:
         self._measurements = results.measurements
         self.settings = settings_of(results.members)
         self.num_episodes = len(results.units())
-        self.bootstrap = SeededBootstrap(self.settings, self.num_episodes, np.random.default_rng(results.config.seed))
+        generator = np.random.default_rng(results.config.seed)
+        self.bootstrap = SeededBootstrap(self.settings, self.num_episodes, generator, clusters=results.clusters)
 
     def runs(self, setting: Setting, metric: str) -> Float:
         """What the policies of a setting measured, (S, n)."""

@@ -26,10 +26,10 @@ def summarize(results: EpisodeResults) -> list[Summary]:
     """
     generator = np.random.default_rng(results.config.seed)
     count, size = len(results.episodes), results.config.batch_size
-    bootstrap = PairedBootstrap(count, generator)
+    bootstrap = PairedBootstrap(count, generator, clusters=results.documents)
     over_batches = PairedBootstrap(-(-count // size), generator)
     domains = np.array(results.domains)
-    over_domain = {name: PairedBootstrap(int((domains == name).sum()), generator) for name in sorted(set(domains))}
+    over_domain = {name: _over_domain(results, domains == name, generator) for name in sorted(set(domains))}
 
     summaries = []
     for policy, values in results.measurements.items():
@@ -52,6 +52,11 @@ def summarize(results: EpisodeResults) -> list[Summary]:
             }
         )
     return summaries
+
+
+def _over_domain(results: EpisodeResults, marked: NDArray[np.bool_], generator: np.random.Generator) -> PairedBootstrap:
+    clusters = None if results.documents is None else results.documents[marked]
+    return PairedBootstrap(int(marked.sum()), generator, clusters=clusters)
 
 
 def _statistics(values: Measurements, reference: Measurements, bootstrap: PairedBootstrap) -> dict[str, Interval]:

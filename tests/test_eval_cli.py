@@ -352,6 +352,15 @@ def test_the_study_of_the_documentation_replays(tmp_path, capsys):
     assert "3 of 4 policies are compared" in out
 
 
+def test_documents_are_resampled_whole(tmp_path):
+    flags = ("--policies", "top1", "--episodes", "48", "--num-tokens", "8")
+    tables = [run(tmp_path / name, *flags, "--resample", name) for name in ("windows", "documents")]
+    one, other = (json.loads((table / "results.json").read_text())["policies"][1]["latency_ms"] for table in tables)
+    assert one["mean"] == other["mean"]
+    assert (one["low"], one["high"]) != (other["low"], other["high"])
+    assert "documents, all episodes of one together" in (tables[1] / "report.md").read_text()
+
+
 def test_windows_of_named_domains_alone(tmp_path, capsys):
     out = run(tmp_path / "out", "--policies", "vanilla", "--domains", "speeches", "code")
     assert {row["domain"] for row in rows(out)} == {"speeches", "code"}

@@ -117,3 +117,19 @@ def test_batches_hold_every_episode_once():
     batches = list(episodes.batches(4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert (np.concatenate([batch.windows for batch in batches]) == episodes.windows).all()
+
+
+def test_windows_of_one_document_are_drawn_together():
+    """Where all windows of a document are alike, resampling windows believes in far too many samples."""
+    generator = np.random.default_rng(0)
+    documents = np.repeat(np.arange(40), 25)
+    values = generator.normal(size=40)[documents]
+    own = PairedBootstrap(1000, np.random.default_rng(1)).mean(values)
+    whole = PairedBootstrap(1000, np.random.default_rng(1), clusters=documents).mean(values)
+    assert (whole.mean, own.mean) == (values.mean(), values.mean())
+    expected = 2 * 1.96 * values[::25].std() / 40**0.5
+    assert whole.high - whole.low == pytest.approx(expected, rel=0.1)
+    assert own.high - own.low == pytest.approx(expected / 5, rel=0.1)
+    sizes = np.repeat(np.arange(3), [1, 2, 5])  # documents of other lengths: a mean of 1 stays 1
+    same = PairedBootstrap(8, np.random.default_rng(1), clusters=sizes)
+    np.testing.assert_allclose(same.resampled_means(np.ones(8)), 1.0)

@@ -47,6 +47,8 @@ FLOORS = (
     "vector_info",
     "vector_env",
     "serve_env",
+    "price_env",
+    "token_env",
     "evaluation",
     "scoring",
     "generation",

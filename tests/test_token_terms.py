@@ -11,9 +11,9 @@ import torch
 from torch.nn import functional
 
 from wdmoe_env.optimize.bandwidth import solve_min_max
-from wdmoe_env.optimize.pricing import DevicePrices, pair_prices
+from wdmoe_env.optimize.pricing import DevicePrices, pair_prices, token_prices
 from wdmoe_env.own_predictions import OwnPredictions
-from wdmoe_env.physics.latency import Load
+from wdmoe_env.physics.latency import BlockLinks, Load
 
 MICRO = {"model": "micro", "num_tokens": 8}
 TERMS = ["pair_price_ms", "token_divergence", "divergence", "reference_token_nll"]
@@ -111,11 +111,13 @@ def test_a_price_is_the_slope_of_the_optimal_latency(env_id):
 
 
 def test_a_token_is_sent_once_to_a_device():
-    prices = DevicePrices(token=np.array([[10.0, 20.0]]), expert=np.array([[1.0, 2.0]]))
+    prices = DevicePrices(np.array([[10.0, 20.0]]), np.array([[1.0, 2.0]]), np.zeros((1, 2)))
     placement = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     selection = np.array([[[True, False, False], [True, True, False], [False, False, True]]])
     expected = [[11.0, 1.0, 22.0], [1.0, 1.0, 22.0], [11.0, 11.0, 22.0]]
-    np.testing.assert_array_equal(pair_prices(prices, selection, placement)[0], expected)
+    links = BlockLinks(np.ones((1, 2, 2)), np.ones(1), np.ones((1, 2)), placement)
+    np.testing.assert_array_equal(pair_prices(prices, selection, links)[0], expected)
+    np.testing.assert_array_equal(token_prices(prices, selection, links)[0], [11.0, 12.0, 22.0])
 
 
 def test_batch_copy_and_single_agree():

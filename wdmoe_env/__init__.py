@@ -52,6 +52,17 @@ if "WDMoE-Testbed-v0" not in registry:
         nondeterministic=True,
     )
 
+ACTION_FACES = {"WDMoE-Price-v0": "price_env:WDMoEPrice", "WDMoE-Token-v0": "token_env:WDMoEToken"}
+"""Ids of the same process with other actions: id to module and beginning of the names of its classes."""
+
+for _id, _face in ACTION_FACES.items():
+    if _id not in registry:
+        register(
+            _id,
+            entry_point=f"wdmoe_env.{_face}Env",
+            vector_entry_point=f"wdmoe_env.{_face}VectorEnv",
+        )
+
 # Gymnasium's checker expects a number for a reward, where this has a vector.
 if "WDMoE-MO-v0" not in registry:
     register("WDMoE-MO-v0", entry_point="wdmoe_env.mo_env:WDMoEMultiObjectiveEnv", disable_env_checker=True)

@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from wdmoe_env.checks import (
     check_choice,
@@ -35,7 +35,7 @@ Fading = Literal["rayleigh", "rician", "nakagami", "none"]
 Mobility = Literal["static", "gauss_markov"]
 ComputeModel = Literal["flops", "roofline"]
 DecisionKind = Literal["joint", "selection", "bandwidth"]
-ActionType = Literal["box", "dict"]
+ActionType = Literal["box", "dict", "discrete"]
 Split = Literal["train", "test", "shifted", "suite"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -338,8 +338,8 @@ class EnvConfig:
         runner: who runs the experts: ``"local"`` is this process, ``"KIND:ARGUMENT"`` a kind registered in
             ``wdmoe_env.moe.runner``.
         token_terms: whether the terms of the reward hold those for credit per token too: ``pair_price_ms``,
-            ``token_divergence``, ``divergence`` and ``reference_token_nll``. ``"latency_divergence"`` brings them in
-            any case.
+            ``token_price_ms``, ``token_divergence``, ``divergence`` and ``reference_token_nll``.
+            ``"latency_divergence"`` brings them in any case.
         energy: whether the terms of the reward hold the energy of equation (12) too: ``device_energy_j``,
             ``radio_energy_j`` and ``energy_per_token_j``. ``"latency_quality_energy"`` brings them in any case. Each
             device must be of a profile with known powers.
@@ -353,6 +353,8 @@ class EnvConfig:
         ValueError: a field is out of its range, or no name of those known.
         TypeError: a field of another type, or an unknown field in a nested mapping.
     """
+
+    _ACTION_TYPES: ClassVar[tuple[str, ...]] = ("box", "dict")
 
     model: str = "tiny"
     decision: DecisionKind = "joint"
@@ -398,7 +400,8 @@ class EnvConfig:
         _put(self, "reward", plain(self.reward))
         if not isinstance(self.reward, str) and not callable(self.reward):
             raise TypeError(f"reward must be a name or a function of the terms, got {shown(self.reward)}")
-        for name, choices in (("decision", DecisionKind), ("action_type", ActionType), ("dtype", Dtype)):
+        _put(self, "action_type", check_choice("action_type", self.action_type, self._ACTION_TYPES))
+        for name, choices in (("decision", DecisionKind), ("dtype", Dtype)):
             _put(self, name, check_choice(name, getattr(self, name), get_args(choices)))
         weights = (("quality_weight", 0.0, 1e12), ("energy_weight", 0.0, 1e12))
         for name, least, most in (*weights, ("min_share", 1e-12, 1.0 / self.devices.count)):

@@ -10,7 +10,7 @@ import gymnasium as gym
 from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart
 from wdmoe_env.checks import check_options, check_seed, plain_array
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.observations import Observation, encode_observation
+from wdmoe_env.observations import Observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.process import DecisionProcess, Info, Turn, in_turn, window_config
 from wdmoe_env.rendering import RENDER_FPS, RENDER_MODES, Picture, Renderer
@@ -101,6 +101,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
     | Requested term        | Shape  | Meaning                                                              | Unit |
     |-----------------------|--------|----------------------------------------------------------------------|------|
     | `pair_price_ms`       | (J, E) | what this pair adds to t at the margin, at the bandwidth optimum     | ms   |
+    | `token_price_ms`      | (J,)   | what the pairs of this token cost together; they add up to t         | ms   |
     | `token_divergence`    | (J,)   | KL of the predictions from the own routing's; 0 before the last block | nats |
     | `divergence`          | ()     | mean of `token_divergence` over the tokens; 0 before the last block  | nats |
     | `reference_token_nll` | (J,)   | `token_nll` of the model's own routing; 0 before the last block      | nats |
@@ -223,7 +224,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         if self.renderer is not None:
             self.renderer.begin(rollout)
         self._rollout = rollout
-        return single(encode_observation(rollout.block)), {"window": int(rollout.windows[0])}
+        return _only(self._process.observe(rollout)), {"window": int(rollout.windows[0])}
 
     @in_turn
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
@@ -256,11 +257,8 @@ class WDMoEEnv(gym.Env[Observation, Any]):
             raise
 
     def _run_block(self, rollout: Rollout, decided: Decided) -> tuple[Observation, float, bool, bool, Info]:
-        block = rollout.block
-        transition = self._process.step(rollout, decided)
-        if self.renderer is not None:
-            self.renderer.add(block, transition.info)
-        observation, info = single(transition.observation), single(transition.info)
+        transition = self._process.step(rollout, decided, None if self.renderer is None else self.renderer.add)
+        observation, info = _only(transition.observation), single(transition.info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
 
     def render(self) -> Picture | str | None:

@@ -50,6 +50,7 @@ class BlockResult:
         energy_per_token_j: (N,) both together over the number of tokens; ``None`` likewise.
         pair_price_s: (N, J, E) what each pair of token and expert adds to the block latency at the margin, at the
             bandwidth optimum; ``None`` where it was not asked for.
+        token_price_s: (N, J) what the pairs of each token cost together; ``None`` likewise.
         replaced_pairs: (N,) chosen pairs whose device was away, which the next best expert served; ``None`` where no
             device can be away.
         unserved_tokens: (N,) tokens that went on without the block, since no expert was there; likewise.
@@ -69,6 +70,7 @@ class BlockResult:
     repaired_tokens: NDArray[np.int64]
     unserved_pairs: NDArray[np.int64] | None = None
     pair_price_s: Float | None = None
+    token_price_s: Float | None = None
     simulated_latency_s: Float | None = None
     replaced_pairs: NDArray[np.int64] | None = None
     unserved_tokens: NDArray[np.int64] | None = None
@@ -451,6 +453,18 @@ METRICS: dict[str, Metric] = _table(
         on_request="token_terms",
     ),
     Metric(
+        name="token_price_ms",
+        shape=("J",),
+        unit="ms",
+        meaning="what the pairs of this token cost together; they add up to t",
+        when="block",
+        value=lambda block: None if block.token_price_s is None else 1e3 * block.token_price_s,
+        better="lower",
+        in_info=False,
+        in_terms=True,
+        on_request="token_terms",
+    ),
+    Metric(
         name="token_divergence",
         shape=("J",),
         unit="nats",
@@ -571,6 +585,26 @@ def results_of(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Float]:
         blocks: the info of each of their blocks, in order.
     """
     return {metric.name: metric.of_episode(blocks) for metric in result_metrics()}
+
+
+def blocks_as_one(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Info of several blocks as that of one step.
+
+    Args:
+        infos: of consecutive blocks of N episodes, in order.
+
+    Returns:
+        That of the last one, in which every figure that adds up or averages over blocks does so over these.
+    """
+    if len(infos) == 1:
+        return infos[0]
+    info = {**infos[-1], REWARD_TERMS: dict(infos[-1][REWARD_TERMS])}
+    for metric in METRICS.values():
+        for place, many in ((info, infos), (info[REWARD_TERMS], [one[REWARD_TERMS] for one in infos])):
+            if metric.over_blocks and metric.when == "block" and metric.name in place:
+                reduced = np.mean if metric.over_blocks == "mean" else np.sum
+                place[metric.name] = reduced([one[metric.name] for one in many], axis=0)
+    return info
 
 
 class MetricReader:

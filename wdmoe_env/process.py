@@ -13,18 +13,26 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from wdmoe_env.actions import ActionCodec, Decided, settled_plan
 from wdmoe_env.bits import parts_of
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.metrics import REWARD_TERMS, MetricReader, evaluate_reward, reward_function
-from wdmoe_env.observations import Observation, encode_observation, observation_space
+from wdmoe_env.observations import Block, Observation, Sizes, encode_observation, observation_space
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.simulator import Simulator
 
 Info = dict[str, Any]
+Observed = Observation | NDArray[np.float32]
+"""Observations of N episodes: entries (N, ...) by name, or one array (N, ...)."""
+
+Seen = Callable[[Block, Info], None]
+"""Is told of each block that has run: what was decided on, and its info."""
+
+ConfigT = TypeVar("ConfigT", bound=EnvConfig)
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -38,10 +46,18 @@ def window_config(config: EnvConfig | Mapping[str, Any] | None, keywords: Mappin
     Raises:
         ValueError, TypeError: a field is wrong, or there are requests to serve.
     """
-    made = EnvConfig.make(config, **keywords)
-    if made.serving is not None:
+    return without_requests(EnvConfig.make(config, **keywords))
+
+
+def without_requests(config: ConfigT) -> ConfigT:
+    """A configuration, where it has no requests to serve.
+
+    Raises:
+        ValueError: it has.
+    """
+    if config.serving is not None:
         raise ValueError("serving is a setting of the ids WDMoE-Serve-v0 and its like, got it in one without requests")
-    return made
+    return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +65,21 @@ class Transition:
     """One step of N episodes.
 
     Attributes:
-        observation: entries (N, ...).
+        observation: entries (N, ...), or one array (N, ...).
         reward: (N,).
         terminated: whether the episodes ended; all of a rollout end together.
         info: entries (N, ...), and ``reward_terms`` with entries (N,).
     """
 
-    observation: Observation
+    observation: Observed
     reward: Float
     terminated: bool
     info: Info
 
     def rows(self, marked: NDArray[np.bool_]) -> Transition:
         """That of the marked episodes (N,)."""
-        parts = _rows_of(self.observation, marked), self.reward[marked], self.terminated, _rows_of(self.info, marked)
-        return Transition(*parts)
+        observation, info = _rows_of(self.observation, marked), _rows_of(self.info, marked)
+        return Transition(observation, self.reward[marked], self.terminated, info)
 
 
 class DecisionProcess:
@@ -83,23 +99,47 @@ class DecisionProcess:
         self._reward = reward_function(config.reward, config.quality_weight, config.energy_weight)
         self._metrics = MetricReader(config.requested)
         self.simulator = Simulator(config)
-        sizes = self.simulator.sizes
-        parts, self._settled = parts_of(config, sizes, self.simulator.deployment)
-        self.codec = ActionCodec(sizes, parts, config.action_type)
-        away = config.devices.outage_mean_s > 0.0 or self.simulator.world.clock is not None
-        self.observation_space = observation_space(sizes, config.observe_hidden_states, availability=away)
+        self._parts, self._settled = parts_of(config, self.simulator.sizes, self.simulator.deployment)
+        self.codec: Any
+        self.observation_space: spaces.Space[Any]
+        self.codec, self.observation_space = self._faces(self.simulator.sizes)
 
-    def step(self, rollout: Rollout, decided: Decided) -> Transition:
+    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any]]:
+        """The codec of actions and the space of observations."""
+        codec = ActionCodec(sizes, self._parts, self.config.action_type)
+        away = self.config.devices.outage_mean_s > 0.0 or self.simulator.world.clock is not None
+        return codec, observation_space(sizes, self.config.observe_hidden_states, availability=away)
+
+    def observe(self, rollout: Rollout) -> Observed:
+        """What a policy sees of the episodes now, in memory of its own."""
+        return encode_observation(rollout.block)
+
+    def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> Transition:
         """Carry out a decision for every episode of a rollout, and reward it.
 
         Args:
             rollout: N episodes that have not ended, with the reference that rewards are made of.
             decided: values (N, ...) of the parts that the action held, by name.
+            seen: is told of the block, as a renderer is.
         """
+        reward, info = self.rewarded(rollout, decided, seen)
+        return Transition(self.observe(rollout), reward, rollout.done, info)
+
+    def rewarded(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> tuple[Float, Info]:
+        """Run the block under a decision on experts and shares: rewards (N,) and info.
+
+        Args:
+            rollout: N episodes that have not ended, with the reference that rewards are made of.
+            decided: values (N, ...) of the parts of an action, by name.
+            seen: is told of the block, as a renderer is.
+        """
+        block = rollout.block
         info = self.run(rollout, decided)
         self._metrics.add_episode(info, rollout.finish() if rollout.done else None)
         reward = evaluate_reward(self._reward, info[REWARD_TERMS])
-        return Transition(encode_observation(rollout.block), reward, rollout.done, info)
+        if seen is not None:
+            seen(block, info)
+        return reward, info
 
     def run(self, rollout: Rollout, decided: Decided) -> Info:
         """Carry out a decision for every episode of a rollout, of texts from anywhere, without a reward.
@@ -154,6 +194,8 @@ def in_turn(method: Method) -> Method:
     return cast("Method", alone)
 
 
-def _rows_of(values: Mapping[str, Any], marked: NDArray[np.bool_]) -> dict[str, Any]:
-    """The marked rows of entries (N, ...), which may nest."""
-    return {name: _rows_of(v, marked) if isinstance(v, dict) else v[marked] for name, v in values.items()}
+def _rows_of(values: Any, marked: NDArray[np.bool_]) -> Any:
+    """The marked rows of an array (N, ...), or of a mapping to such, which may nest."""
+    if not isinstance(values, dict):
+        return values[marked]
+    return {name: _rows_of(value, marked) for name, value in values.items()}

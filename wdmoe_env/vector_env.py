@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from wdmoe_env.actions import BandwidthPart, Decided, ExpertsPart, rows_of
 from wdmoe_env.checks import check_integer, check_options, check_seed, items_of, plain, plain_array, shown
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.observations import Observation, encode_observation
+from wdmoe_env.observations import Observation
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.process import DecisionProcess, Info, Turn, in_turn, window_config
+from wdmoe_env.process import DecisionProcess, Info, Observed, Seen, Turn, in_turn, window_config
 from wdmoe_env.rendering import BATCH_RENDER_MODES, RENDER_FPS, Picture, Renderer
 from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.vector_info import merge, split_rows, spread
@@ -114,7 +114,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._seeds: list[int] = []
         self._started = False
         self._turn = Turn()
-        self._observation: Observation = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)  # type: ignore[assignment]
+        self._observation: Any = create_empty_array(self.single_observation_space, self.num_envs, np.zeros)
 
     def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
         """Spaces, codec and step of the environment; what serves requests has others."""
@@ -269,7 +269,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             cohort.live &= going[cohort.rows]
         self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
         self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
-        self._write(rows, encode_observation(rollout.block))
+        self._write(rows, self._process.observe(rollout))
         if self.renderer is not None:
             self.renderer.begin(rollout, rows.tolist())
         return spread({"window": rollout.windows.copy()}, rows, self.num_envs)
@@ -277,12 +277,9 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     def _step_cohort(self, cohort: Cohort, decided: Decided, outcome: Outcome) -> None:
         """Step one cohort and write what came out for its live rows."""
         taken = decided if len(cohort.rows) == self.num_envs else rows_of(decided, cohort.rows)
-        block = cohort.rollout.block
-        transition = self._process.step(cohort.rollout, taken)
-        truncated = cohort.rollout.blocks_done >= self._most_steps
         rows = cohort.rows[cohort.live]
-        if self.renderer is not None:
-            self.renderer.add(block, transition.info, int(rows[0]))
+        transition = self._process.step(cohort.rollout, taken, self._seen(rows))
+        truncated = cohort.rollout.blocks_done >= self._most_steps
         if len(rows) < len(cohort.rows):
             transition = transition.rows(cohort.live)
         outcome.rewards[rows] = transition.reward
@@ -299,7 +296,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         ended[rows] = True
         final_obs = np.full(self.num_envs, None, dtype=object)
         for n in rows:
-            final_obs[n] = {name: value[n].copy() for name, value in self._observation.items()}
+            final_obs[n] = _copy_of_row(self._observation, n)
         final_info, going = split_rows(info, ended)
         going.update(
             {
@@ -317,15 +314,30 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             cohort.rollout.close()
         self._cohorts = [cohort for cohort in self._cohorts if cohort not in cohorts]
 
-    def _write(self, rows: NDArray[np.int64], observation: Observation) -> None:
+    def _seen(self, rows: NDArray[np.int64]) -> Seen | None:
+        """What tells the renderer, if there is one, of a block of the environments ``rows``."""
+        renderer = self.renderer
+        return None if renderer is None else lambda block, info: renderer.add(block, info, int(rows[0]))
+
+    def _write(self, rows: NDArray[np.int64], observation: Observed) -> None:
         if len(rows) == self.num_envs:
             self._observation = observation
-            return
-        for name, value in observation.items():
-            self._observation[name][rows] = value
+        elif isinstance(observation, dict):
+            for name, value in observation.items():
+                self._observation[name][rows] = value
+        else:
+            self._observation[rows] = observation
 
-    def _copied(self) -> Observation:
-        return {name: value.copy() for name, value in self._observation.items()}
+    def _copied(self) -> Any:
+        if isinstance(self._observation, dict):
+            return {name: value.copy() for name, value in self._observation.items()}
+        return self._observation.copy()
+
+
+def _copy_of_row(observation: Observed, n: int) -> Any:
+    if isinstance(observation, dict):
+        return {name: value[n].copy() for name, value in observation.items()}
+    return observation[n].copy()
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:

@@ -102,7 +102,7 @@ def at_device_of_expert(values: Float, placement: Float) -> Float:
     return np.take_along_axis(values, device, axis=-1)
 
 
-def pair_prices(prices: DevicePrices, selection: Bool, placement: Float) -> Float:
+def pair_prices(prices: DevicePrices, selection: Bool, links: BlockLinks) -> Float:
     """What each pair of token and expert costs at the margin, given the other experts of the same token.
 
     A pair pays for its computing. It pays for sending the token too, where no other expert of the token is on its
@@ -111,15 +111,33 @@ def pair_prices(prices: DevicePrices, selection: Bool, placement: Float) -> Floa
     Args:
         prices: of the devices.
         selection: (N, J, E) what is used.
-        placement: (N, E, U) or (E, U).
+        links: the block's links.
 
     Returns:
         (N, J, E), in the unit of the prices.
     """
-    beside = at_device_of_expert(experts_per_device(selection, placement), placement) - selection
-    expert = at_device_of_expert(prices.expert, placement)[:, None, :]
-    token = at_device_of_expert(prices.token, placement)[:, None, :]
-    return expert + np.where(beside > 0, 0.0, token)
+    beside = at_device_of_expert(experts_per_device(selection, links.placement), links.placement) - selection
+    token = at_device_of_expert(prices.token, links.placement)[:, None, :]
+    return prices.of_pairs(links, selection) + np.where(beside > 0, 0.0, token)
+
+
+def token_prices(prices: DevicePrices, selection: Bool, links: BlockLinks) -> Float:
+    """What all experts of a token cost together at the margin.
+
+    Where shares are optimal and no weights are read, these add up to the block latency over the tokens: that is
+    homogeneous of degree 1 in the load, so Euler's theorem holds.
+
+    Args:
+        prices: of the devices.
+        selection: (N, J, E) what is used.
+        links: the block's links.
+
+    Returns:
+        (N, J), in the unit of the prices.
+    """
+    reached = experts_per_device(selection, links.placement) > 0
+    sent: Float = np.where(reached, prices.token[:, None, :], 0.0).sum(axis=-1)
+    return sent + np.where(selection, prices.of_pairs(links, selection), 0.0).sum(axis=-1)
 
 
 def best_response(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from wdmoe_env.actions import ActionCodec, settled_plan
 from wdmoe_env.config import DecisionKind
+from wdmoe_env.observations import Sizes
+from wdmoe_env.policies.card import Card
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.flat import FlatPolicy, flattened_sizes
 from wdmoe_env.policies.network import TokenSharedNetwork, check_sizes
 from wdmoe_env.policies.policy import ObservationMapping, Policy, State, batched, first
 from wdmoe_env.policies.policy_file import read_policy
+from wdmoe_env.policies.price import num_price_features
+from wdmoe_env.policies.stock import PricePolicy, TokenPolicy
+from wdmoe_env.policies.tokens import CHOICE_NAMES, num_token_features
 
 
 class LearnedPolicy:
@@ -68,6 +75,33 @@ class LearnedPolicy:
             )
 
 
+def _token_policy(network: nn.Module, card: Card, codec: ActionCodec, name: str) -> Policy:
+    _check_stock(card, codec.sizes, name, num_token_features(codec.sizes), len(CHOICE_NAMES))
+    return TokenPolicy(network, codec, card["num_blocks"], card["hidden_size"])
+
+
+def _price_policy(network: nn.Module, card: Card, codec: ActionCodec, name: str) -> Policy:
+    _check_stock(card, codec.sizes, name, num_price_features(codec.sizes), 1)
+    return PricePolicy(network, codec, card["num_blocks"], float(card["price_per_ms"]))
+
+
+STOCK: dict[str, Callable[[nn.Module, Card, ActionCodec, str], Policy]] = {
+    "token": _token_policy,
+    "price": _price_policy,
+}
+"""From network, card, codec and name to a policy that a stock algorithm learned."""
+
+
+def _check_stock(card: Card, sizes: Sizes, name: str, inputs: int, outputs: int) -> None:
+    expected = sizes.num_blocks, inputs + card["hidden_size"], outputs
+    found = card["num_blocks"], card["layers"][0], card["layers"][-1]
+    if found != expected:
+        raise ValueError(
+            f"{name} is for {found[0]} blocks with {found[1]} features and {found[2]} outputs, the environment has "
+            f"{expected[0]} blocks with {expected[1]} and {expected[2]}"
+        )
+
+
 def load_policy(spec: str, codec: ActionCodec) -> Policy:
     """The policy of a file.
 
@@ -83,6 +117,8 @@ def load_policy(spec: str, codec: ActionCodec) -> Policy:
     if isinstance(network, TokenSharedNetwork):
         check_sizes(network.architecture, sizes, f"policy {spec}")
         return LearnedPolicy(network, card["decision"], codec)
+    if card["network"] in STOCK:
+        return STOCK[card["network"]](network, card, codec, f"policy {spec}")
     actions = sizes.num_tokens * sizes.num_experts + sizes.num_devices
     if card["layers"][-1] != actions:
         raise ValueError(f"policy {spec} is for actions of {card['layers'][-1]} numbers, the environment has {actions}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,7 @@ from wdmoe_env.config import DecisionKind
 from wdmoe_env.policies.card import Card, card_text, parse_card
 from wdmoe_env.policies.flat import perceptron
 from wdmoe_env.policies.network import BOUNDS, Architecture, TokenSharedNetwork
+from wdmoe_env.policies.stock import tanh_perceptron
 from wdmoe_env.writing import write_whole
 
 FORMAT = "wdmoe-policy-2"
@@ -57,6 +58,31 @@ def save_flat_policy(path: Path, layers: list[nn.Linear], card: Card) -> None:
     for target, source in zip(linear, layers, strict=True):
         target.load_state_dict(source.state_dict())
     _write(path, network, {"network": "flat", "decision": "joint", "layers": sizes, **card})
+
+
+def save_stock_policy(
+    path: Path, kind: Literal["token", "price"], layers: list[nn.Linear], num_blocks: int, hidden_size: int, card: Card
+) -> None:
+    """Write a perceptron that was learned on a token or a price environment; see ``wdmoe_env.policies.stock``.
+
+    Args:
+        path: of the weights.
+        kind: which environment.
+        layers: linear layers, tanh between them.
+        num_blocks: I of the environment.
+        hidden_size: H where hidden states are among the features, else 0.
+        card: what else the file should say; a price policy's has ``price_per_ms``, the price of the action 0.
+
+    Raises:
+        ValueError: see ``save_policy``.
+    """
+    sizes = [layers[0].in_features, *(layer.out_features for layer in layers)]
+    network = tanh_perceptron(sizes)
+    linear = [layer for layer in network if isinstance(layer, nn.Linear)]
+    for target, source in zip(linear, layers, strict=True):
+        target.load_state_dict(source.state_dict())
+    said = {"decision": "selection", "layers": sizes, "num_blocks": num_blocks, "hidden_size": hidden_size}
+    _write(path, network, {"network": kind, **said, **card})
 
 
 def _write(path: Path, network: nn.Module, described: Card) -> None:
@@ -119,13 +145,37 @@ def _token_shared(card: Card, path: Path) -> nn.Module:
 def _flat(card: Card, path: Path) -> nn.Module:
     if card["decision"] != "joint":
         raise ValueError(f"expected the decision joint of a flat network in {path}, got {card['decision']!r}")
+    return perceptron(_layers(card, path))
+
+
+def _token(card: Card, path: Path) -> nn.Module:
+    _size(card.get("num_blocks"), "num_blocks", path, 1, MOST_UNITS)
+    _size(card.get("hidden_size"), "hidden_size", path, 0, MOST_UNITS)
+    if card["decision"] != "selection":
+        raise ValueError(f"expected the decision selection in {path}, got {card['decision']!r}")
+    return tanh_perceptron(_layers(card, path))
+
+
+def _price(card: Card, path: Path) -> nn.Module:
+    price = card.get("price_per_ms")
+    if not isinstance(price, (int, float)) or isinstance(price, bool) or not 1e-9 <= price <= 1e9:
+        raise ValueError(f"expected price_per_ms in {path}, a number of 1e-9 to 1e9, got {brief(price)}")
+    return _token(card, path)
+
+
+def _layers(card: Card, path: Path) -> list[int]:
     layers = card.get("layers")
     if not isinstance(layers, list) or not 2 <= len(layers) <= MOST_LAYERS:
         raise ValueError(f"expected layers in {path}, 2 to {MOST_LAYERS} sizes, got {brief(layers)}")
-    return perceptron([_size(size, "layers", path, 1, MOST_UNITS) for size in layers])
+    return [_size(size, "layers", path, 1, MOST_UNITS) for size in layers]
 
 
-NETWORKS: dict[str, Callable[[Card, Path], nn.Module]] = {"token-shared": _token_shared, "flat": _flat}
+NETWORKS: dict[str, Callable[[Card, Path], nn.Module]] = {
+    "token-shared": _token_shared,
+    "flat": _flat,
+    "token": _token,
+    "price": _price,
+}
 
 
 def _size(value: Any, name: str, path: Path, least: int, most: int) -> int:

@@ -62,8 +62,8 @@ def wdmoe_selection(block: Block, threshold: float | None = None) -> tuple[Bool,
     return _decided(joint_optimize(problem_of(block), threshold, STOPPING_GAIN, solve_bandwidth=False))
 
 
-def marginal_price(block: Block, price_per_ms: float = DEFAULT_PRICE_PER_MS) -> tuple[Bool, Float]:
-    """Drop what saves more block latency than its gate weight is worth at a price."""
+def marginal_price(block: Block, price_per_ms: Float | float = DEFAULT_PRICE_PER_MS) -> tuple[Bool, Float]:
+    """Drop what saves more block latency than its gate weight is worth at a price, (N,) or one for all."""
     return _decided(marginal_price_selection(problem_of(block, price_per_ms)))
 
 
@@ -149,8 +149,8 @@ def with_optimal_shares(block: Block, selection: Bool) -> tuple[Bool, Float]:
     return selection, min_max_bandwidth(block.links, device_load(selection, block.links)).shares
 
 
-def problem_of(block: Block, price_per_ms: float = 0.0) -> BlockProblem:
-    """The block as an optimizer takes it, with the price of a millisecond in gate weight."""
+def problem_of(block: Block, price_per_ms: Float | float = 0.0) -> BlockProblem:
+    """The block as an optimizer takes it, with the price of a millisecond in gate weight, (N,) or one for all."""
     return BlockProblem(block.links, block.weights, block.routed, price_per_ms=price_per_ms)
 
 

@@ -25,7 +25,7 @@ from wdmoe_env.moe.measuring import MeasuringRunner
 from wdmoe_env.moe.split import SplitModel, this_thread
 from wdmoe_env.observations import Block, Conditions, Sizes
 from wdmoe_env.optimize.bandwidth import solve_min_max
-from wdmoe_env.optimize.pricing import device_prices, pair_prices
+from wdmoe_env.optimize.pricing import device_prices, pair_prices, token_prices
 from wdmoe_env.physics import latency
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.energy import Powers, block_energy_j
@@ -261,7 +261,7 @@ def measure(
     vanilla_latency = _with_overhead(vanilla_latency, own_load, overhead_s)
     device_weight = latency.device_weight_served(block.weights, selection, links.placement)
     served = device_weight.sum(axis=-1)
-    return BlockResult(
+    result = BlockResult(
         selection=selection,
         shares=shares,
         tokens=load.tokens if plan.tokens is None else plan.tokens,
@@ -277,8 +277,8 @@ def measure(
         repaired_tokens=plan.repaired_tokens,
         replaced_pairs=plan.replaced_pairs,
         unserved_tokens=plan.unserved_tokens,
-        pair_price_s=_pair_price_s(plan) if prices else None,
     )
+    return _with_prices(result, plan) if prices else result
 
 
 def mean_message_bits(plan: Plan, bits: NDArray[np.int64]) -> Float:
@@ -313,11 +313,15 @@ def _with_overhead(device_latency_s: Float, load: Load, overhead_s: float) -> Fl
     return device_latency_s + overhead_s * (load.tokens > 0) if overhead_s else device_latency_s
 
 
-def _pair_price_s(plan: Plan) -> Float:
-    """Prices (N, J, E) in seconds at the shares that are optimal for what runs, 0 at padding."""
-    links, min_share = plan.block.conditions.links, plan.min_share
+def _with_prices(result: BlockResult, plan: Plan) -> BlockResult:
+    """With the prices of pairs and of tokens in seconds, at the optimal shares of what runs, 0 at padding."""
+    links, min_share, mask = plan.block.conditions.links, plan.min_share, plan.block.token_mask
     prices = device_prices(links, plan.load, solve_min_max(links, plan.load, min_share), PER_SECOND, min_share)
-    return pair_prices(prices, plan.selection, links.placement) * plan.block.token_mask[..., None]
+    return replace(
+        result,
+        pair_price_s=pair_prices(prices, plan.selection, links) * mask[..., None],
+        token_price_s=token_prices(prices, plan.selection, links),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,131 @@
+"""Policies that stock algorithms learned on the price and token environments, acting in any id that selects experts.
+
+Each is a perceptron over the features of its environment, with tanh between its layers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wdmoe_env.actions import ActionCodec, ExpertsPart, settled_plan
+from wdmoe_env.observations import Block, decode_observation
+from wdmoe_env.physics.latency import Bool
+from wdmoe_env.policies.network import check_outputs
+from wdmoe_env.policies.policy import ObservationMapping, State, batched, first
+from wdmoe_env.policies.price import PRICE, PriceCodec, price_features, priced_selection
+from wdmoe_env.policies.tokens import selection_of, token_features
+
+
+def tanh_perceptron(sizes: list[int]) -> nn.Sequential:
+    """Linear layers of these sizes with tanh between them, as Stable-Baselines3's ``MlpPolicy`` has."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class StockPolicy(ABC):
+    """Acts with a perceptron over features of a block.
+
+    Args:
+        network: from features to outputs.
+        codec: of the environment that it acts in.
+        num_blocks: I of the environment that it learned in, which must be that of the one that it acts in.
+        hidden_size: H where it reads hidden states, else 0.
+    """
+
+    def __init__(self, network: nn.Module, codec: ActionCodec, num_blocks: int, hidden_size: int = 0) -> None:
+        self.network, self.codec, self.num_blocks, self.hidden_size = network, codec, num_blocks, hidden_size
+
+    @abstractmethod
+    def selection(self, block: Block, deterministic: bool) -> Bool:
+        """Experts (N, J, E) of a block of N episodes.
+
+        Args:
+            block: of N episodes.
+            deterministic: whether to take the most probable choice.
+        """
+
+    def predict(
+        self,
+        observation: ObservationMapping,
+        state: State = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, State]:
+        """Actions of observations; see ``Policy``.
+
+        Raises:
+            ValueError: it reads hidden states and there are none; see ``outputs`` and ``batched``.
+        """
+        batch, single = batched(observation, self.codec)
+        block = decode_observation(batch)
+        if self.hidden_size and block.hidden_states is None:
+            raise ValueError("expected an observation with hidden_states, which this policy reads, got one without")
+        if not self.hidden_size:
+            block = replace(block, hidden_states=None)
+        plan = settled_plan(block, {ExpertsPart.name: self.selection(block, deterministic)}, min_share=0.0)
+        actions = self.codec.encode(plan.selection, plan.shares)
+        return (first(actions) if single else actions), state
+
+    def outputs(self, features: NDArray[np.float32]) -> Tensor:
+        """Of the network on features (..., F).
+
+        Raises:
+            ValueError: another number of features, or outputs that are not finite.
+        """
+        expected = next(self.network.parameters()).shape[1]
+        if features.shape[-1] != expected:
+            raise ValueError(f"this policy reads {expected} numbers, got {features.shape[-1]}: another environment's")
+        with torch.no_grad():
+            return check_outputs(self.network(torch.from_numpy(features)), "outputs")
+
+
+class TokenPolicy(StockPolicy):
+    """Chooses for each token by the logits of its choices; see ``wdmoe_env.policies.tokens``."""
+
+    def selection(self, block: Block, deterministic: bool) -> Bool:
+        """See ``StockPolicy.selection``; (N, J, E).
+
+        Args:
+            block: of N episodes.
+            deterministic: whether to take the most probable choice.
+        """
+        logits = self.outputs(token_features(block, self.num_blocks))
+        if deterministic:
+            return selection_of(block, logits.argmax(-1).numpy())
+        drawn = logits.softmax(-1).flatten(0, 1).multinomial(1)
+        return selection_of(block, drawn.reshape(logits.shape[:-1]).numpy())
+
+
+class PricePolicy(StockPolicy):
+    """Chooses the price of a millisecond; see ``wdmoe_env.policies.price``.
+
+    Args:
+        network: from features to an action.
+        codec: of the environment that it acts in.
+        num_blocks: I.
+        middle: price of the action 0, gate weight per millisecond.
+    """
+
+    def __init__(self, network: nn.Module, codec: ActionCodec, num_blocks: int, middle: float) -> None:
+        super().__init__(network, codec, num_blocks)
+        self._prices, self._middle = PriceCodec(codec.sizes, middle), middle
+
+    def selection(self, block: Block, deterministic: bool) -> Bool:
+        """See ``StockPolicy.selection``; (N, J, E). The action of greatest density is taken in any case.
+
+        Args:
+            block: of N episodes.
+            deterministic: of no effect.
+        """
+        action = self.outputs(price_features(block, self.num_blocks, self._middle)).numpy()
+        return priced_selection(block, self._prices.decode(action, (len(action),))[PRICE][:, 0])

@@ -177,15 +177,18 @@ def transfer(options: argparse.Namespace, command: str) -> int:
             for name in (transfer.TABLE, transfer.REPORT):
                 check_file(whole / name)
             folders = {name: held.enter_context(results_folder(out / name, options.overwrite)) for name in evaluations}
-        summaries = {}
+        summaries, measured = {}, {}
         for name, evaluation in evaluations.items():
-            results = evaluation.run()
+            results = measured[name] = evaluation.run()
             summaries[name] = WINDOWS.json(results, command)
             with mistakes_as_one_sentence():
                 write_results(WINDOWS, results, summaries[name], folders[name])
         rows = transfer.transfer_rows(summaries)
         print(f"\n{aligned(transfer.transfer_table(rows))}\n")
-        table, text = transfer.transfer_csv(rows), transfer.transfer_report(rows, command)
+        costs = transfer.cost_table(measured)
+        if costs is not None:
+            print(f"{aligned(costs)}\n")
+        table, text = transfer.transfer_csv(rows), transfer.transfer_report(rows, costs, command)
         with mistakes_as_one_sentence():
             write_files(whole, {transfer.TABLE: table.encode(), transfer.REPORT: text.encode()})
     print(f"report: {out / transfer.REPORT}")

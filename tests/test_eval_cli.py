@@ -394,12 +394,31 @@ def test_a_transfer_has_a_folder_per_condition_and_one_table(tmp_path, capsys):
     assert environments[1]["channel"]["bandwidth_hz"] == 2 * environments[2]["channel"]["bandwidth_hz"]
     for row, one in zip(table, settings, strict=True):
         assert float(row["reference_latency_ms"]) == pytest.approx(one["policies"][2]["latency_ms"]["mean"], rel=1e-5)
+    assert "What a condition costs" not in (out / "transfer.md").read_text()
     capsys.readouterr()
     assert main(["--replay", str(out)]) == 0
     assert capsys.readouterr().out.count("match: 30 rows") == 3
     assert main(["--report", str(out), "--out", str(tmp_path / "page.html")]) == 0
     text = (tmp_path / "page.html").read_text()
     assert all(f'<th scope="row">{name}</th>' in text for name in conditions)
+
+
+def test_a_transfer_says_what_faults_cost_each_policy(tmp_path, capsys):
+    out = tmp_path / "faults"
+    policies = ["--policies", "top1", "wdmoe:0.5"]
+    assert main([*SMALL, "--transfer", "unchanged", "csi-off", "throttling", *policies, "--out", str(out)]) == 0
+    row = next(line for line in (out / "transfer.md").read_text().splitlines() if line.startswith("| top1 "))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    latency = {}
+    for name in ("unchanged", "csi-off", "throttling"):
+        with open(out / name / "results.csv", newline="") as file:
+            table = [line for line in csv.DictReader(file) if line["policy"] == "top1"]
+        latency[name] = np.mean([float(line["latency_ms"]) for line in table])
+    assert cells[1] == f"{latency['unchanged']:.1f}"
+    for at, name in ((3, "csi-off"), (5, "throttling")):
+        assert cells[at].startswith(f"{latency[name] / latency['unchanged']:.3f} [")
+        assert cells[at + 1].startswith("+0.0000 [")
+    assert latency["throttling"] > latency["csi-off"] > latency["unchanged"]
 
 
 @pytest.mark.parametrize(

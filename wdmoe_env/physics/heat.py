@@ -56,8 +56,9 @@ def speed_factor(devices: DeviceConfig, heat: Float) -> Float:
 
 
 def slowed(links: BlockLinks, factor: Float) -> BlockLinks:
-    """The links of devices that compute at a part (N, U) of their speed. The radio is as fast as before."""
-    return replace(links, compute_s=links.compute_s / factor)
+    """The links of devices that compute and read weights at a part (N, U) of their speed; the radio is as before."""
+    weights_s = None if links.weights_s is None else links.weights_s / factor
+    return replace(links, compute_s=links.compute_s / factor, weights_s=weights_s)
 
 
 def busy_s(links: BlockLinks, load: Load) -> Float:

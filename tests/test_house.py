@@ -36,6 +36,7 @@ FLOORS = (
     "references",
     "own_predictions",
     "episodes",
+    "deploy",
     "rollout",
     "simulator",
     "relaxed",

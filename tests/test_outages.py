@@ -119,7 +119,7 @@ def test_an_action_is_settled_among_those_that_are_there():
     assert (plan.selection.argmax(axis=-1) == best)[plan.selection.any(axis=-1)].all()
 
 
-@pytest.mark.parametrize("name", [*ENTRIES, *trained_names()])
+@pytest.mark.parametrize("name", [name for name in (*ENTRIES, *trained_names()) if name != "marginal-price-bits"])
 def test_no_policy_sends_a_token_to_a_device_that_is_away(name):
     for seed, away in ((1, 0.2), (2, 0.6)):
         block = random_block(seed, away=away)
@@ -134,6 +134,13 @@ def test_no_policy_sends_a_token_to_a_device_that_is_away(name):
             assert not (selection & ~block.usable).any()
             assert (selection.any(axis=-1) == (block.token_mask & block.available.any(axis=-1, keepdims=True))).all()
             np.testing.assert_allclose(shares.sum(axis=-1), 1.0)
+
+
+def test_the_rule_that_decides_bits_sends_no_token_there_either(micro):
+    env = gym.make("wdmoe_env:WDMoE-Precision-v0", **micro, devices={"outage_mean_s": 60.0}).unwrapped
+    seen, steps = run(env, seed=1, policy="marginal-price-bits")
+    assert 0 < seen[0]["availability"].sum() < 8
+    assert all(info["replaced_pairs"] == 0 and info["repaired_tokens"] == 0 for _, info in steps)
 
 
 def test_the_observation_says_who_is_there_and_comes_back():

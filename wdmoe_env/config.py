@@ -329,7 +329,8 @@ class EnvConfig:
         min_share: least bandwidth share of a device that serves a token, 1e-12 to 1 / U.
         observe_hidden_states: whether the observation holds the hidden states (J, H).
         placement: device of each expert, one row of E for all blocks or I rows; ``None`` spreads the experts
-            evenly in order.
+            evenly in order, ``"auto"`` finds a fast one that fits, see ``wdmoe_env.deploy``. Where devices read weights
+            (``compute_model="roofline"``), one that does not fit their memory is refused.
         channel: the radio; a string is short for its ``source``.
         devices: the mobile devices; ``"paper"`` and ``"boards"`` are those of ``DEVICE_SETS``.
         deployment: widths that latency is simulated for; ``"model"`` takes the running model's own.
@@ -365,7 +366,7 @@ class EnvConfig:
     action_type: ActionType = "box"
     min_share: float = 1e-3
     observe_hidden_states: bool = False
-    placement: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
+    placement: tuple[int, ...] | tuple[tuple[int, ...], ...] | Literal["auto"] | None = None
     channel: ChannelConfig = field(default_factory=ChannelConfig)
     devices: DeviceConfig = field(default_factory=DeviceConfig)
     deployment: DeploymentConfig | Literal["model"] = field(default_factory=DeploymentConfig)
@@ -547,7 +548,7 @@ def _put(config: Any, name: str, value: Any) -> None:
     object.__setattr__(config, name, value)
 
 
-def _placement(placement: Any) -> tuple[int, ...] | tuple[tuple[int, ...], ...] | None:
+def _placement(placement: Any) -> tuple[int, ...] | tuple[tuple[int, ...], ...] | Literal["auto"] | None:
     """A placement as a tuple of device numbers, or of such tuples.
 
     Raises:
@@ -555,12 +556,14 @@ def _placement(placement: Any) -> tuple[int, ...] | tuple[tuple[int, ...], ...] 
     """
     if placement is None:
         return None
+    if isinstance(plain(placement), str) and plain(placement) == "auto":
+        return "auto"
     items = items_of(placement)
     rows = () if items is None else tuple(map(items_of, items))
     nested = bool(rows) and None not in rows
     for row in rows if nested else (items,):
         if row is None or not all(isinstance(item, int) and not isinstance(item, bool) for item in row):
-            expected = "placement must be a tuple of device numbers or of such tuples"
+            expected = "placement must be a tuple of device numbers or of such tuples, or 'auto'"
             raise ValueError(f"{expected}, got {shown(placement)}")
     lengths = sorted({len(row) for row in rows if row is not None})
     if len(lengths) > 1:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.config import DeploymentConfig, EnvConfig
+from wdmoe_env.deploy.auto import auto_placement
+from wdmoe_env.deploy.fit import check_memory
 from wdmoe_env.episodes import load_episodes, tensors_of
 from wdmoe_env.moe.hook import under
 from wdmoe_env.moe.link import link_runner
@@ -56,7 +58,9 @@ class Simulator:
             deployment = DeploymentConfig(model.hidden_size, model.intermediate_size)
         compute_s, weights_s = device_times_s(config.devices, deployment)
         self.deployment, self.link_bits = deployment, deployment.link_bits
-        placement = placement_matrix(config.placement, self.sizes)
+        placement = placement_matrix(self._placement(), self.sizes)
+        if weights_s is not None:
+            check_memory(placement, config.devices, deployment)
         self.runner = link_runner(
             None if config.runner == "local" else runner, placement, self.link_bits, config.decide_bits is not None
         )
@@ -75,6 +79,21 @@ class Simulator:
             weights_s=weights_s,
             powers=powers,
             clock=self._clock,
+        )
+
+    def _placement(self) -> Any:
+        """The configured placement, or the one that ``"auto"`` comes to."""
+        config = self.config
+        if config.placement != "auto":
+            return config.placement
+        return auto_placement(
+            config.model,
+            config.num_tokens,
+            config.device,
+            config.dtype,
+            config.channel,
+            config.devices,
+            self.deployment,
         )
 
     def __reduce__(self) -> tuple[type[Simulator], tuple[EnvConfig]]:

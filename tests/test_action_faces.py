@@ -264,3 +264,38 @@ def test_tokens_are_environments_of_sb3():
         TokenVecEnv(make_vec(2, "WDMoE-Token-v0"))
     with pytest.raises(ValueError, match="TokenVecEnv takes WDMoE-Token-v0"):
         TokenVecEnv(make_vec(2, "WDMoE-Price-v0", autoreset_mode="SAME_STEP"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"per_block": True}, {"action_type": "discrete"}])
+def test_a_pass_of_a_cell_is_a_step(settings):
+    """Checkers; the batch beside the single one; and a fixed price is what the rule does block by block."""
+    cell = {"model": "micro", "serving": {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5)}}
+    cell["serving"]["requests"] = 4
+    env = gym.make("wdmoe_env:WDMoE-Serve-Price-v0", **cell, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped, skip_render_check=True)
+        sb3_checker.check_env(env)
+    rule_env = gym.make("wdmoe_env:WDMoE-Serve-Selection-v0", **cell).unwrapped
+    batch = gym.make_vec("wdmoe_env:WDMoE-Serve-Price-v0", num_envs=2, autoreset_mode="SAME_STEP", **cell, **settings)
+    policy, action = make_policy("marginal-price:0.7", rule_env), env.unwrapped.encode_action(0.7)
+    observation, _ = env.reset(seed=3)
+    seen, _ = rule_env.reset(seed=3)
+    together, _ = batch.reset(seed=2)
+    ended, passes = False, 0
+    while not ended:
+        np.testing.assert_allclose(together[1], observation, rtol=1e-3, atol=1e-4)
+        observation, reward, terminated, truncated, info = env.step(action)
+        together, rewards, *_ = batch.step(np.stack([action, action]))
+        ended, passes = terminated or truncated, passes + 1
+        expected = 0.0
+        for _ in range(env.unwrapped.num_blocks):
+            seen, one, *_, rule_info = rule_env.step(policy.predict(seen)[0])
+            expected += one
+        assert reward == pytest.approx(expected, rel=1e-6)
+        assert rewards[1] == pytest.approx(reward, rel=1e-3, abs=1e-5)
+        if ended:
+            np.testing.assert_allclose(info["request_e2e_ms"], rule_info["request_e2e_ms"], rtol=1e-6)
+    assert passes > 2
+    with pytest.raises(ValueError, match="expected render_mode None where a step is a pass"):
+        type(env.unwrapped)(render_mode="ansi", **cell)

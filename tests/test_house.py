@@ -50,6 +50,7 @@ FLOORS = (
     "serve_env",
     "price_env",
     "token_env",
+    "serve_price_env",
     "evaluation",
     "scoring",
     "generation",

@@ -52,7 +52,11 @@ if "WDMoE-Testbed-v0" not in registry:
         nondeterministic=True,
     )
 
-ACTION_FACES = {"WDMoE-Price-v0": "price_env:WDMoEPrice", "WDMoE-Token-v0": "token_env:WDMoEToken"}
+ACTION_FACES = {
+    "WDMoE-Price-v0": "price_env:WDMoEPrice",
+    "WDMoE-Token-v0": "token_env:WDMoEToken",
+    "WDMoE-Serve-Price-v0": "serve_price_env:WDMoEServePrice",
+}
 """Ids of the same process with other actions: id to module and beginning of the names of its classes."""
 
 for _id, _face in ACTION_FACES.items():

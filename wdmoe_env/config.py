@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from wdmoe_env.checks import (
     check_choice,
@@ -463,7 +463,7 @@ class EnvConfig:
             _put(self, name, value)
 
     @classmethod
-    def make(cls, config: EnvConfig | Mapping[str, Any] | None = None, **overrides: Any) -> EnvConfig:
+    def make(cls, config: EnvConfig | Mapping[str, Any] | None = None, **overrides: Any) -> Self:
         """Build a config from a dataclass or its dict, with keywords on top.
 
         Args:

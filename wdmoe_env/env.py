@@ -224,7 +224,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         if self.renderer is not None:
             self.renderer.begin(rollout)
         self._rollout = rollout
-        return _only(self._process.observe(rollout)), {"window": int(rollout.windows[0])}
+        return only(self._process.observe(rollout)), {"window": int(rollout.windows[0])}
 
     @in_turn
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
@@ -258,7 +258,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     def _run_block(self, rollout: Rollout, decided: Decided) -> tuple[Observation, float, bool, bool, Info]:
         transition = self._process.step(rollout, decided, None if self.renderer is None else self.renderer.add)
-        observation, info = _only(transition.observation), single(transition.info)
+        observation, info = only(transition.observation), single(transition.info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
 
     def render(self) -> Picture | str | None:
@@ -303,10 +303,11 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
 def single(batched: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of the only episode; arrays (1,) become Python numbers."""
-    return {name: _only(value) for name, value in batched.items()}
+    return {name: only(value) for name, value in batched.items()}
 
 
-def _only(value: Any) -> Any:
+def only(value: Any) -> Any:
+    """The entry of the only episode, of an array (1, ...) or of a mapping to such."""
     if isinstance(value, dict):
         return single(value)
     return value.item() if value.ndim == 1 else value[0]

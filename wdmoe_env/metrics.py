@@ -587,11 +587,12 @@ def results_of(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Float]:
     return {metric.name: metric.of_episode(blocks) for metric in result_metrics()}
 
 
-def blocks_as_one(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def blocks_as_one(infos: Sequence[dict[str, Any]], further: Sequence[Metric] = ()) -> dict[str, Any]:
     """Info of several blocks as that of one step.
 
     Args:
         infos: of consecutive blocks of N episodes, in order.
+        further: metrics that may be in them, beside those of ``METRICS``.
 
     Returns:
         That of the last one, in which every figure that adds up or averages over blocks does so over these.
@@ -599,7 +600,7 @@ def blocks_as_one(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(infos) == 1:
         return infos[0]
     info = {**infos[-1], REWARD_TERMS: dict(infos[-1][REWARD_TERMS])}
-    for metric in METRICS.values():
+    for metric in (*METRICS.values(), *further):
         for place, many in ((info, infos), (info[REWARD_TERMS], [one[REWARD_TERMS] for one in infos])):
             if metric.over_blocks and metric.when == "block" and metric.name in place:
                 reduced = np.mean if metric.over_blocks == "mean" else np.sum

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wdmoe_env.actions import Decided, rows_of
 from wdmoe_env.checks import check_options, check_seed
 from wdmoe_env.config import EnvConfig
-from wdmoe_env.env import WDMoEEnv, single
+from wdmoe_env.env import WDMoEEnv, only, single
 from wdmoe_env.observations import Observation
 from wdmoe_env.process import Info, in_turn
 from wdmoe_env.serving.process import ServingProcess, serving_config
@@ -94,7 +94,7 @@ class WDMoEServeEnv(WDMoEEnv):
         self._rollout = self._begin_pass(self._process.simulator.begin(self.np_random))
         if self.renderer is not None:
             self.renderer.begin(self._rollout)
-        return single(self._process.observation(self._rollout)), {}
+        return only(self._process.observation(self._rollout)), {}
 
     def _begin_pass(self, episode: Episode) -> PassRollout:
         return PassRollout(self._process.simulator, self._cache, [episode], np.zeros(1, dtype=np.int64))
@@ -115,7 +115,7 @@ class WDMoEServeEnv(WDMoEEnv):
                 self._rollout = seen = self._begin_pass(rollout.episodes[0])
             observation = self._process.observation(seen)
         ends = bool(transition.terminated[0]), bool(transition.truncated[0])
-        return single(observation), float(transition.reward[0]), *ends, single(info)
+        return only(observation), float(transition.reward[0]), *ends, single(info)
 
 
 class WDMoEServeVectorEnv(WDMoEVectorEnv):

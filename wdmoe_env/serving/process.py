@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium import spaces
@@ -24,6 +24,7 @@ from wdmoe_env.serving.simulator import Episode, ServingSimulator
 from wdmoe_env.serving_config import ServingConfig
 
 REWARD = "serving"
+ConfigT = TypeVar("ConfigT", bound=EnvConfig)
 MOST_QUEUE = 1e9
 
 DEFAULTS: Mapping[str, Any] = {
@@ -35,12 +36,17 @@ DEFAULTS: Mapping[str, Any] = {
 """Settings of the ids ``WDMoE-Serve-*`` that differ from those of ``WDMoE-v0``; nested ones field by field."""
 
 
-def serving_config(config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> EnvConfig:
+def serving_config(
+    config: EnvConfig | Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    kind: type[ConfigT] = EnvConfig,  # type: ignore[assignment]
+) -> ConfigT:
     """The configuration of an environment that serves: an ``EnvConfig`` is taken as it is, else ``DEFAULTS`` hold.
 
     Args:
         config: the configuration, its dict, or nothing.
         keywords: fields that replace those of ``config``.
+        kind: of the configuration.
 
     Raises:
         ValueError, TypeError: a field is wrong.
@@ -48,12 +54,12 @@ def serving_config(config: EnvConfig | Mapping[str, Any] | None, keywords: Mappi
     if isinstance(config, EnvConfig):
         if config.serving is None and "serving" not in keywords:
             keywords = {**keywords, "serving": ServingConfig()}
-        return EnvConfig.make(config, **keywords)
+        return kind.make(config, **keywords)
     given = {**(config or {}), **keywords}
     for name, default in DEFAULTS.items():
         value = given.get(name, default)
         given[name] = {**default, **value} if isinstance(value, Mapping) and isinstance(default, Mapping) else value
-    return EnvConfig.make(given)
+    return kind.make(given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,17 +153,27 @@ def test_the_observation_says_who_is_there_and_comes_back():
     assert decode_observation(observation).available is None
 
 
-def test_devices_that_are_away_are_as_if_they_were_not_there():
-    """1,000 blocks: shares, latency and ratio of the optimizers are those of the problem without these devices."""
-    rng = np.random.default_rng(4)
-    batch, here = 1000, np.array([0, 2, 3])
-    links = street_canyon(rng, batch, spread_out(4, 4))
+@pytest.mark.parametrize("charge", [False, True])
+def test_devices_that_are_away_are_as_if_they_were_not_there(charge):
+    """1,000 blocks: shares, latency and ratio of the optimizers are those of the problem without these devices.
+
+    With what reading weights takes too, a fixed charge of each expert that is used.
+    """
+    rng = np.random.default_rng(4 + charge)
+    batch, here = 500, np.array([0, 2, 3])
+    radio = street_canyon(rng, batch, spread_out(4, 4))
+    weights_s = rng.uniform(0.1, 3.0, (batch, 4)) * radio.compute_s * 8 if charge else None
+    links = dataclasses.replace(radio, weights_s=weights_s)
     weights, routed = routing(rng, batch, tokens=8, experts=4, top_k=2)
     there = np.zeros((batch, 4), dtype=bool)
     there[:, here] = True
     routed, _ = next_best(routed, weights, there)
     few = latency.BlockLinks(
-        links.full_band_snr[..., here], np.full(batch, PAYLOAD_S), links.compute_s[:, here], np.eye(3)
+        links.full_band_snr[..., here],
+        np.full(batch, PAYLOAD_S),
+        links.compute_s[:, here],
+        np.eye(3),
+        None if weights_s is None else weights_s[:, here],
     )
     load = latency.device_load(routed, links)
     whole = min_max_bandwidth(links, load)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wdmoe_env.actions import Decided, ExpertsPart
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.metrics import blocks_as_one
-from wdmoe_env.observations import Block
+from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.price import PRICE, PriceCodec, num_price_features, price_features, priced_selection
 from wdmoe_env.price_env import FAR, PriceConfig
@@ -44,15 +44,14 @@ class ServePriceProcess(ServingProcess):
         config: the configuration.
     """
 
-    def __init__(self, config: ServePriceConfig) -> None:
-        super().__init__(config)
-        sizes = self.simulator.sizes
-        count = sizes.num_blocks if config.per_block else 1
-        levels = config.levels if config.action_type == "discrete" else None
-        self._middle = config.price_per_ms
-        self.codec: Any = PriceCodec(sizes, self._middle, count, levels)
+    config: ServePriceConfig
+
+    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any]]:
+        count = sizes.num_blocks if self.config.per_block else 1
+        levels = self.config.levels if self.config.action_type == "discrete" else None
+        codec = PriceCodec(sizes, self.config.price_per_ms, count, levels)
         numbers = num_price_features(sizes) + QUEUE_FEATURES
-        self.observation_space: Any = spaces.Box(-FAR, FAR, (numbers,), dtype=np.float32)
+        return codec, spaces.Box(-FAR, FAR, (numbers,), dtype=np.float32)
 
     def step(self, rollout: PassRollout, decided: Decided) -> ServingTransition:
         """Run a pass of n cells at the prices decided.
@@ -80,7 +79,7 @@ class ServePriceProcess(ServingProcess):
         return self._seen(view_of(self.simulator, episodes, nothing > 0).block([]), episodes, nothing)
 
     def _seen(self, block: Block, episodes: Sequence[Episode], row_phase: Float) -> NDArray[np.float32]:
-        features = price_features(block, self.simulator.sizes.num_blocks, self._middle)
+        features = price_features(block, self.simulator.sizes.num_blocks, self.config.price_per_ms)
         queue = np.stack([episode.cell.queue() for episode in episodes])
         slots = self._serving.slots
         of_queue = (

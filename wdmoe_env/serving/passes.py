@@ -96,7 +96,7 @@ class SlotPasses:
         """Run the selected experts and go on to the next block.
 
         Args:
-            selection: (n * J, E) bool; ``None`` means the model's own routing, at padding too.
+            selection: (N * J, E) bool; ``None`` means the model's own routing, at padding too.
         """
         block = self._forward.block
         if selection is None or block is None:

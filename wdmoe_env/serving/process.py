@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wdmoe_env.actions import ActionCodec, Decided, settled_plan
 from wdmoe_env.config import DEVICE_SETS, EnvConfig
 from wdmoe_env.metrics import REWARD_TERMS, MetricReader, Terms, evaluate_reward, reward_function
-from wdmoe_env.observations import Observation, encode_observation, observation_space
+from wdmoe_env.observations import Observation, Sizes, encode_observation, observation_space
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import QUEUE_ENTRIES
@@ -103,13 +103,18 @@ class ServingProcess:
         self._reward = self._reward_function()
         self._metrics = MetricReader(config.requested)
         self.simulator = ServingSimulator(config)
-        sizes = self.simulator.sizes
-        self.codec = ActionCodec(sizes, config.decision, config.action_type)
+        self.codec: Any
+        self.observation_space: spaces.Space[Any]
+        self.codec, self.observation_space = self._faces(self.simulator.sizes)
+
+    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any]]:
+        """The codec of actions and the space of observations."""
+        config = self.config
         away = config.devices.outage_mean_s > 0.0
         boxes = observation_space(sizes, config.observe_hidden_states, availability=away).spaces
         boxes["queue"] = spaces.Box(0.0, MOST_QUEUE, (len(QUEUE_ENTRIES),), dtype=np.float32)
         boxes["row_phase"] = spaces.Box(0.0, 1.0, (sizes.num_tokens,), dtype=np.float32)
-        self.observation_space = spaces.Dict(boxes)
+        return ActionCodec(sizes, config.decision, config.action_type), spaces.Dict(boxes)
 
     def _reward_function(self) -> Any:
         config = self.config

@@ -317,6 +317,10 @@ def _with_prices(result: BlockResult, plan: Plan) -> BlockResult:
     """With the prices of pairs and of tokens in seconds, at the optimal shares of what runs, 0 at padding."""
     links, min_share, mask = plan.block.conditions.links, plan.min_share, plan.block.token_mask
     prices = device_prices(links, plan.load, solve_min_max(links, plan.load, min_share), PER_SECOND, min_share)
+    if plan.tokens is not None:  # a token costs by the size of its message, here the mean one of its device
+        sent = plan.tokens > 0
+        size = np.divide(plan.load.tokens, plan.tokens, out=np.ones_like(plan.tokens), where=sent)
+        prices = replace(prices, token=prices.token * size)
     return replace(
         result,
         pair_price_s=pair_prices(prices, plan.selection, links) * mask[..., None],

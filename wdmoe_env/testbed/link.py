@@ -205,6 +205,7 @@ class DeviceLink:
             offsets.append((time.perf_counter() - began_s, self.offset_s))
         self.offset_s = min(offsets)[1]  # that of the fastest call is the least uncertain
         self.floor_s = sorted(times)[len(times) // 2]
+        padding = min(padding, self.description.max_message_bytes // 4)
         self.rate_bps = (await self._rate(padding, 0), await self._rate(0, padding))
 
     async def _rate(self, padding: int, reply_padding: int) -> float:

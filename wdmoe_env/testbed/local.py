@@ -73,14 +73,15 @@ class DeviceProcess:
         line = self.process.stdout.readline() if ready else ""
         found = _READY.search(line)
         if found is None:
-            self.stop()
+            self.process.terminate()
             said = self.process.stderr.read().strip() if self.process.stderr else ""
+            self.stop()
             raise ConnectionError(f"a device did not start: {said.splitlines()[-1] if said else 'it took too long'}")
         self.address = found[1]
 
     def stop(self) -> None:
         """End it: by a signal, and by force if that is of no use."""
-        process = self.process
+        process, self.process = self.process, None
         if process is None:
             return
         if process.poll() is None:
@@ -90,8 +91,9 @@ class DeviceProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 @contextmanager

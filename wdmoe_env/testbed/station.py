@@ -41,6 +41,9 @@ Value = TypeVar("Value")
 JOIN_S = 60.0
 """How long a device may load while its base station starts, in seconds."""
 
+GONE_S = 5.0
+"""How long it may not be there at all."""
+
 _KNOWN: weakref.WeakValueDictionary[str, TestbedRunner] = weakref.WeakValueDictionary()
 _FILLER = bytes(2**20)
 
@@ -232,14 +235,14 @@ class TestbedRunner:
                 raise ConnectionError(str(error)) from None
 
     async def _joined(self, link: DeviceLink) -> None:
-        until_s = time.monotonic() + JOIN_S
+        began_s = time.monotonic()
         while True:
             try:
                 await self.accept(link)
                 return
             except DeviceError as error:
-                joining = "JOINING" in str(error) or error.outcome == "gone"
-                if not joining or time.monotonic() > (until_s if "JOINING" in str(error) else until_s - JOIN_S + 5.0):
+                patience_s = JOIN_S if "JOINING" in str(error) else GONE_S if error.outcome == "gone" else 0.0
+                if time.monotonic() - began_s > patience_s:
                     raise
             await asyncio.sleep(0.1)
 

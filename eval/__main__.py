@@ -20,6 +20,7 @@ examples:
   python -m eval --num-tokens 64 --config radio.json          # {"channel": {"fading": "rician"}}
   python -m eval --suite --policies top1 wdmoe                # accuracy on the multiple-choice suite
   python -m eval --transfer --policies wdmoe:0.8 runs/ppo/policy.safetensors --out runs/eval/transfer
+  python -m eval --serve --load 0.7 0.95 --policies wdmoe:0.8 # requests that wait for each other, at two loads
   python -m eval --report runs/eval/mine runs/eval/suite      # one HTML page of results folders
   python -m eval --replay runs/eval/mine                      # recompute a result: match (0) or mismatch (1)
 
@@ -69,6 +70,8 @@ def parser() -> Parser:
     add("--domains", nargs="+", metavar="NAME", help="kinds of text that the windows come from (all)")
     add("--transfer", nargs="*", metavar="CONDITION", help="evaluate under other conditions, one table of all")
     add("--resample", help="what intervals draw anew: windows, or documents, whose windows are alike (windows)")
+    add("--serve", action="store_true", help="serve requests that arrive, wait and generate, in place of windows")
+    add("--load", type=float, nargs="+", metavar="LOAD", help="arrivals by what own routing sustains (0.95)")
     add("--list", action="store_true", help="print the names of the policies and exit")
     add("--replay", type=Path, metavar="DIR", help="recompute a results folder and compare")
     add("--report", type=Path, nargs="+", metavar="DIR", help="write one HTML page of results folders")
@@ -102,6 +105,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.report:
             return report(options.report, options.out)
         run = evaluate if options.transfer is None else transfer
+        if options.serve:
+            run = serve
+        elif options.load:
+            print("python -m eval: --load goes with --serve alone", file=sys.stderr)
+            return 2
         return run(options, shlex.join(["python", "-m", "eval", *arguments]))
     except FloatingPointError as error:  # a model that hands out NaN
         print(f"python -m eval: {error}", file=sys.stderr)
@@ -149,6 +157,37 @@ def evaluate(options: argparse.Namespace, command: str) -> int:
         with mistakes_as_one_sentence():
             write_results(kind, results, summary, folder)
     print(f"report:  {out / 'report.md'}\npicture: {out / 'pareto.png'}")
+    return 0
+
+
+def serve(options: argparse.Namespace, command: str) -> int:
+    """Evaluate on cells that serve requests, and write the folder."""
+    from eval.folder import json_text
+    from eval.serve import run
+    from eval.serve_report import LOAD_PICTURE, TIMELINE, draw_load, draw_timeline, markdown, requests_csv, terminal
+    from eval.serve_report import without_nan as plain
+    from wdmoe_env.writing import check_folder, held_folder, is_temporary, write_files
+
+    out = results_path(options)
+    with ExitStack() as held:
+        with mistakes_as_one_sentence():
+            check_folder(out)
+            folder = held.enter_context(held_folder(out))
+            if not options.overwrite and any(not is_temporary(path.name) for path in folder.iterdir()):
+                raise ValueError(f"expected a new or empty folder for the results, got {out} (--overwrite replaces)")
+            summary, runs = run(options, read_settings(options.config), command)
+        print(f"\n{terminal(summary)}\n")
+        files = {
+            "results.json": json_text(plain(summary)).encode(),
+            "requests.csv": requests_csv(runs).encode(),
+            "report.md": markdown(summary, command).encode(),
+            TIMELINE: draw_timeline(next(iter(runs.values()))),
+        }
+        if len(runs) > 1:
+            files[LOAD_PICTURE] = draw_load(summary)
+        with mistakes_as_one_sentence():
+            write_files(folder, files)
+    print(f"report:  {out / 'report.md'}")
     return 0
 
 

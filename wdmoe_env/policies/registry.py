@@ -15,6 +15,7 @@ from wdmoe_env.checks import shown
 from wdmoe_env.policies import rules
 from wdmoe_env.policies.bits import BitsPolicy
 from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
+from wdmoe_env.policies.queue import LoadPrice, QueuePolicy, QueuePrice, QueueThreshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,13 @@ def _tuned(function: Any, keyword: str) -> Entry:
     return Entry(build, parameter=keyword)
 
 
+def _queue(rule: Any, keyword: str) -> Entry:
+    def build(codec: Any, parameter: float | None, seed: int) -> Policy:
+        return QueuePolicy(rule() if parameter is None else rule(parameter), codec)
+
+    return Entry(build, parameter=keyword)
+
+
 ENTRIES: dict[str, Entry] = {
     "vanilla": _rule(rules.vanilla),
     "vanilla-optimal": _rule(rules.vanilla_optimal),
@@ -54,6 +62,9 @@ ENTRIES: dict[str, Entry] = {
     "marginal-price": _tuned(rules.marginal_price, "price_per_ms"),
     "marginal-price-bits": Entry(lambda codec, parameter, seed: BitsPolicy(codec, parameter), "price_per_ms"),
     "fractional": _rule(rules.fractional),
+    "queue-price": _queue(QueuePrice, "price_per_ms"),
+    "wdmoe-queue": _queue(QueueThreshold, "threshold"),
+    "load-price": _queue(LoadPrice, "price_per_ms"),
 }
 
 

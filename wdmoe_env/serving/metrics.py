@@ -36,6 +36,7 @@ class Served:
         prompt: (R,) tokens.
         answer: (R,) tokens.
         document: (R,) number of the document in the split.
+        arrival_ms: (R,) from the beginning of the episode, ms.
         said: (R, G) token ids that the model said, -1 where none; ``None`` where the document's were fed.
         good: (R,) whether it finished within the limits.
         duration_s: simulated time of the episode, s.
@@ -55,6 +56,7 @@ class Served:
     prompt: Whole
     answer: Whole
     document: Whole
+    arrival_ms: Float
     said: Whole | None
     good: Bool
     duration_s: float
@@ -95,6 +97,7 @@ class Served:
             prompt=requests.prompt,
             answer=requests.answer,
             document=documents[requests.window],
+            arrival_ms=1e3 * requests.arrival_s,
             said=episode.said,
             good=finished & (ttft_ms <= config.ttft_limit_ms) & (tpot_ms <= config.tpot_limit_ms),
             duration_s=cell.clock_s,
@@ -180,6 +183,7 @@ EPISODE_METRICS: tuple[Metric, ...] = (
     _of_requests("added_nll_answer", "nats", "the same of the answer", "lower"),
     _of_requests("prompt", "-", "tokens of the prompt"),
     _of_requests("answer", "-", "tokens of the answer"),
+    _of_requests("arrival_ms", "ms", "from the beginning of the episode"),
     _of_requests("document", "-", "number of its document in the split"),
     Metric("request_said", ("R", "G"), "-", "tokens that it said", "episode", attrgetter("said")),
     _of_cell("e2e_ms", "ms", "mean of E2E over finished requests", lambda one: _mean(one.e2e_ms), "lower", "E2E"),

@@ -273,7 +273,7 @@ def config_of(options: Any, settings: Mapping[str, Any]) -> EnvConfig:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --serve")
     flags = {"model": options.model, "split": options.split}
     given = {"split": "test", **settings, **{name: value for name, value in flags.items() if value is not None}}
-    config = serving_config(given, {})
+    config = serving_config(given, {}, EnvConfig)
     check_decision(config)
     return located_environment(config)
 

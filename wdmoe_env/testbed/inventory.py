@@ -122,7 +122,8 @@ class Inventory:
                 of_expert[expert] = number
         missing = sorted(set(range(max(of_expert, default=-1) + 1)) - of_expert.keys())
         if missing or not of_expert:
-            raise ValueError(f"{shown_path(self.path)}: expected a device for every expert, none holds {missing or 0}")
+            which = missing[0] if missing else 0
+            raise ValueError(f"{shown_path(self.path)}: expected a device for every expert, none holds expert {which}")
         return tuple(of_expert[expert] for expert in sorted(of_expert))
 
 

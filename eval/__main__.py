@@ -21,6 +21,7 @@ examples:
   python -m eval --suite --policies top1 wdmoe                # accuracy on the multiple-choice suite
   python -m eval --transfer --policies wdmoe:0.8 runs/ppo/policy.safetensors --out runs/eval/transfer
   python -m eval --serve --load 0.7 0.95 --policies wdmoe:0.8 # requests that wait for each other, at two loads
+  python -m eval --testbed hosts.toml --policies vanilla wdmoe:0.8     # latency by the clock, see docs/testbed.md
   python -m eval --report runs/eval/mine runs/eval/suite      # one HTML page of results folders
   python -m eval --replay runs/eval/mine                      # recompute a result: match (0) or mismatch (1)
 
@@ -66,6 +67,7 @@ def parser() -> Parser:
     add("--model", help="tiny, micro, or the folder of a transformers mixture of experts (tiny)")
     add("--num-tokens", type=int, help="tokens of a window (32; with --suite 128)")
     add("--batch-size", type=int, default=64, help="windows in one forward pass (64)")
+    add("--testbed", type=Path, metavar="FILE", help="run on the devices of an inventory, and measure latency")
     add("--config", type=Path, metavar="FILE", help="JSON of the environment's settings; flags go before it")
     add("--domains", nargs="+", metavar="NAME", help="kinds of text that the windows come from (all)")
     add("--transfer", nargs="*", metavar="CONDITION", help="evaluate under other conditions, one table of all")
@@ -251,7 +253,9 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"{flag} does not go with --suite" if options.suite else f"{flag} goes with --suite alone")
     flags = {"model": options.model, "num_tokens": options.num_tokens, "split": options.suite or options.split}
     settings = {**(DEFAULTS if options.suite else {"split": "test"}), **read_settings(options.config)}
-    environment = EnvConfig.make(settings, **{name: value for name, value in flags.items() if value is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    elsewhere = options.testbed is not None
+    environment = on_testbed(options, settings | given) if elsewhere else EnvConfig.make(settings, **given)
     policies = tuple(options.policies or policy_names())
     amounts = {"episodes": options.episodes, "suite_items": options.suite_items, "domains": options.domains}
     amounts["resample"] = options.resample
@@ -260,9 +264,24 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
         "files": located_policies(policies),
         "environment": located_environment(environment),
         "seed": options.seed,
-        "batch_size": options.batch_size,
+        "batch_size": 1 if elsewhere else options.batch_size,
         **{name: value for name, value in amounts.items() if value is not None},
     }
+
+
+def on_testbed(options: argparse.Namespace, settings: dict[str, Any]) -> Any:
+    """The environment on a testbed.
+
+    Raises:
+        ValueError: the suite or a transfer, or an inventory that cannot be used.
+        TypeError: an unknown setting.
+        OSError: the inventory cannot be read.
+    """
+    from wdmoe_env.testbed.env import config_of
+
+    if options.suite or options.transfer is not None:
+        raise ValueError("--testbed measures windows of text, and goes with neither --suite nor --transfer")
+    return config_of(options.testbed, settings)
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:
@@ -288,10 +307,13 @@ def replay(folder: Path) -> int:
 
 def replay_one(folder: Path) -> int:
     """Recompute a results folder; 0 where it matches, 1 where not."""
+    from eval.provenance import is_measured
     from eval.replay import changed_inputs, compare, read_results
 
     with mistakes_as_one_sentence():
         saved = read_results(folder)
+        if is_measured(saved.config.environment):
+            raise ValueError(f"latency in {folder} was measured by a clock, which does not come again")
         evaluation = saved.kind.evaluation(saved.config_here)
     changed = changed_inputs(saved, evaluation.sha256)
     if changed:

@@ -109,6 +109,8 @@ def model_hash(model: SplitModel) -> str:
     """SHA-256 of the names and bytes of a model's weights as they were loaded, wherever they came from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.model.state_dict().items()):
+        if tensor.is_meta:  # an expert on another host, whose digest its base station has compared
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -122,11 +124,15 @@ HOW_MADE = frozenset({"config", "sha256", "made_by"})
 
 def how_made(results: Results, command: str) -> Summary:
     """What a results folder's JSON says beside its figures."""
-    return {
-        "config": results.config.to_dict(),
-        "sha256": results.sha256,
-        "made_by": {"command": command, "versions": versions(), "machine": machine()},
-    }
+    made_by = {"command": command, "versions": versions(), "machine": machine()}
+    if is_measured(results.config.environment):
+        made_by["latency"] = f"measured on the testbed {results.config.environment.runner.partition(':')[2]}"
+    return {"config": results.config.to_dict(), "sha256": results.sha256, "made_by": made_by}
+
+
+def is_measured(environment: EnvConfig) -> bool:
+    """Whether latency is measured by a clock, and does not come again."""
+    return environment.runner.partition(":")[0] == "testbed"
 
 
 def versions() -> dict[str, str]:

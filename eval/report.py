@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from eval.members import short_names
+from eval.results import SIMULATED
 from eval.statistics import Summary
 from eval.summary import SUITE_GROUPINGS
 from eval.tables import (
@@ -75,7 +76,21 @@ def results_table(summaries: list[Summary], intervals: bool = True) -> Table:
         + [cell(summary[key], form, scale, shown) for key, form, scale, shown in columns.values()]
         for summary in summaries
     ]
-    return [["policy", *columns], *rows]
+    return _with_simulated([["policy", *columns], *rows], summaries)
+
+
+def _measured(made_by: Summary) -> list[str]:
+    """A sentence on where latency was measured, if it was."""
+    place = made_by.get("latency")
+    return [f"Latency was {plain(place)}, by the clock, on {made_by['machine']}."] if place else []
+
+
+def _with_simulated(table: Table, summaries: list[Summary]) -> Table:
+    """The table with the simulator's latency beside the measured one, where a testbed measured."""
+    if SIMULATED not in summaries[0]:
+        return table
+    heads = [["simulated ms"], *([f"{summary[SIMULATED]['mean']:.1f}"] for summary in summaries)]
+    return [[*row[:2], *cell, *row[2:]] for row, cell in zip(table, heads, strict=True)]
 
 
 def domain_table(summaries: list[Summary]) -> Table:
@@ -117,6 +132,10 @@ def markdown_report(summary: Summary) -> str:
             batch_size=config["batch_size"],
             machine=made_by["machine"],
             resampled=RESAMPLED_UNITS[config.get("resample", "windows")],
+        ),
+        *(
+            [f"Latency was {plain(made_by['latency'])}, by the clock, on {made_by['machine']}."]
+            * ("latency" in made_by)
         ),
         "## Added NLL by kind of text",
         markdown(domain_table(summary["policies"])),

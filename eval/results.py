@@ -15,6 +15,9 @@ from eval.tables import csv_text
 from wdmoe_env.evaluation import Episodes, Measurements
 from wdmoe_env.metrics import result_metrics
 
+SIMULATED = "simulated_latency_ms"
+"""What a testbed's latency is compared with; there only where latency was measured."""
+
 WALL_CLOCK = frozenset({"decision_ms"})
 """What is not equal again when an evaluation is replayed."""
 

@@ -12,7 +12,7 @@ from eval.drops import count_drops
 from eval.members import member
 from eval.plan import EvaluationConfig, RunConfig, windows_of
 from eval.provenance import beside_hashes, channel_hashes, model_hash, policy_hashes, text_hashes
-from eval.results import EpisodeResults
+from eval.results import SIMULATED, EpisodeResults
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.evaluation import (
     Episodes,
@@ -24,6 +24,7 @@ from wdmoe_env.evaluation import (
     run_batch,
     with_added_nll,
 )
+from wdmoe_env.metrics import METRICS
 from wdmoe_env.observations import Block
 from wdmoe_env.optimize.oracle import exhaustive_oracle
 from wdmoe_env.physics.latency import Bool, Float
@@ -177,7 +178,10 @@ class ConfiguredRunner(Runner):
 def run_and_count(env: WDMoEVectorEnv, policy: Policy, episodes: Episodes) -> Measurements:
     """What ``run_batch`` measures, and by block what ``eval.drops`` counts."""
     blocks, decision_s = play(env, policy, episodes)
-    return measured(blocks, decision_s, len(episodes)) | count_drops(blocks)
+    both = measured(blocks, decision_s, len(episodes)) | count_drops(blocks)
+    if SIMULATED in blocks[0]:  # latency was measured by a testbed
+        both |= {name: METRICS[name].of_episode(blocks) for name in (SIMULATED, "unserved_pairs")}
+    return both
 
 
 def _spec(config: RunConfig, policy: str) -> PolicySpec:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eval.drops import breakdowns
 from eval.matched import matched_quality
 from eval.members import Setting
-from eval.results import WALL_CLOCK, EpisodeResults
+from eval.results import SIMULATED, WALL_CLOCK, EpisodeResults
 from eval.statistics import Float, Interval, PairedBootstrap, Summary, mcnemar_p
 from eval.study import Study, described, performance_profiles, setting_summaries
 from eval.suite import SuiteResults
@@ -80,12 +80,21 @@ def statistics(results: EpisodeResults) -> Summary:
     """Statistics of every policy, of every setting over its training seeds, and of families against each other."""
     study = Study(results)
     return {
-        "policies": summarize(results),
+        "policies": [summary | _simulated(results, summary["policy"]) for summary in summarize(results)],
         "settings": setting_summaries(study),
         "matched_quality": matched_quality(study),
         "profiles": performance_profiles(study),
         "breakdowns": breakdowns(results),
     }
+
+
+def _simulated(results: EpisodeResults, policy: str) -> Summary:
+    """What the simulator says of episodes that a testbed measured, and what no device served; else nothing."""
+    values = results.measurements[policy]
+    if SIMULATED not in values:
+        return {}
+    mean, unserved = float(values[SIMULATED].mean()), int(values["unserved_pairs"].sum())
+    return {SIMULATED: {"mean": mean}, "unserved_pairs": unserved}
 
 
 SUITE_GROUPINGS = ("format", "domain")

@@ -160,3 +160,25 @@ def test_what_was_measured_is_drawn(hosts):
     episode(env, "vanilla", 0)
     assert "ms" in env.render()
     env.close()
+
+
+def test_an_evaluation_measures(hosts, tmp_path, capsys):
+    """The usual table, with what the simulator says beside it; the results say that latency was measured."""
+    import json
+
+    from eval.__main__ import main
+
+    path, _ = hosts
+    out = tmp_path / "results"
+    arguments = ["--testbed", str(path), "--policies", "top1", "--episodes", "2", "--num-tokens", str(J)]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert "simulated ms" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert results["made_by"]["latency"] == f"measured on the testbed {path}"
+    for policy in results["policies"]:
+        assert policy["latency_ms"]["mean"] > policy["simulated_latency_ms"]["mean"] - 1.0 > 0
+        assert policy["unserved_pairs"] == 0
+    assert "was measured on the testbed" in (out / "report.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["--replay", str(out)])
+    assert "which does not come again" in capsys.readouterr().err

@@ -299,3 +299,30 @@ def test_a_pass_of_a_cell_is_a_step(settings):
     assert passes > 2
     with pytest.raises(ValueError, match="expected render_mode None where a step is a pass"):
         type(env.unwrapped)(render_mode="ansi", **cell)
+
+
+def test_tokens_of_a_cell():
+    """Checkers; the batch beside the single one; and the rewards of tokens make up that of the cell."""
+    serving = {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5), "requests": 4}
+    cell = {"model": "micro", "serving": {**serving, "base_station_ms": 0.0}, "devices": {"compute_model": "flops"}}
+    env = gym.make("wdmoe_env:WDMoE-Serve-Token-v0", **cell, credit_decay=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped, skip_render_check=True)
+        sb3_checker.check_env(env)
+    batch = gym.make_vec(
+        "wdmoe_env:WDMoE-Serve-Token-v0", num_envs=2, autoreset_mode="SAME_STEP", **cell, credit_decay=0.0
+    )
+    tokens = TokenVecEnv(batch)
+    observation, _ = env.reset(seed=3)
+    tokens.seed(2)
+    together, ended, count = tokens.reset(), False, 0
+    choices = np.array([0, 1] * 4)
+    while not ended:
+        np.testing.assert_allclose(together[8:], observation.reshape(8, -1), rtol=1e-3, atol=1e-3)
+        observation, reward, terminated, truncated, info = env.step(choices)
+        assert info["token_reward"].sum() == pytest.approx(reward, rel=1e-4, abs=1e-5)
+        together, rewards, *_ = tokens.step(np.tile(choices, 2))
+        np.testing.assert_allclose(rewards[8:], info["token_reward"], rtol=1e-2, atol=1e-4)
+        ended, count = terminated or truncated, count + 1
+    assert count > 9

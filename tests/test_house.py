@@ -51,6 +51,7 @@ FLOORS = (
     "price_env",
     "token_env",
     "serve_price_env",
+    "serve_token_env",
     "evaluation",
     "scoring",
     "generation",

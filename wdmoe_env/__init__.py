@@ -56,6 +56,7 @@ ACTION_FACES = {
     "WDMoE-Price-v0": "price_env:WDMoEPrice",
     "WDMoE-Token-v0": "token_env:WDMoEToken",
     "WDMoE-Serve-Price-v0": "serve_price_env:WDMoEServePrice",
+    "WDMoE-Serve-Token-v0": "serve_token_env:WDMoEServeToken",
 }
 """Ids of the same process with other actions: id to module and beginning of the names of its classes."""
 

@@ -25,8 +25,6 @@ from wdmoe_env.vector_env import WDMoEVectorEnv
 TOKEN_REWARD = "token_reward"
 """Key of ``info`` under which the reward of each token stands, (J,)."""
 
-REWARDS = ("latency_divergence", "latency_quality")
-
 
 @dataclass(frozen=True, slots=True)
 class TokenConfig(EnvConfig):
@@ -46,6 +44,7 @@ class TokenConfig(EnvConfig):
     """
 
     _ACTION_TYPES: ClassVar[tuple[str, ...]] = ("discrete",)
+    _REWARDS: ClassVar[tuple[str, ...]] = ("latency_divergence", "latency_quality")
 
     decision: DecisionKind = "selection"
     reward: Any = "latency_divergence"
@@ -58,8 +57,8 @@ class TokenConfig(EnvConfig):
         EnvConfig.__post_init__(self)
         if self.decision != "selection" or not self.token_terms:
             raise ValueError("expected decision='selection' and token_terms=True, which the tokens need, got others")
-        if self.reward not in REWARDS:
-            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {self.reward!r}")
+        if self.reward not in self._REWARDS:
+            raise ValueError(f"reward must be one of {', '.join(self._REWARDS)}, got {self.reward!r}")
         object.__setattr__(
             self, "credit_decay", check_number("credit_decay", self.credit_decay, at_least=0.0, at_most=1.0)
         )

@@ -57,6 +57,8 @@ class PassRollout:
         episodes: as given.
         block: what a policy may see now; after the last block all probabilities are 0.
         row_phase: (n, J) 1 where a row is a generated token.
+        row_added_nll: (n, J) nats that the token of each row lost to the own routing, over the tokens of its request; 0
+            before the last block and at padding.
     """
 
     def __init__(self, simulator: ServingSimulator, cache: SlotCache, episodes: Sequence[Episode], rows: Whole) -> None:
@@ -80,6 +82,7 @@ class PassRollout:
         self._batch = self._whole_batch()
         shape = (len(self.rows), self.simulator.sizes.num_tokens)
         self.token_mask, self.row_phase = np.zeros(shape, dtype=bool), np.zeros(shape)
+        self.row_added_nll = np.zeros(shape)
         self.token_mask.reshape(-1)[self._batch.among_rows] = True
         self.row_phase.reshape(-1)[self._batch.among_rows] = self._generated()
         self._num_tokens = self.token_mask.sum(axis=-1)
@@ -248,6 +251,8 @@ class PassRollout:
         of_answer = at + 1 >= prompt[slot]  # what is predicted is the token behind
         if self.simulator.serving.generate:  # the document's next tokens are no measure of a text that left it
             difference = np.where(of_answer, 0.0, difference)
+        scored = np.array([self._scored(self.episodes[n], one) for n, one in zip(cell, request, strict=True)])
+        self.row_added_nll.reshape(-1)[batch.among_rows] = difference / scored[slot]
         added = np.zeros((len(batch.row), 2))
         np.add.at(added, (slot, of_answer.astype(np.int64)), difference)
         return added

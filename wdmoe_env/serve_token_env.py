@@ -1,0 +1,148 @@
+"""``WDMoE-Serve-Token-v0``: a cell serves requests, and each token of a pass is an agent with a reward of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from wdmoe_env.actions import Decided, ExpertsPart
+from wdmoe_env.config import EnvConfig
+from wdmoe_env.metrics import REWARD_TERMS
+from wdmoe_env.observations import Block, Sizes
+from wdmoe_env.physics.latency import Float
+from wdmoe_env.policies.tokens import CHOICES, MOST, TokenCodec, num_token_features, selection_of, token_features
+from wdmoe_env.process import Info
+from wdmoe_env.serve_env import WDMoEServeEnv, WDMoEServeVectorEnv
+from wdmoe_env.serving.process import REWARD, ServingProcess, ServingTransition, serving_config
+from wdmoe_env.serving.rollout import PassRollout, view_of
+from wdmoe_env.serving.simulator import Episode
+from wdmoe_env.token_env import TOKEN_REWARD, TokenConfig, decayed
+
+QUEUE_FEATURES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ServeTokenConfig(TokenConfig):
+    """Everything that defines a token environment of a cell: the fields of ``TokenConfig``, with another reward.
+
+    Attributes:
+        reward: ``"serving"``, see ``WDMoEServeEnv``.
+    """
+
+    _REWARDS: ClassVar[tuple[str, ...]] = (REWARD,)
+
+    reward: Any = REWARD
+
+
+class ServeTokenProcess(ServingProcess):
+    """The decision process of cells whose decision is a choice of each token.
+
+    Args:
+        config: the configuration.
+    """
+
+    config: ServeTokenConfig
+
+    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any]]:
+        of_token = num_token_features(sizes, self.config.observe_hidden_states) + QUEUE_FEATURES
+        return TokenCodec(sizes), spaces.Box(-MOST, MOST, (sizes.num_tokens * of_token,), dtype=np.float32)
+
+    def step(self, rollout: PassRollout, decided: Decided) -> ServingTransition:
+        """Run a block of n cells under the choices decided; ``info`` has the reward of each token.
+
+        Args:
+            rollout: a pass that has not ended.
+            decided: the choices (n, J).
+        """
+        mask = rollout.token_mask
+        transition = super().step(rollout, {ExpertsPart.name: selection_of(rollout.block, decided[CHOICES])})
+        reward = self._token_reward(transition.info, rollout.row_added_nll)
+        transition.info[TOKEN_REWARD] = np.where(mask, reward, 0.0)
+        return transition
+
+    def _token_reward(self, info: Info, row_added_nll: Float) -> Float:
+        """Reward (n, J) of each token in a block.
+
+        A token pays for its pairs, at their marginal price, as many times as requests wait for it; and in the last
+        block for its own loss of quality and, by ``credit_decay``, that of the later tokens of its request in the pass.
+        """
+        terms, serving = info[REWARD_TERMS], self._serving
+        elapsed_ms = terms["block_latency_ms"] + serving.base_station_ms
+        waiting = terms["time_in_system_ms"] / np.where(elapsed_ms > 0.0, elapsed_ms, np.inf)
+        time = waiting[:, None] * terms["token_price_ms"] / serving.latency_scale_ms
+        chunks = row_added_nll.reshape(-1, serving.chunk)
+        loss = decayed(chunks, self.config.credit_decay).reshape(row_added_nll.shape)
+        return -time - self.config.quality_weight * loss
+
+    def observation(self, rollout: PassRollout) -> Any:
+        """What the tokens of n cells see now: (n, J x F); see ``WDMoEServeTokenEnv``."""
+        return self._seen(rollout.block, rollout.episodes, rollout.row_phase)
+
+    def last_observation(self, episodes: Sequence[Episode]) -> Any:
+        """What the tokens of m cells see whose episodes are over: (m, J x F) of 0."""
+        nothing = np.zeros((len(episodes), self.simulator.sizes.num_tokens))
+        return self._seen(view_of(self.simulator, episodes, nothing > 0).block([]), episodes, nothing)
+
+    def _seen(self, block: Block, episodes: Sequence[Episode], row_phase: Float) -> NDArray[np.float32]:
+        features = token_features(block, self.simulator.sizes.num_blocks)
+        queue = np.stack([episode.cell.queue() for episode in episodes])
+        of_cell = np.stack((np.log1p(queue[:, 0]), queue[:, 1] / self._serving.slots), axis=-1)
+        cells = np.broadcast_to(of_cell[:, None], (*row_phase.shape, 2))
+        further = np.concatenate([row_phase[..., None], np.minimum(cells, MOST)], axis=-1)
+        seen = np.where(block.token_mask[..., None], further, 0.0).astype(np.float32)
+        return np.concatenate([features, seen], axis=-1).reshape(len(features), -1)
+
+
+class WDMoEServeTokenEnv(WDMoEServeEnv):
+    """Tokens as agents in a cell that serves requests.
+
+    The cell, the requests, the reward and the info are those of ``WDMoEServeEnv``, the actions those of
+    ``WDMoETokenEnv``; a step is a block. The observation is one flat float32 ``Box``: for each of the J rows the
+    entries of ``wdmoe_env.policies.tokens.token_features``, then whether it is a token of an answer, ln(1 + requests
+    that wait), and requests that run over the slots. ``info["token_reward"]`` (J,) holds a reward for each row, 0 at
+    padding: minus its pairs' marginal price times the number of requests in the system, over ``latency_scale_ms``; at
+    the end of a pass less ``quality_weight`` x its loss of quality and, by ``credit_decay``, that of the later tokens
+    of its request in the pass.
+
+    ``wdmoe_env.integrations.token_vec`` has the rows as N x J environments of Stable-Baselines3.
+
+    Args:
+        config: a ``ServeTokenConfig``, its dict, or nothing.
+        render_mode: as of ``WDMoEEnv``.
+        **keywords: fields of ``ServeTokenConfig``; ``serving`` holds those of ``ServingConfig``.
+    """
+
+    def _process_of(
+        self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]
+    ) -> ServeTokenProcess:
+        return ServeTokenProcess(serving_config(config, keywords, ServeTokenConfig))
+
+    def encode_action(self, choices: Any) -> Any:  # type: ignore[override]
+        """Action of choices (J,); see ``TokenCodec.encode``."""
+        return self.codec.encode(choices)
+
+    def decode_action(self, action: Any) -> Any:
+        """Choices (J,) of an action; see ``TokenCodec.decode``."""
+        return self.codec.decode(action)[CHOICES]
+
+
+class WDMoEServeTokenVectorEnv(WDMoEServeVectorEnv):
+    """N cells of one configuration; see ``WDMoEServeTokenEnv`` and ``WDMoEServeVectorEnv``."""
+
+    def _process_of(
+        self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]
+    ) -> ServeTokenProcess:
+        return ServeTokenProcess(serving_config(config, keywords, ServeTokenConfig))
+
+    def encode_action(self, choices: Any) -> Any:  # type: ignore[override]
+        """Actions of choices (N, J); see ``TokenCodec.encode``."""
+        return self.codec.encode(choices)
+
+    def decode_action(self, action: Any) -> Any:
+        """Choices (N, J) of actions; see ``TokenCodec.decode``."""
+        return self.codec.decode(action, (self.num_envs,))[CHOICES]

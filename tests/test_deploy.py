@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from benchmarks import random_olmoe
 from wdmoe_env.config import DeploymentConfig, DeviceConfig, EnvConfig
 from wdmoe_env.deploy.fit import check_memory, experts_that_fit
 from wdmoe_env.deploy.placement import main
@@ -155,6 +156,13 @@ def test_the_command_finds_a_placement_and_writes_it(tmp_path, capsys):
     settings = json.loads(out.read_text())
     assert np.bincount(np.ravel(settings["placement"])).max() <= 10  # 3.6e9 // 352,321,536
     gym.make("wdmoe_env:WDMoE-v0", model="micro", num_tokens=8, devices={"count": 3}, **settings)
+
+
+def test_the_random_model_with_many_experts_can_be_placed(tmp_path, capsys):
+    assert random_olmoe.main([str(tmp_path / "olmoe")]) == 0
+    flags = ["--model", str(tmp_path / "olmoe"), "--num-tokens", "4", "--windows", "1", "--devices", "2"]
+    assert main([*flags, "--usable-gb", "1000"]) == 0
+    assert "| in order | " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ SLOW = frozenset(
     f"test_{name}"
     for name in [
         "ablation",
+        "action_faces",
         "agents",
         "architectures",
         "benchmarks",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import pickle
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import gymnasium as gym
@@ -188,16 +190,32 @@ def test_settings_that_make_no_sense_are_refused(env_id, settings, message):
         make(env_id, **settings)
 
 
-@pytest.mark.parametrize("env_id", ["WDMoE-Price-v0", "WDMoE-Token-v0"])
-def test_worker_processes_find_the_id(env_id):
-    env = gym.make_vec(f"wdmoe_env:{env_id}", num_envs=2, vectorization_mode="async", model="micro", num_tokens=8)
-    try:
-        observation, _ = env.reset(seed=0)
-        again, reward, *_ = env.step(env.action_space.sample())
-        assert observation.shape == again.shape
-        assert np.isfinite(reward).all()
-    finally:
+SHORT_CELL = {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5), "requests": 4}
+SPAWNED = {
+    "WDMoE-Price-v0": {"num_tokens": 8},
+    "WDMoE-Token-v0": {"num_tokens": 8},
+    "WDMoE-Serve-Price-v0": {"serving": SHORT_CELL},
+    "WDMoE-Serve-Token-v0": {"serving": SHORT_CELL},
+}
+
+
+def first_rewards():
+    """The reward of the first step of each id, made by its id string alone."""
+    rewards = {}
+    for env_id, settings in SPAWNED.items():
+        env = gym.make(f"wdmoe_env:{env_id}", model="micro", **settings)
+        env.reset(seed=3)
+        env.action_space.seed(0)
+        rewards[env_id] = env.step(env.action_space.sample())[1]
         env.close()
+    return rewards
+
+
+def test_a_spawned_process_finds_the_ids():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        there = pool.submit(first_rewards)
+        here = first_rewards()
+        assert there.result(timeout=300) == pytest.approx(here, rel=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "DISABLED"])
@@ -269,8 +287,7 @@ def test_tokens_are_environments_of_sb3():
 @pytest.mark.parametrize("settings", [{}, {"per_block": True}, {"action_type": "discrete"}])
 def test_a_pass_of_a_cell_is_a_step(settings):
     """Checkers; the batch beside the single one; and a fixed price is what the rule does block by block."""
-    cell = {"model": "micro", "serving": {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5)}}
-    cell["serving"]["requests"] = 4
+    cell = {"model": "micro", "serving": SHORT_CELL}
     env = gym.make("wdmoe_env:WDMoE-Serve-Price-v0", **cell, **settings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -303,8 +320,8 @@ def test_a_pass_of_a_cell_is_a_step(settings):
 
 def test_tokens_of_a_cell():
     """Checkers; the batch beside the single one; and the rewards of tokens make up that of the cell."""
-    serving = {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5), "requests": 4}
-    cell = {"model": "micro", "serving": {**serving, "base_station_ms": 0.0}, "devices": {"compute_model": "flops"}}
+    serving = {**SHORT_CELL, "base_station_ms": 0.0}
+    cell = {"model": "micro", "serving": serving, "devices": {"compute_model": "flops"}}
     env = gym.make("wdmoe_env:WDMoE-Serve-Token-v0", **cell, credit_decay=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

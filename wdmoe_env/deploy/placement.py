@@ -43,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        if options.out is not None:
-            check_file(options.out)
         config, capacity = _settings(options)
         problem = placement_problem(config, "train", options.windows, capacity)
         unseen = placement_problem(config, "test", options.windows, capacity)
@@ -84,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(options: argparse.Namespace) -> tuple[EnvConfig, Table | None]:
     """The configuration, and the room (U,) of each device where memory is given or known."""
+    if options.out is not None:
+        check_file(options.out)
     read: Any = {} if options.config is None else parse_json(read_text(options.config))
     if not isinstance(read, dict):
         raise ValueError(f"{options.config}: expected a JSON object of settings, got {type(read).__name__}")

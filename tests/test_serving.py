@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import wdmoe_env  # noqa: F401
 from wdmoe_env import SERVE_IDS
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.policies.registry import make_policy
+from wdmoe_env.serving import fits
 from wdmoe_env.serving.arrivals import Draws, Requests
 from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import Cell
+from wdmoe_env.serving.fits import check_serves, why_not
 from wdmoe_env.serving.passes import Batch, SlotPasses
 from wdmoe_env.serving_config import ServingConfig
 
@@ -418,3 +422,19 @@ def test_passes_keep_to_their_protocol():
         passes.resume(None)
     assert passes.scores().nll.shape == (1, 2)
     passes.close()
+
+
+def test_models_whose_attention_takes_no_slots_are_refused():
+    """By a window shorter than a request, and by layers that keep no keys and values."""
+    config = MixtralConfig(
+        **{"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4, "sliding_window": 12},
+    )
+    model = SplitModel(MixtralForCausalLM(config))
+    assert why_not(model, 12) == ""
+    with pytest.raises(ValueError, match="looks back 12 tokens, and a request may have 13"):
+        check_serves(model, 13)
+    model.model.model.forward = lambda **keywords: 1 / 0
+    fits._found.clear()
+    with pytest.raises(ValueError, match="its attention does not take a cache of slots"):
+        check_serves(model, 12)

@@ -45,7 +45,7 @@ class ReferenceEnv:
         source = self.simulator.source
         window = np.array([generator.integers(len(source.windows))])
         trace = self.simulator.channel.sample([generator])
-        self.links = self.simulator.view(window, trace).radio.links
+        self.links = [one.links for one in self.simulator.view(window, trace).radio.conditions]
         token_ids, self.mask, self.targets = source.tokens(window)
         self.hidden = self.model.model.embed_tokens(token_ids)
         positions = torch.arange(token_ids.shape[1])[None]

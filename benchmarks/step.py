@@ -22,14 +22,14 @@ from benchmarks.reference import ReferenceEnv
 from benchmarks.table import Row, Settings
 from benchmarks.timing import Timed, clocked, in_turn, on_threads
 from wdmoe_env import actions, env, process, vector_env
-from wdmoe_env.moe import experts, lockstep
+from wdmoe_env.moe import lockstep, runner
 from wdmoe_env.physics.channel import Channel
 from wdmoe_env.rollout import rollout
 
 TINY = Path(wdmoe_env.__file__).parent / "assets" / "tiny"
 STOCK = ("eager", "grouped_mm")  # on a CPU "batched_mm" is many times slower than either, and upsets the caches
 PARTS = {
-    "experts": [(experts.STRATEGIES, name) for name in experts.STRATEGIES],
+    "experts": [(runner.LocalRunner, "run")],
     "output layer and scores": [(lockstep, "score_tokens")],
     "model without experts": [(lockstep.LockStep, "__init__"), (lockstep.LockStep, "resume")],
     "physics": [

@@ -95,9 +95,9 @@ def first_block(channel, devices, deployment, seed):
         gate_probs=probs,
         routed=routed,
         token_mask=np.ones((EPISODES, TOKENS), dtype=bool),
-        links=radio.links[0],
+        links=radio.conditions[0].links,
         spectral_efficiency=radio.spectral_efficiency[0],
-        unit_latency_s=radio.unit_latency_s[0],
+        unit_latency_s=radio.conditions[0].unit_latency_s,
         index=np.zeros(EPISODES),
     )
 

@@ -25,7 +25,7 @@ from wdmoe_env.checks import real_array, shown
 from wdmoe_env.config import ActionType, DecisionKind
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.physics.latency import Bool, Float, Load, any_over_last, device_load
+from wdmoe_env.physics.latency import Bool, Float, Load, device_load
 from wdmoe_env.physics.outages import next_best
 
 # exp(2 * 4) = 2981: the largest ratio between two shares that are not zero.
@@ -186,7 +186,7 @@ class ExpertsPart(ActionPart):
         """The plan with the selection (N, J, E), mended, or the model's own choice where ``value`` is ``None``."""
         block = plan.block
         wanted = block.routed if value is None else value
-        present = block.present
+        present = None if block.available is None else block.present
         if present is not None:
             plan, wanted = _among_present(plan, wanted & block.token_mask[..., None], present)
         selection, repaired = repair_selection(wanted, block.gate_probs, block.token_mask, present)
@@ -363,7 +363,10 @@ class ActionCodec:
 
     def decode_one(self, action: Any) -> dict[str, NDArray[Any]]:
         """What an action without leading axes decides, as a batch of one: values (1, ...); see ``decode``."""
-        return {name: value[None] for name, value in self.decode(action).items()}
+        decided = self._coder.decode(action, ())
+        for name, value in decided.items():
+            decided[name] = value[None]
+        return decided
 
     def arguments(self, decided: Decided) -> dict[str, NDArray[Any]]:
         """What ``encode`` takes, out of the values (N, ...) that ``decode`` gave, by the names of its arguments."""
@@ -410,8 +413,11 @@ class _FlatCoder(_Coder):
 
     def decode(self, action: Any, batch: tuple[int, ...]) -> dict[str, NDArray[Any]]:
         flat = _checked("action", action, (*batch, self._ends[-1]))
-        numbers = np.split(flat, self._ends[:-1], axis=-1)
-        return {part.name: part.from_flat(own) for part, own in zip(self._parts, numbers, strict=True)}
+        decided, start = {}, 0
+        for part, end in zip(self._parts, self._ends, strict=True):
+            decided[part.name] = part.from_flat(flat[..., start:end])
+            start = end
+        return decided
 
     def batch_of(self, action: Any) -> tuple[int, ...]:
         return real_array("action", action).shape[:-1]
@@ -470,7 +476,7 @@ def repair_selection(
     Returns:
         The mended selection and the number of mended tokens (N,).
     """
-    left_out = token_mask > any_over_last(selection)
+    left_out = token_mask > selection.any(axis=-1)
     mended = selection & token_mask[..., None]
     if present is not None:
         left_out &= present.any(axis=-1, keepdims=True)

@@ -258,7 +258,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
     def _run_block(self, rollout: Rollout, decided: Decided) -> tuple[Observation, float, bool, bool, Info]:
         transition = self._process.step(rollout, decided, None if self.renderer is None else self.renderer.add)
-        observation, info = only(transition.observation), single(transition.info)
+        observation, info = only(transition.observation), only(transition.info)
         return observation, float(transition.reward[0]), transition.terminated, False, info
 
     def render(self) -> Picture | str | None:
@@ -303,11 +303,15 @@ class WDMoEEnv(gym.Env[Observation, Any]):
 
 def single(batched: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of the only episode; arrays (1,) become Python numbers."""
-    return {name: only(value) for name, value in batched.items()}
+    one: dict[str, Any] = only(dict(batched))
+    return one
 
 
 def only(value: Any) -> Any:
-    """The entry of the only episode, of an array (1, ...) or of a mapping to such."""
-    if isinstance(value, dict):
-        return single(value)
-    return value.item() if value.ndim == 1 else value[0]
+    """The entry of the only episode, of an array (1, ...) or of a dict of such."""
+    if not isinstance(value, dict):
+        return value.item() if value.ndim == 1 else value[0]
+    one = {}
+    for name, entry in value.items():
+        one[name] = only(entry)
+    return one

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter, itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,7 @@ Terms = Mapping[str, Float]
 RewardFunction = Callable[[Terms], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class BlockResult:
+class BlockResult(NamedTuple):
     """What one decision led to in one block.
 
     Attributes:
@@ -86,8 +85,7 @@ class BlockResult:
         return np.where(waits, self.block_latency_s, 1.0) / np.where(waits, self.vanilla_latency_s, 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class EpisodeResult:
+class EpisodeResult(NamedTuple):
     """What N whole episodes came to.
 
     Attributes:
@@ -618,47 +616,51 @@ class MetricReader:
     def __init__(self, requested: tuple[str, ...] = ()) -> None:
         self._requested = requested
         rows = [one for one in METRICS.values() if one.on_request in ("", *requested)]
-        self._of_block = [_readable(one) for one in rows if one.when == "block"]
-        self._of_episode = [_readable(one) for one in rows if one.when == "episode"]
+        self._rows = {
+            kind: [_readable(one) for one in rows if one.when == when]
+            for kind, when in ((BlockResult, "block"), (EpisodeResult, "episode"))
+        }
         self._terms_to_come = [(one.name, one.shape) for one in rows if one.when == "episode" and one.in_terms]
 
     def __reduce__(self) -> tuple[type[MetricReader], tuple[tuple[str, ...]]]:
         """Rebuild from the table: a row may hold a function that cannot be pickled."""
         return MetricReader, (self._requested,)
 
-    def of_block(self, block: BlockResult) -> dict[str, Any]:
-        """Entries (N, ...) of ``info`` after a block, among them the dict of the terms of the block.
+    def read(self, result: BlockResult | EpisodeResult, info: dict[str, Any]) -> dict[str, Any]:
+        """Write the figures of a result where they belong, in the order of the rows.
 
         Args:
-            block: of N episodes.
+            result: of N episodes, after a block or after the last one.
+            info: gets the entries (N, ...), and the dict of the terms of the reward.
+
+        Returns:
+            ``info``.
 
         Raises:
             ValueError: a registered metric has another shape than its row says.
         """
-        info: dict[str, Any] = {}
-        terms: dict[str, Any] = {}
-        _read(self._of_block, block, info, terms)
-        info[REWARD_TERMS] = terms
+        terms = info.get(REWARD_TERMS, {})
+        for name, value, in_info, in_terms in self._rows[type(result)]:
+            figure = value(result)
+            if figure is None:  # such as pairs that were not served, which are unknown without a runner
+                continue
+            if in_info:
+                info[name] = figure
+            if in_terms:
+                terms[name] = figure
+        info.setdefault(REWARD_TERMS, terms)
         return info
 
-    def add_episode(self, info: dict[str, Any], episode: EpisodeResult | None) -> None:
-        """Add the entries (N, ...) and the terms of the episode; before its end these terms are 0.
+    def add_terms_to_come(self, info: dict[str, Any]) -> None:
+        """Add the terms of the episode before its end, where they are 0.
 
         Args:
             info: of a block.
-            episode: of the same N episodes, after the last block; ``None`` before.
-
-        Raises:
-            ValueError: a registered metric has another shape than its row says.
         """
-        terms = info[REWARD_TERMS]
-        if episode is not None:
-            _read(self._of_episode, episode, info, terms)
-            return
         (batch, tokens, experts), devices = info["selection"].shape, info["shares"].shape[-1]
         sizes = {"J": tokens, "E": experts, "U": devices}
         for name, shape in self._terms_to_come:
-            terms[name] = np.zeros((batch, *(sizes[letter] for letter in shape)))
+            info[REWARD_TERMS][name] = np.zeros((batch, *map(sizes.__getitem__, shape)))
 
 
 _Readable = tuple[str, Callable[[Any], Any], bool, bool]
@@ -668,18 +670,6 @@ def _readable(metric: Metric) -> _Readable:
     """What reading a row needs; the value of one that is not of this file is checked."""
     value = metric.value if metric.name in _OWN else partial(_checked_value, metric)
     return metric.name, value, metric.in_info, metric.in_terms
-
-
-def _read(rows: list[_Readable], result: Any, info: dict[str, Any], terms: dict[str, Any]) -> None:
-    """Write the figures of a result where they belong, in the order of the rows."""
-    for name, value, in_info, in_terms in rows:
-        figure = value(result)
-        if figure is None:  # such as pairs that were not served, which are unknown without a runner
-            continue
-        if in_info:
-            info[name] = figure
-        if in_terms:
-            terms[name] = figure
 
 
 def _checked_value(metric: Metric, result: BlockResult | EpisodeResult) -> Any:

@@ -139,14 +139,15 @@ def observation_space(sizes: Sizes, hidden_states: bool = False, availability: b
 
 def encode_observation(block: Block) -> Observation:
     """Observation of a block, every entry float32 with a leading axis N and its own memory."""
-    placement, compute_s, weights_s = block.links.placement, block.links.compute_s, block.links.weights_s
+    placement, compute_s = block.links.placement, block.links.compute_s
+    weights_s = np.zeros_like(compute_s) if block.links.weights_s is None else block.links.weights_s
     observation = {
         "gate_probs": block.gate_probs,
         "routed": block.routed,
         "spectral_efficiency": block.spectral_efficiency,
-        "compute_latency": _ms(compute_s),
-        "weights_latency": np.zeros_like(compute_s) if weights_s is None else _ms(weights_s),
-        "unit_latency": _ms(block.unit_latency_s),
+        "compute_latency": np.minimum(1e3 * compute_s, MOST_LATENCY_MS),
+        "weights_latency": np.minimum(1e3 * weights_s, MOST_LATENCY_MS),
+        "unit_latency": np.minimum(1e3 * block.unit_latency_s, MOST_LATENCY_MS),
         "placement": placement if placement.ndim == 3 else placement[None].repeat(len(block.index), axis=0),
         "token_mask": block.token_mask,
         "block": block.index[:, None],
@@ -155,7 +156,10 @@ def encode_observation(block: Block) -> Observation:
         observation["availability"] = block.available
     if block.hidden_states is not None:
         observation["hidden_states"] = block.hidden_states
-    return {name: np.array(value, dtype=np.float32) for name, value in observation.items()}
+    encoded = {}
+    for name, value in observation.items():
+        encoded[name] = np.array(value, dtype=np.float32)
+    return encoded
 
 
 def decode_observation(observation: Mapping[str, Any]) -> Block:
@@ -200,11 +204,6 @@ def decode_observation(observation: Mapping[str, Any]) -> Block:
         hidden_states=observation.get("hidden_states"),
         available=values["availability"] > 0.5 if "availability" in values else None,
     )
-
-
-def _ms(seconds: Float) -> Float:
-    """Milliseconds, clipped to the bound of the space."""
-    return np.minimum(1e3 * seconds, MOST_LATENCY_MS)
 
 
 def _box(low: float, high: float, *shape: int) -> spaces.Box:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -60,8 +59,7 @@ def without_requests(config: ConfigT) -> ConfigT:
     return config
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """One step of N episodes.
 
     Attributes:
@@ -135,7 +133,10 @@ class DecisionProcess:
         """
         block = rollout.block
         info = self.run(rollout, decided)
-        self._metrics.add_episode(info, rollout.finish() if rollout.done else None)
+        if rollout.done:
+            self._metrics.read(rollout.finish(), info)
+        else:
+            self._metrics.add_terms_to_come(info)
         reward = evaluate_reward(self._reward, info[REWARD_TERMS])
         if seen is not None:
             seen(block, info)
@@ -153,30 +154,18 @@ class DecisionProcess:
             among them.
         """
         plan = settled_plan(rollout.block, decided, self.config.min_share, self._settled)
-        return self._metrics.of_block(rollout.step(plan))
+        return self._metrics.read(rollout.step(plan), {})
 
 
 class Turn:
-    """A context that one call of an environment is in at a time. It refuses a second one and never waits."""
+    """What one call of an environment holds at a time.
+
+    Attributes:
+        lock: held by the call under way.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        """Begin the turn.
-
-        Raises:
-            RuntimeError: another call is under way; it goes on undisturbed.
-        """
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(
-                "expected one call at a time, but another one, mostly of another thread, is in reset() or step() of "
-                "this environment"
-            )
-
-    def __exit__(self, *_: object) -> None:
-        """End the turn."""
-        self._lock.release()
+        self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         """A copy is free."""
@@ -184,12 +173,23 @@ class Turn:
 
 
 def in_turn(method: Method) -> Method:
-    """Let a method run only in the turn of its object, which has it as ``_turn``."""
+    """Let a method run only in the turn of its object, which has it as ``_turn``.
+
+    A second call never waits: it is a ``RuntimeError``, and the first one goes on undisturbed.
+    """
 
     @wraps(method)
     def alone(self: Any, *args: Any, **keywords: Any) -> Any:
-        with self._turn:
+        lock = self._turn.lock
+        if not lock.acquire(blocking=False):
+            raise RuntimeError(
+                "expected one call at a time, but another one, mostly of another thread, is in reset() or step() of "
+                "this environment"
+            )
+        try:
             return method(self, *args, **keywords)
+        finally:
+            lock.release()
 
     return cast("Method", alone)
 

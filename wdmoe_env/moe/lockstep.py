@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache, partial
+from operator import attrgetter, call
 from typing import Any, TypeVar
 
 import numpy as np
@@ -87,24 +88,19 @@ class LockStep:
         """
         if self._thread != threading.get_ident():  # some passes belong to another lane, and would go on
             raise RuntimeError("a batch can be resumed only by the thread that started it")
-        rows = [len(block.routed) for block in self.blocks]
-        parts = [None] * len(rows) if selection is None else torch.split(selection, rows)
-        if link_bits is not None:
-            self._set_link_bits(link_bits, rows)
+        tasks, end = [], 0
+        for one, block in zip(self._passes, self.blocks, strict=True):
+            start, end = end, end + len(block.routed)
+            tasks.append(partial(one.resume, None if selection is None else selection[start:end]))
+            if link_bits is not None and one.service is not None:
+                one.service.link_bits = link_bits if isinstance(link_bits, int) else link_bits[start:end]
         try:
-            self._plan.run([partial(one.resume, part) for one, part in zip(self._passes, parts, strict=True)])
+            blocks = self._plan.run(tasks)
         except BaseException:
             if self._paused() != self.blocks:  # some have gone on or ended, so that they stand at different blocks
                 self.close()
             raise
-        self.blocks = self._paused()
-
-    def _set_link_bits(self, link_bits: Tensor | int, rows: list[int]) -> None:
-        first = 0
-        for one, count in zip(self._passes, rows, strict=True):
-            if one.service is not None:
-                one.service.link_bits = link_bits if isinstance(link_bits, int) else link_bits[first : first + count]
-            first += count
+        self.blocks = list(filter(None, blocks))
 
     def unserved_pairs(self) -> NDArray[np.int64]:
         """Pairs (N,) of each sequence that were selected in the last block and not served."""
@@ -121,7 +117,7 @@ class LockStep:
             one.close()
 
     def _paused(self) -> list[BlockInput]:
-        return [one.block for one in self._passes if one.block is not None]
+        return list(filter(None, map(attrgetter("block"), self._passes)))
 
 
 def own_scores(model: SplitModel, token_ids: Tensor, attention_mask: Tensor, targets: Tensor) -> TokenScores:
@@ -192,21 +188,28 @@ class _Plan:
             Exception: what a task raised; the caller's own lane goes first if there are many.
         """
         setting = torch.get_num_threads()
-        there = {number: _lane(os.getpid()).submit(self._run, tasks[number]) for number in self._elsewhere(tasks)}
-        try:
-            here = {number: self._run(task) for number, task in enumerate(tasks) if number not in there}
-        finally:
-            wait(there.values())
-            torch.set_num_threads(setting)  # the caller's, and what threads begin with that are started from here on
-        return [there[number].result() if number in there else here[number] for number in range(len(tasks))]
-
-    def _elsewhere(self, tasks: Sequence[Any]) -> range:
-        """The tasks that are not the caller's own; a pass is always on the same lane."""
-        return range(1, len(tasks), 2) if self.lanes > 1 else range(0)
-
-    def _run(self, task: Callable[[], Result]) -> Result:
         torch.set_num_threads(self.threads)
-        return task()
+        try:
+            return list(map(call, tasks)) if self.lanes == 1 else self._on_two_lanes(tasks)
+        finally:
+            torch.set_num_threads(setting)  # the caller's, and what threads begin with that are started from here on
+
+    def _on_two_lanes(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Every second task runs on the other lane; a pass is always on the same one."""
+
+        def there(task: Callable[[], Result]) -> Result:
+            torch.set_num_threads(self.threads)
+            return task()
+
+        lane = _lane(os.getpid())
+        others = [lane.submit(there, task) for task in tasks[1::2]]
+        try:
+            own = list(map(call, tasks[::2]))
+        finally:
+            wait(others)
+        results: list[Any] = [None] * len(tasks)
+        results[::2], results[1::2] = own, [other.result() for other in others]
+        return results
 
 
 @cache

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,8 +63,7 @@ class RelaxedSelection:
     usable: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OwnRouting:
+class OwnRouting(NamedTuple):
     """The model's own routing in one block.
 
     Attributes:
@@ -78,17 +78,14 @@ class OwnRouting:
 
     def routed(self) -> Tensor:
         """The own choice as a (T, E) bool matrix."""
-        mask = self.top_k_index.new_zeros(self._shape(), dtype=torch.bool)
+        mask = self.top_k_index.new_zeros((len(self.top_k_index), self.num_experts), dtype=torch.bool)
         return mask.scatter_(1, self.top_k_index, True)
 
     def weights(self) -> Tensor:
         """The own weights as a (T, E) matrix, zero where not chosen."""
-        dense = self.top_k_weights.new_zeros(self._shape())
+        dense = self.top_k_weights.new_zeros((len(self.top_k_index), self.num_experts))
         # Adding, because a router that reads its choice from a table may name an expert twice.
         return dense.scatter_add_(1, self.top_k_index, self.top_k_weights)
-
-    def _shape(self) -> tuple[int, int]:
-        return len(self.top_k_index), self.num_experts
 
 
 def combination_weights(own: OwnRouting, gate_probs: Tensor, selection: Tensor) -> Tensor:

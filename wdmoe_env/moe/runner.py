@@ -25,8 +25,8 @@ from wdmoe_env.named import NamedFactories
 ExpertFunction = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 """(experts module, hidden states (T, H), selection (T, E) bool, weights (T, E)) -> outputs (T, H)."""
 
-_Linear = Callable[[str, Tensor], Tensor]
-"""(name of a fused layer, inputs) -> outputs."""
+_Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(inputs, weight (E, outputs, inputs), bias (E, outputs)) of a fused layer -> outputs."""
 
 _GROUPED_MAX_TOKENS = 256  # on the CPU; above, what a layer of all experts puts out no longer stays in its caches
 
@@ -133,33 +133,55 @@ class Service:
         self.unserved_pairs = np.zeros(len(self.sequences), dtype=np.int64)
 
 
-def run_experts(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
+def run_experts(
+    experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor, strategy: str | None = None
+) -> Tensor:
     """Weighted sum of the selected experts' outputs, per token.
 
     Args:
         experts: an experts module of transformers: the fused weights of the E experts of one block.
         hidden_states: (T, H) input of the block.
         selection: (T, E) bool; a token may have any number of experts, none included. Best on the CPU, wherever the
-            model is: its rows are listed there.
+            model is: its pairs are listed there, so that no device has to be waited for.
         weights: (T, E) weight of each expert's output; read only where selected.
+        strategy: of ``STRATEGIES``; ``None`` takes the faster one.
 
     Returns:
         (T, H); zero for a token without expert.
     """
-    return STRATEGIES[choose_strategy(experts, hidden_states)](experts, hidden_states, selection, weights)
+    by_expert = selection.numpy(force=True).T
+    expert, token = by_expert.nonzero()
+    pairs = np.empty((2, len(token)), dtype=np.int64)  # one array, since it may have to be sent to a device
+    pairs[0], pairs[1] = token, token * len(by_expert) + expert
+    there = torch.from_numpy(pairs).to(hidden_states.device)
+    token_of_row, pair_of_row = there[0], there[1]
+    run = STRATEGIES[strategy or choose_strategy(experts, hidden_states)]
+    counts = np.bincount(expert, minlength=len(by_expert))
+    outputs = run(experts, hidden_states.index_select(0, token_of_row), counts)
+    weighted = (outputs * weights.take(pair_of_row)[:, None]).to(hidden_states.dtype)
+    return torch.zeros_like(hidden_states).index_add_(0, token_of_row, weighted)
 
 
 def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     """Name of the faster strategy for a block's input (T, H), as measured in ``docs/performance.md``."""
-    few = len(hidden_states) <= _GROUPED_MAX_TOKENS or not hidden_states.is_cpu
-    return "grouped" if few and _can_group(experts.down_proj, hidden_states) else "slices"
+    if hidden_states.is_cpu and len(hidden_states) > _GROUPED_MAX_TOKENS:
+        return "slices"
+    weight = experts.down_proj
+    size = weight.element_size()
+    can_group = (  # the operands that torch's grouped product takes: of one type and 16-byte aligned
+        hasattr(functional, "grouped_mm")
+        and (hidden_states.is_cpu or (hidden_states.is_cuda and _has_grouped_kernel(hidden_states.device)))
+        and hidden_states.dtype == weight.dtype
+        and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and (weight.data_ptr() % 16, weight.shape[1] * size % 16, weight.shape[2] * size % 16) == (0, 0, 0)
+    )
+    return "grouped" if can_group else "slices"
 
 
 def run_expert(experts: Any, expert: int, hidden_states: Tensor) -> Tensor:
     """Output (T, H) of one expert on tokens (T, H), unweighted."""
 
-    def linear(name: str, inputs: Tensor) -> Tensor:
-        weight, bias = _layer_parameters(experts, name)
+    def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return functional.linear(inputs, weight[expert], None if bias is None else bias[expert])
 
     return _feed_forward(experts, hidden_states, linear)
@@ -183,102 +205,52 @@ def order_weights(model: nn.Module, blocks: Sequence[Any]) -> None:
     """
     weights = [module._parameters["weight"] for module in model.modules() if type(module) is nn.Linear]
     for experts in blocks:
-        weights += [experts._parameters[name] for name in _layer_names(experts) if not experts.is_transposed]
+        names = () if experts.is_transposed else ("gate_up_proj", "up_proj", "down_proj")
+        weights += [experts._parameters.get(name) for name in names]
     for weight in weights:
         if weight is not None and weight.is_cpu and weight.dtype == torch.float32:
             weight.data = weight.data.transpose(-2, -1).contiguous().transpose(-2, -1)
 
 
-def _slices(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
-    """One gather and one add for all experts; each runs from its first layer to its last on a slice of the rows."""
-    rows = _Rows.of(selection, hidden_states.device)
-    parts = torch.split_with_sizes(hidden_states.index_select(0, rows.token), rows.counts)
-    outputs = [run_expert(experts, expert, part) for expert, part in enumerate(parts) if len(part)]
-    return rows.weighted_sum(torch.cat(outputs) if outputs else parts[0], hidden_states, weights)
+def _slices(experts: Any, rows: Tensor, counts: NDArray[np.int64]) -> Tensor:
+    """Each expert runs from its first layer to its last on a slice of the rows."""
+    parts = enumerate(torch.split_with_sizes(rows, counts.tolist()))
+    outputs = [run_expert(experts, expert, part) for expert, part in parts if len(part)]
+    return torch.cat(outputs) if outputs else rows
 
 
-def _grouped(experts: Any, hidden_states: Tensor, selection: Tensor, weights: Tensor) -> Tensor:
+def _grouped(experts: Any, rows: Tensor, counts: NDArray[np.int64]) -> Tensor:
     """Torch's grouped product: a layer of all experts in one call."""
-    rows = _Rows.of(selection, hidden_states.device)
-    each = torch.tensor(rows.counts, device=hidden_states.device)
-    ends = each.cumsum(dim=0, dtype=torch.int32)
+    ends = torch.from_numpy(counts.cumsum(dtype=np.int32)).to(rows.device)
 
-    def linear(name: str, inputs: Tensor) -> Tensor:
-        weight, bias = _layer_parameters(experts, name)
+    def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs = functional.grouped_mm(inputs, weight.transpose(-2, -1), offs=ends)
-        return outputs if bias is None else outputs + bias.repeat_interleave(each, dim=0, output_size=len(inputs))
+        if bias is None:
+            return outputs
+        each = torch.from_numpy(counts).to(bias.device)
+        return outputs + bias.repeat_interleave(each, dim=0, output_size=len(inputs))
 
-    outputs = _feed_forward(experts, hidden_states.index_select(0, rows.token), linear)
-    return rows.weighted_sum(outputs, hidden_states, weights)
+    return _feed_forward(experts, rows, linear)
 
 
-STRATEGIES: dict[str, ExpertFunction] = {"slices": _slices, "grouped": _grouped}
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Selected pairs in the order of their experts.
-
-    Attributes:
-        token: (R,) token of each row.
-        pair: (R,) index of each row in a flattened (T, E) matrix.
-        counts: rows of each of the E experts.
-    """
-
-    token: Tensor
-    pair: Tensor
-    counts: list[int]
-
-    @classmethod
-    def of(cls, selection: Tensor, device: torch.device) -> _Rows:
-        """List a selection (T, E) on the CPU, so that no device has to be waited for."""
-        by_expert = selection.numpy(force=True).T
-        expert, token = by_expert.nonzero()
-        rows = np.empty((2, len(token)), dtype=np.int64)  # one array, since it may have to be sent to a device
-        rows[0], rows[1] = token, token * len(by_expert) + expert
-        on_device = torch.from_numpy(rows).to(device)
-        return cls(on_device[0], on_device[1], np.bincount(expert, minlength=len(by_expert)).tolist())
-
-    def weighted_sum(self, outputs: Tensor, hidden_states: Tensor, weights: Tensor) -> Tensor:
-        """Sum (T, H), like hidden states (T, H), of the rows' outputs (R, H) by weights (T, E)."""
-        weighted = (outputs * weights.take(self.pair)[:, None]).to(hidden_states.dtype)
-        return torch.zeros_like(hidden_states).index_add_(0, self.token, weighted)
+STRATEGIES: dict[str, Callable[[Any, Tensor, NDArray[np.int64]], Tensor]] = {"slices": _slices, "grouped": _grouped}
+"""(experts module, rows (R, H) in the order of their experts, rows of each of the E experts) -> outputs (R, H)."""
 
 
 def _feed_forward(experts: Any, inputs: Tensor, linear: _Linear) -> Tensor:
     """One or many experts on rows (T, H), of any layout that transformers' experts modules declare."""
-    first, last = _layer_names(experts)
-    hidden = linear(first, inputs)
-    outputs = linear(last, experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden))
-    return experts.post_expert_norm(outputs) if getattr(experts, "has_post_expert_norm", False) else outputs
-
-
-def _layer_names(experts: Any) -> tuple[str, str]:
-    """The fused layers of an experts module, first and last."""
-    return ("gate_up_proj" if experts.has_gate else "up_proj"), "down_proj"
-
-
-def _layer_parameters(experts: Any, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight (E, outputs, inputs) and bias (E, outputs) of a fused layer."""
-    weight = getattr(experts, name)
-    bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
-    return weight.transpose(-2, -1) if experts.is_transposed else weight, bias
-
-
-def _can_group(weight: Tensor, hidden_states: Tensor) -> bool:
-    """Whether torch's grouped product takes the operands: present, of one type, 16-byte aligned, a GPU of 2020 on."""
-    strides = [size * weight.element_size() for size in weight.shape[1:]]
-    return (
-        hasattr(functional, "grouped_mm")
-        and (hidden_states.is_cpu or (hidden_states.is_cuda and _has_grouped_kernel(hidden_states.device)))
-        and hidden_states.dtype == weight.dtype
-        and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and all(address % 16 == 0 for address in (weight.data_ptr(), *strides))
-    )
+    rows = inputs
+    for name in ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj"):
+        weight = getattr(experts, name)
+        bias = getattr(experts, f"{name}_bias") if experts.has_bias else None
+        rows = linear(rows, weight.transpose(-2, -1) if experts.is_transposed else weight, bias)
+        if name != "down_proj":
+            rows = experts._apply_gate(rows) if experts.has_gate else experts.act_fn(rows)
+    return experts.post_expert_norm(rows) if getattr(experts, "has_post_expert_norm", False) else rows
 
 
 def _has_grouped_kernel(device: torch.device) -> bool:
-    """Whether a GPU is one that torch's grouped product runs on, which transformers asks in the same way."""
+    """Whether torch's grouped product runs on a GPU, as on those of 2020 on; transformers asks in the same way."""
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 

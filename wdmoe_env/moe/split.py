@@ -244,7 +244,7 @@ class SplitForward:
         self._modes = partial(neutral_modes, model.device.type, inference)
         self._thread = threading.get_ident()
         self._greenlet = greenlet(partial(_run, model, function, self._modes, inference, service))
-        _this.passes.add(self)
+        this_thread.passes.add(self)
         # A finalizer rather than __del__, which may come too late at the end of the process.
         self._finalize = weakref.finalize(self, _end, self._greenlet, self._modes, self._thread)
         self._advance()
@@ -291,7 +291,8 @@ class SplitForward:
         self._finalize()
 
     def _advance(self, *selection: Tensor | None) -> BlockInput | None:
-        _end_orphans()
+        if _orphans:
+            _end_orphans()
         self.block = None
         self._greenlet.parent = getcurrent()
         with self._modes():
@@ -354,17 +355,15 @@ def _end_orphans() -> None:
         _end(*orphan)
 
 
-def this_thread() -> object:
-    """What stands for this thread. Its number will not do: once a thread has ended, another may get its number."""
-    return _this.mark
-
-
 class _Life:
     """Is dropped when a thread ends."""
 
 
 class _Thread(threading.local):
-    """The thread at hand, and the passes that it has started."""
+    """The thread at hand, and the passes that it has started.
+
+    ``mark`` stands for the thread. Its number will not do: once a thread has ended, another may get its number.
+    """
 
     def __init__(self) -> None:
         self.mark, self._life = object(), _Life()
@@ -379,7 +378,7 @@ def _end_all(passes: weakref.WeakSet[SplitForward]) -> None:
     _end_orphans()
 
 
-_this = _Thread()
+this_thread = _Thread()
 
 
 def _runner(runner: ExpertRunner | ExpertFunction | None) -> ExpertRunner:

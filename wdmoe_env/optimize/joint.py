@@ -20,7 +20,7 @@ from wdmoe_env.optimize.selection import (
     paper_selection,
     starts,
 )
-from wdmoe_env.physics.latency import Bool, Float, any_over_last, equal_shares
+from wdmoe_env.physics.latency import Bool, Float, equal_shares
 
 LEAST_GAIN = 1e-12
 THRESHOLD_STEP = 0.05
@@ -203,4 +203,4 @@ def _is_enough(trial: Decision, best: Decision, stopping_gain: float) -> Bool:
 
 def _differ(one: Bool, other: Bool) -> Bool:
     """Whether two selections (n, J, E) differ, (n,)."""
-    return any_over_last(any_over_last(one != other))
+    return (one != other).any(axis=(1, 2))

@@ -19,8 +19,8 @@ from wdmoe_env.physics.latency import (
     device_load,
     equal_shares,
     expert_reading_s,
+    ones,
     radio_latency_s,
-    sum_over_last,
     sum_over_tokens,
     weight_served,
 )
@@ -64,7 +64,7 @@ def gate_latency_similarity(weights: Float, routed: Bool, token_latency_s: Float
     weight = np.where(routed, weights, 0.0)
     latency = np.where(routed, np.minimum(token_latency_s, UNREACHABLE_S), 0.0)
     norms = np.sqrt(_dot(weight, weight)) * np.sqrt(_dot(latency, latency))
-    droppable = (sum_over_last(routed) > 1) & (norms > 0)
+    droppable = (routed @ ones(routed.shape[-1]) > 1) & (norms > 0)
     dot = _dot(weight, latency)
     return np.divide(dot, norms, out=np.full(dot.shape, np.inf), where=droppable)
 

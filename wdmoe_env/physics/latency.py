@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,23 @@ LOG_2 = math.log(2.0)
 NO_SHARE = 1e-200
 
 
+class _Arrays:
+    """A frozen dataclass whose fields become float64 arrays."""
+
+    __slots__ = ()
+    _prefix: ClassVar[str] = ""
+    __match_args__: ClassVar[tuple[str, ...]]  # of a dataclass, the names of its fields
+
+    def __post_init__(self) -> None:
+        """Make every field a float64 array, where it is none yet."""
+        for name in self.__match_args__:
+            value = getattr(self, name)
+            if value is not None and (type(value) is not np.ndarray or value.dtype is not FLOAT64):
+                object.__setattr__(self, name, real_array(self._prefix + name, value))
+
+
 @dataclass(frozen=True, slots=True)
-class BlockLinks:
+class BlockLinks(_Arrays):
     """Radio and compute of U devices that hold E experts during one block, for a batch of N episodes.
 
     Lists and arrays of any real kind become float64.
@@ -58,15 +73,6 @@ class BlockLinks:
     placement: Float
     weights_s: Float | None = None
 
-    def __post_init__(self) -> None:
-        """Make every field a float64 array."""
-        _settle(self, "full_band_snr", self.full_band_snr)
-        _settle(self, "payload_s", self.payload_s)
-        _settle(self, "compute_s", self.compute_s)
-        _settle(self, "placement", self.placement)
-        if self.weights_s is not None:
-            _settle(self, "weights_s", self.weights_s)
-
     @property
     def num_devices(self) -> int:
         """U."""
@@ -84,7 +90,7 @@ class BlockLinks:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Load(_Arrays):
     """What a selection asks of each device.
 
     Lists and arrays of any real kind become float64.
@@ -103,12 +109,7 @@ class Load:
     experts: Float
     reading_s: Float | None = None
 
-    def __post_init__(self) -> None:
-        """Make the fields float64 arrays."""
-        _settle(self, "tokens", self.tokens, prefix="load.")
-        _settle(self, "experts", self.experts, prefix="load.")
-        if self.reading_s is not None:
-            _settle(self, "reading_s", self.reading_s, prefix="load.")
+    _prefix: ClassVar[str] = "load."
 
     def row(self, n: int) -> Load:
         """That of episode n as a batch of one."""
@@ -118,12 +119,6 @@ class Load:
         """The load of some episodes, by a slice or indices (n,)."""
         reading = None if self.reading_s is None else self.reading_s[index]
         return Load(self.tokens[index], self.experts[index], reading)
-
-
-def _settle(instance: BlockLinks | Load, name: str, value: Float, prefix: str = "") -> None:
-    """Put a field of a frozen dataclass as a float64 array, where it is none yet."""
-    if type(value) is not np.ndarray or value.dtype is not FLOAT64:
-        object.__setattr__(instance, name, real_array(prefix + name, value))
 
 
 def carrier_to_noise_hz(gain: Float, power_w: float, noise_dbm_per_hz: float) -> Float:
@@ -202,8 +197,9 @@ def experts_per_device(selection: Bool, placement: Float) -> Float:
 
 def device_load(selection: Bool, links: BlockLinks) -> Load:
     """What a selection (N, J, E) asks of each device: tokens, token-expert pairs, and the reading of weights."""
-    per_token = experts_per_device(selection, links.placement)
-    tokens, experts = sum_over_tokens(np.minimum(per_token, 1.0)), sum_over_tokens(per_token)
+    per_token = np.asarray(selection).astype(np.float64) @ links.placement  # as of experts_per_device
+    every = ones(per_token.shape[-2])
+    tokens, experts = every @ np.minimum(per_token, 1.0), every @ per_token
     if links.weights_s is None:
         return Load(tokens, experts)
     return Load(tokens, experts, reading_s(links, sum_over_tokens(np.asarray(selection))))
@@ -319,13 +315,13 @@ def gate_weights(gate_probs: Float, routed: Bool) -> Float:
     Returns:
         (N, J, E); rows without a routed expert (padding) are zero.
     """
-    total = sum_over_last(gate_probs * routed)
+    total = (gate_probs * routed) @ ones(routed.shape[-1])
     return gate_probs / np.where(total > 0, total, np.inf)[..., None]
 
 
 def weight_served(weights: Float, selection: Bool) -> Float:
     """W: the gate weight that the selected experts serve, summed over tokens; (N, J, E) twice -> (N,)."""
-    return sum_over_last(sum_over_tokens(weights * selection))
+    return (ones(weights.shape[-2]) @ (weights * selection)) @ ones(weights.shape[-1])
 
 
 def device_weight_served(weights: Float, selection: Bool, placement: Float) -> Float:
@@ -336,7 +332,7 @@ def device_weight_served(weights: Float, selection: Bool, placement: Float) -> F
         selection: (N, J, E).
         placement: (N, E, U) or (E, U).
     """
-    of_experts = sum_over_tokens(weights * selection)[..., None, :]
+    of_experts = (ones(weights.shape[-2]) @ (weights * selection))[..., None, :]
     return (of_experts @ placement)[..., 0, :]
 
 
@@ -368,27 +364,21 @@ def wlr_device_per_ms(device_weight: Float, device_latency: Float) -> Float:
     return (device_weight / np.where(device_latency > 0, 1e3 * device_latency, np.inf)).sum(axis=-1)
 
 
-def any_over_last(flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether any of flags (..., X) is set, (...)."""
-    found: NDArray[np.bool_] = flags @ _ones(flags.shape[-1], np.bool_)  # a product of booleans: "or" of "and"s
-    return found
-
-
-def sum_over_last(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums (...) of values, or counts of flags, (..., X)."""
-    total: NDArray[np.float64] = values @ _ones(values.shape[-1], np.float64)
-    return total
-
-
-def sum_over_tokens(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Sums (..., X) of values, or counts of flags, (..., J, X)."""
-    total: NDArray[np.float64] = _ones(values.shape[-2], np.float64) @ values
-    return total
-
-
 @lru_cache(maxsize=64)
-def _ones(size: int, kind: type[np.generic]) -> NDArray[Any]:
-    """Kept, since making them takes as long as the product."""
-    ones = np.ones(size, dtype=kind)
-    ones.flags.writeable = False
-    return ones
+def ones(size: int) -> Float:
+    """A vector of ones, kept since making it takes as long as a product with it."""
+    vector = np.ones(size)
+    vector.flags.writeable = False
+    return vector
+
+
+def sum_over_tokens(values: NDArray[Any]) -> Float:
+    """Sums (..., X) of values, or counts of flags, (..., J, X)."""
+    total: Float = ones(values.shape[-2]) @ values
+    return total
+
+
+def any_over_last(flags: Bool) -> Bool:
+    """Whether any of flags (..., X) is set, (...): a product of booleans is the "or" of "and"s."""
+    found: Bool = flags @ np.ones(flags.shape[-1], dtype=np.bool_)
+    return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from wdmoe_env.actions import Plan
@@ -61,8 +59,7 @@ def clocked(plan: Plan, result: BlockResult, measurement: Measurement, num_token
     weight = latency.device_weight_served(block.weights, selection, block.links.placement)
     served = weight.sum(axis=-1)
     lost = plan.selection & ~selection
-    return replace(
-        result,
+    return result._replace(
         selection=selection,
         tokens=load.tokens,
         device_latency_s=device_s,

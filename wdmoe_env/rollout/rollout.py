@@ -89,7 +89,8 @@ class Rollout:
 
     Attributes:
         block: what a policy may see now; after the last block all probabilities are 0.
-        done: whether the last block has run.
+        done: whether the last block has run, or the passes are closed.
+        blocks_done: blocks that have run, or begun to.
         heat: (N, U) of the devices now; ``None`` where they do not slow down.
     """
 
@@ -110,34 +111,19 @@ class Rollout:
         self._begin, self._reference_nll, self._reference_token_nll = begin, reference_nll, reference_token_nll
         self._num_tokens = texts.mask.sum(axis=-1)
         self._view = View.of(world, texts.mask, trace)
+        self._token_terms = world.config.has_token_terms
         self._selections: list[Bool] = []
         self._bits: list[NDArray[np.int64] | None] = []
+        self.blocks_done = 0
         self._latency_s = np.zeros(len(texts))
         self.heat = initial_heat(world.config.devices, len(texts)) if heat is None else heat
-        self._thread: object = this_thread()
+        self._thread: object = this_thread.mark
         self._start()
 
     def _start(self) -> None:
         self._passes = self._begin()
-        self._look()
-
-    def _look(self) -> None:
-        """See where the passes are now; the episodes are over where that is of no use."""
-        try:
-            self.block = self._view.block(self._passes.blocks, self.heat)
-        except FloatingPointError:
-            self._passes.close()
-            raise
-
-    @property
-    def done(self) -> bool:
-        """Whether the last block has run."""
-        return not self._passes.blocks
-
-    @property
-    def blocks_done(self) -> int:
-        """Blocks that have run, or begun to."""
-        return len(self._selections)
+        self.done = not self._passes.blocks
+        self.block = self._view.block(self._passes.blocks, self.heat)
 
     def step(self, plan: Plan) -> BlockResult:
         """Run the block's experts under a decision and go on to the next block.
@@ -148,28 +134,38 @@ class Rollout:
         Raises:
             FloatingPointError: the model's next gates or hidden states are not finite; the episodes are over then.
         """
-        if self._thread is not this_thread():
+        if self._thread is not this_thread.mark:
             self._passes.close()  # its own thread ends it
-            self._run_again()
+            decided_on = self.block
+            try:
+                self._run_again()
+            finally:
+                self.block = decided_on  # also where that is interrupted, for the next decision
         selection = plan.selection
         own = np.array_equal(selection, self.block.routed)
         config = self.world.config
         overhead_s = 1e-3 * config.devices.overhead_ms
-        result = measure(plan, own, self._num_tokens, config.has_token_terms, overhead_s)
+        result = measure(plan, own, self._num_tokens, self._token_terms, overhead_s)
         if self.world.powers is not None:
             result = with_energy(result, plan, self.world.powers, self._num_tokens)
-        self.heat = self._view.later_heat(self.heat, self.block, plan.load, result.block_latency_s)
+        if self.heat is not None:
+            self.heat = self._view.later_heat(self.heat, self.block, plan.load, result.block_latency_s)
         clock = self.world.clock
         if clock is not None:
             clock.announce(pace_of(plan, result, config.channel.bandwidth_hz, overhead_s))
         self._selections.append(selection.copy())  # info hands the original out
         self._bits.append(plan.bits)
-        self._advance(selection, own, plan.bits)
+        self.blocks_done += 1
+        try:
+            self._advance(selection, own, plan.bits)
+        except FloatingPointError:
+            self.close()
+            raise
         if clock is not None:
             result = clocked(plan, result, clock.measured(), int(self._num_tokens[0]))
             self._selections[-1] = result.selection.copy()  # a copy of this episode has no clock to go by
         elif config.runner != "local":
-            result = replace(result, unserved_pairs=self._passes.unserved_pairs())
+            result = result._replace(unserved_pairs=self._passes.unserved_pairs())
         self._latency_s = self._latency_s + result.block_latency_s
         return result
 
@@ -200,6 +196,7 @@ class Rollout:
 
     def close(self) -> None:
         """End the paused passes."""
+        self.done = True
         self._passes.close()
 
     def _advance(self, selection: Bool, own: bool, bits: NDArray[np.int64] | None) -> None:
@@ -211,7 +208,8 @@ class Rollout:
             self._passes.resume(chosen)
         else:
             self._passes.resume(chosen, self._message_bits(bits))
-        self._look()
+        self.done = not self._passes.blocks
+        self.block = self._view.block(self._passes.blocks, self.heat)
 
     def _message_bits(self, bits: NDArray[np.int64]) -> torch.Tensor | int:
         """Bits of messages as passes take them: (N * J, U), or 16 where nothing is rounded."""
@@ -236,7 +234,7 @@ class Rollout:
         self._start()
         for selection, bits in zip(self._selections, self._bits, strict=True):
             self._advance(selection, np.array_equal(selection, self.block.routed), bits)
-        self._thread = this_thread()
+        self._thread = this_thread.mark
 
 
 def measure(
@@ -251,15 +249,19 @@ def measure(
         prices: whether the price of each pair is wanted.
         overhead_s: what a call to a device takes beside radio and compute, seconds.
     """
-    block, true = plan.block, plan.block.conditions
+    block = plan.block
+    true = block.hidden_conditions or block
     links = true.links
     selection, load, shares = plan.selection, plan.load, plan.shares
-    device_latency = _with_overhead(latency.device_latency_s(links, load, shares), load, overhead_s)
-    block_latency = latency.block_latency_s(device_latency)
+    device_latency = latency.device_latency_s(links, load, shares)
     own_load = load if own and plan.bits is None else latency.device_load(block.routed, links)
     vanilla_latency = latency.sum_over_tokens_s(links, own_load, true.unit_latency_s)
-    vanilla_latency = _with_overhead(vanilla_latency, own_load, overhead_s)
-    device_weight = latency.device_weight_served(block.weights, selection, links.placement)
+    if overhead_s:  # of a call to each device that serves a token
+        device_latency = device_latency + overhead_s * (load.tokens > 0)
+        vanilla_latency = vanilla_latency + overhead_s * (own_load.tokens > 0)
+    block_latency = device_latency.max(axis=-1)  # equation (7)
+    weights = latency.gate_weights(block.gate_probs, block.routed)
+    device_weight = latency.device_weight_served(weights, selection, links.placement)
     served = device_weight.sum(axis=-1)
     result = BlockResult(
         selection=selection,
@@ -268,7 +270,7 @@ def measure(
         message_bits=None if plan.bits is None else mean_message_bits(plan, plan.bits),
         device_latency_s=device_latency,
         block_latency_s=block_latency,
-        vanilla_latency_s=latency.block_latency_s(vanilla_latency),
+        vanilla_latency_s=vanilla_latency.max(axis=-1),
         gate_weight_served=served,
         gate_weight_kept=served / num_tokens,  # the weights of a token's own routing sum to 1
         # Where every device is away, nothing is served in no time.
@@ -305,12 +307,7 @@ def with_energy(result: BlockResult, plan: Plan, powers: Powers, num_tokens: NDA
         powers, plan.block.conditions.links, plan.load, plan.shares, result.block_latency_s
     )
     both = (of_devices + of_radio).sum(axis=-1) / num_tokens
-    return replace(result, device_energy_j=of_devices, radio_energy_j=of_radio, energy_per_token_j=both)
-
-
-def _with_overhead(device_latency_s: Float, load: Load, overhead_s: float) -> Float:
-    """Latency (N, U) with what a call takes, for each device that serves a token."""
-    return device_latency_s + overhead_s * (load.tokens > 0) if overhead_s else device_latency_s
+    return result._replace(device_energy_j=of_devices, radio_energy_j=of_radio, energy_per_token_j=both)
 
 
 def _with_prices(result: BlockResult, plan: Plan) -> BlockResult:
@@ -321,8 +318,7 @@ def _with_prices(result: BlockResult, plan: Plan) -> BlockResult:
         sent = plan.tokens > 0
         size = np.divide(plan.load.tokens, plan.tokens, out=np.ones_like(plan.tokens), where=sent)
         prices = replace(prices, token=prices.token * size)
-    return replace(
-        result,
+    return result._replace(
         pair_price_s=pair_prices(prices, plan.selection, links) * mask[..., None],
         token_price_s=token_prices(prices, plan.selection, links),
     )
@@ -333,18 +329,12 @@ class Radio:
     """What the channel of N episodes comes to.
 
     Attributes:
-        links: of each of the I blocks.
         spectral_efficiency: (I, N, 2, U) bit/s/Hz at equal shares.
-        unit_latency_s: (I, N, U) radio time of one token, both ways, at equal shares.
+        conditions: of each of the I blocks.
     """
 
-    links: list[BlockLinks]
     spectral_efficiency: Float
-    unit_latency_s: Float
-
-    def of_block(self, at: int) -> Conditions:
-        """Those of one block."""
-        return Conditions(self.links[at], self.unit_latency_s[at])
+    conditions: list[Conditions]
 
     @classmethod
     def of(cls, world: World, full_band_snr: Float) -> Radio:
@@ -359,14 +349,12 @@ class Radio:
         weights = None if world.weights_s is None else np.broadcast_to(world.weights_s, (batch, devices))
         equal = latency.equal_shares(batch, devices)
         efficiency = latency.spectral_efficiency(full_band_snr, equal)
-        return cls(
-            [
-                BlockLinks(snr, payload, compute, at, weights)
-                for snr, at in zip(full_band_snr, world.placement, strict=True)
-            ],
-            efficiency,
-            latency.both_ways_s(efficiency, payload, equal),
-        )
+        unit_latency_s = latency.both_ways_s(efficiency, payload, equal)
+        blocks = zip(full_band_snr, world.placement, unit_latency_s, strict=True)
+        conditions = [
+            Conditions(BlockLinks(snr, payload, compute, placement, weights), unit) for snr, placement, unit in blocks
+        ]
+        return cls(efficiency, conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,8 +401,10 @@ class View:
             FloatingPointError: gate probabilities or hidden states of a token are not finite.
         """
         sizes, batch = self.world.sizes, len(self.token_mask)
-        gate_probs, routed = self._gates(passes)
-        hidden = self._hidden(passes) if self.world.config.observe_hidden_states else None
+        gate_probs = self._rows(passes, "gate_probs", sizes.num_experts, np.float64)
+        routed = self._rows(passes, "routed", sizes.num_experts, np.bool_)
+        seen = self.world.config.observe_hidden_states
+        hidden = self._rows(passes, "hidden_states", sizes.hidden_size, np.float32) if seen else None
         if self.padded:
             padding = ~self.token_mask
             gate_probs[padding], routed[padding] = 0.0, False
@@ -430,7 +420,9 @@ class View:
             available = self.world.clock.available()[None]
         if available is not None:  # the model's own routing is then that among the experts that are there
             routed, _ = next_best(routed, gate_probs, experts_present(available, self.world.placement[at]))
-        known, true = self._conditions(at, heat)
+        known, true = (self.seen or self.radio).conditions[at], self.radio.conditions[at]
+        if heat is not None:
+            known, true = self._slowed(known, true, heat)
         return Block(
             gate_probs=gate_probs,
             routed=routed,
@@ -444,13 +436,11 @@ class View:
             hidden_conditions=None if known is true else true,
         )
 
-    def _conditions(self, at: int, heat: Float | None) -> tuple[Conditions, Conditions]:
-        """What is known of a block's links, and what is true of them."""
-        known, true = (one.of_block(at) for one in (self.seen or self.radio, self.radio))
-        if heat is not None:  # how fast a device is now, it can tell
-            factor = speed_factor(self.world.config.devices, heat)
-            known, true = (replace(one, links=slowed(one.links, factor)) for one in (known, true))
-        return (true if self.seen is None else known), true
+    def _slowed(self, known: Conditions, true: Conditions, heat: Float) -> tuple[Conditions, Conditions]:
+        """What is known and what is true, with the devices as fast as their heat lets them be, which they can tell."""
+        factor = speed_factor(self.world.config.devices, heat)
+        slow = replace(true, links=slowed(true.links, factor))
+        return (slow if known is true else replace(known, links=slowed(known.links, factor))), slow
 
     def later_heat(self, heat: Float | None, block: Block, load: Load, block_latency_s: Float) -> Float | None:
         """Heat (N, U) of the devices after a block; ``None`` where they do not slow down.
@@ -473,22 +463,13 @@ class View:
         if hidden is not None:
             check_finite(self.world.model.model, f"hidden states {where}", hidden)
 
-    def _gates(self, passes: Sequence[BlockInput]) -> tuple[Float, Bool]:
-        """Gate probabilities and own routing (N, J, E), in memory of their own."""
-        shape = (len(self.token_mask), self.world.sizes.num_tokens, self.world.sizes.num_experts)
+    def _rows(self, passes: Sequence[BlockInput], name: str, width: int, dtype: type[Scalar]) -> NDArray[Scalar]:
+        """A tensor of every pass as one array (N, J, width) of its own memory; zeros after the end."""
+        shape = (*self.token_mask.shape, width)
         if not passes:
-            return np.zeros(shape), np.zeros(shape, dtype=bool)
-        gate_probs = _to_host([at.gate_probs for at in passes], np.float64)
-        return gate_probs.reshape(shape), _to_host([at.routed for at in passes], np.bool_).reshape(shape)
-
-    def _hidden(self, passes: Sequence[BlockInput]) -> NDArray[np.float32]:
-        """Hidden states (N, J, H)."""
-        shape = (len(self.token_mask), self.world.sizes.num_tokens, self.world.sizes.hidden_size)
-        if not passes:
-            return np.zeros(shape, dtype=np.float32)
-        return _to_host([at.hidden_states.float() for at in passes], np.float32).reshape(shape)
-
-
-def _to_host(tensors: list[torch.Tensor], dtype: type[Scalar]) -> NDArray[Scalar]:
-    """The rows of all passes as one array of its own memory."""
-    return np.concatenate([tensor.numpy(force=True) for tensor in tensors], dtype=dtype)
+            return np.zeros(shape, dtype=dtype)
+        parts = []
+        for at in passes:
+            tensor = getattr(at, name)
+            parts.append((tensor if tensor.dtype == torch.bool else tensor.float()).numpy(force=True))
+        return np.concatenate(parts, dtype=dtype).reshape(shape)

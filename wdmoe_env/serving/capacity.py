@@ -53,7 +53,7 @@ class Capacity:
         at = np.arange(PASSES) * len(full_band_snr) // PASSES
         pass_s = len(self._selection) * self._serving.base_station_ms * 1e-3
         for block, selection in enumerate(self._selection):
-            links = links_at(self._world, full_band_snr[at], block).links[0]
+            links = links_at(self._world, full_band_snr[at], block).conditions[0].links
             load = device_load(selection, links)
             pass_s += float(solve_min_max(links, load, self._world.config.min_share).latency_s.mean())
         return self._serving.slots / (self.passes_per_request * pass_s)

@@ -144,7 +144,7 @@ class ServingProcess:
         """
         plan = settled_plan(rollout.block, decided, self.config.min_share)
         result, served = rollout.step(plan)
-        info = self._metrics.of_block(result)
+        info = self._metrics.read(result, {})
         figures, terms = block_figures(served)
         info.update(figures)
         info[REWARD_TERMS].update(terms)

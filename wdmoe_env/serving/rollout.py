@@ -67,7 +67,7 @@ class PassRollout:
         self._read = [self._begin_pass(episode, int(row)) for episode, row in zip(episodes, rows, strict=True)]
         self._set_batch()
         self._selections: list[Bool] = []
-        self._thread: object = this_thread()
+        self._thread: object = this_thread.mark
         self._start()
 
     def _begin_pass(self, episode: Episode, row: int) -> Rows:
@@ -183,7 +183,7 @@ class PassRollout:
         Raises:
             FloatingPointError: the model's next gates, hidden states or scores are not finite; the episodes are over.
         """
-        if self._thread is not this_thread():
+        if self._thread is not this_thread.mark:
             self._passes.close()
             self._run_again()
         selection = plan.selection
@@ -291,7 +291,7 @@ class PassRollout:
         for selection in self._selections:
             self._passes.resume(torch.from_numpy(selection.reshape(-1, selection.shape[-1])))
         self._look()
-        self._thread = this_thread()
+        self._thread = this_thread.mark
 
 
 def view_of(simulator: ServingSimulator, episodes: Sequence[Episode], token_mask: Bool) -> View:

@@ -366,7 +366,7 @@ def wlr_device_per_ms(device_weight: Float, device_latency: Float) -> Float:
 
 @lru_cache(maxsize=64)
 def ones(size: int) -> Float:
-    """A vector of ones, kept since making it takes as long as a product with it."""
+    """Ones (X,) of a size X, kept since making them takes as long as a product with them."""
     vector = np.ones(size)
     vector.flags.writeable = False
     return vector

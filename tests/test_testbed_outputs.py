@@ -154,6 +154,31 @@ def test_a_time_scale_divides_out(hosts, tmp_path):
     env.close()
 
 
+def test_a_policy_can_see_what_was_measured_last(hosts, tmp_path):
+    """Under ``observe = "measured"`` the observation of a block is the channel of the one before, by its rates."""
+    path, _ = hosts
+    slow = tmp_path / "measured.toml"
+    slow.write_text('observe = "measured"\ntime_scale = 20\n' + path.read_text())
+    settings = {"num_tokens": J, "channel": {"bandwidth_hz": 20e6}}
+    env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=slow, **settings)
+    simulated = gym.make("wdmoe_env:WDMoE-v0", model="micro", devices={"count": 2}, **settings)
+    observation, _ = env.reset(seed=3)
+    true, _ = simulated.reset(seed=3)
+    np.testing.assert_allclose(observation["spectral_efficiency"], true["spectral_efficiency"], rtol=1e-5)
+    action = env.unwrapped.encode_action(observation["routed"] > 0, np.full(2, 0.5))
+    seen, *_ = env.step(action)
+    then, *_ = simulated.step(action)
+    # An upper bound holds whatever the machine does: no payload is faster than its pace, but for the clocks' comparison.
+    assert (seen["spectral_efficiency"] <= 1.05 * true["spectral_efficiency"]).all()
+    assert np.abs(then["spectral_efficiency"] / true["spectral_efficiency"] - 1).max() > 0.2
+    assert (
+        np.abs(seen["unit_latency"] / true["unit_latency"] - 1)
+        < np.abs(seen["unit_latency"] / then["unit_latency"] - 1)
+    ).any()
+    episode(env, "wdmoe-history", 3)
+    env.close()
+
+
 def test_what_was_measured_is_drawn(hosts):
     path, _ = hosts
     env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=path, num_tokens=J, render_mode="ansi")

@@ -26,6 +26,7 @@ class BlockPace:
         shares: (U,) share of the bandwidth.
         placement: (E, U) 1 where the device holds the expert.
         payload_bits: of one token, one way.
+        bandwidth_hz: B.
     """
 
     downlink_s: Float
@@ -35,6 +36,7 @@ class BlockPace:
     shares: Float
     placement: Float
     payload_bits: float
+    bandwidth_hz: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +72,12 @@ class MeasuringRunner(ExpertRunner, Protocol):
 
     def available(self) -> Bool:
         """Whether each device (U,) is there now."""
+
+    def observed_snr(self) -> Float | None:
+        """Gamma / B (2, U) of the links as they were measured last, NaN where they were not.
+
+        ``None`` where a policy is to see the links that the block will have.
+        """
 
     def check_placement(self, placement: Float) -> None:
         """Refuse a placement that the devices do not hold.

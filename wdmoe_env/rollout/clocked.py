@@ -39,6 +39,7 @@ def pace_of(plan: Plan, result: BlockResult, bandwidth_hz: float, overhead_s: fl
         shares=shares,
         placement=placement,
         payload_bits=float(links.payload_s[0] * bandwidth_hz),
+        bandwidth_hz=bandwidth_hz,
     )
 
 

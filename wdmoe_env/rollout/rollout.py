@@ -420,7 +420,8 @@ class View:
             available = self.world.clock.available()[None]
         if available is not None:  # the model's own routing is then that among the experts that are there
             routed, _ = next_best(routed, gate_probs, experts_present(available, self.world.placement[at]))
-        known, true = (self.seen or self.radio).conditions[at], self.radio.conditions[at]
+        radio = (self.seen if self.world.clock is None else self._measured(at)) or self.radio
+        known, true = radio.conditions[at], self.radio.conditions[at]
         if heat is not None:
             known, true = self._slowed(known, true, heat)
         return Block(
@@ -428,7 +429,7 @@ class View:
             routed=routed,
             token_mask=self.token_mask,
             links=known.links,
-            spectral_efficiency=(self.seen or self.radio).spectral_efficiency[at],
+            spectral_efficiency=radio.spectral_efficiency[at],
             unit_latency_s=known.unit_latency_s,
             index=np.full(batch, index / sizes.num_blocks),
             hidden_states=hidden,
@@ -441,6 +442,14 @@ class View:
         factor = speed_factor(self.world.config.devices, heat)
         slow = replace(true, links=slowed(true.links, factor))
         return (slow if known is true else replace(known, links=slowed(known.links, factor))), slow
+
+    def _measured(self, at: int) -> Radio | None:
+        """The radio as it is known in a block: by the clock, where a testbed observes what it measured last."""
+        measured = None if self.world.clock is None else self.world.clock.observed_snr()
+        if measured is None:
+            return self.seen
+        snr = np.where(np.isnan(measured), self.radio.conditions[at].links.full_band_snr, measured)
+        return Radio.of(self.world, np.broadcast_to(snr, (len(self.world.placement), *snr.shape)))
 
     def later_heat(self, heat: Float | None, block: Block, load: Load, block_latency_s: Float) -> Float | None:
         """Heat (N, U) of the devices after a block; ``None`` where they do not slow down.

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wdmoe_env.moe.measuring import BlockPace, Measurement
+from wdmoe_env.moe.measuring import BlockPace
 from wdmoe_env.physics.latency import DOWNLINK, UPLINK, Float
 from wdmoe_env.testbed.inventory import Inventory
 from wdmoe_env.testbed.mahimahi import LinkTrace, read_trace
 from wdmoe_env.testbed.parts import Part
 from wdmoe_env.testbed.records import MS, BlockRecord
+
+MOST_EFFICIENCY = 100.0
+"""Bit/s/Hz that a link is taken to have at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,7 @@ class Pacer:
         inventory: how links and devices behave.
 
     Attributes:
-        seen_s: (2, U) seconds on the air that a token of each device needed when last seen, down and up, had it had the
-            whole band; ``None`` before anything was seen.
+        seen_snr: (2, U) gamma / B of each link when last seen, down and up, NaN where it was not; ``None`` before any.
 
     Raises:
         ValueError, OSError: a recorded link that cannot be read.
@@ -83,7 +85,7 @@ class Pacer:
                 assert device.downlink_trace is not None
                 assert device.uplink_trace is not None
                 self._traces.append((read_trace(device.downlink_trace), read_trace(device.uplink_trace)))
-        self.seen_s: Float | None = None
+        self.seen_snr: Float | None = None
 
     def rates_bps(self) -> Float | None:
         """Mean rates (2, U) in bit/s of the recorded links; ``None`` where there are none."""
@@ -127,24 +129,23 @@ class Pacer:
         up = self._traces[device][UPLINK].transfer_s(payload, now_s + down + float(pace.compute_s[device]), share)
         return down, up
 
-    def saw(self, measurement: Measurement, record: BlockRecord, pace: BlockPace) -> None:
-        """Keep the air times that were achieved, (2, U) seconds of one token, for those who decide by the past.
+    def saw(self, record: BlockRecord, pace: BlockPace) -> None:
+        """Keep what the rates of a block say of its links, for those who decide by the past.
+
+        Equation (4) solved for gamma / B, at the share that the device had and the rate that its payload achieved.
 
         Args:
-            measurement: of the block.
-            record: of its calls.
+            record: of the block's calls.
             pace: that it ran at.
         """
-        del measurement
         by_name = {device.name: number for number, device in enumerate(self._inventory.devices)}
-        seen = np.full((2, len(by_name)), np.nan) if self.seen_s is None else self.seen_s.copy()
+        seen = np.full((2, len(by_name)), np.nan) if self.seen_snr is None else self.seen_snr.copy()
         for device in record.devices:
-            if device.outcome == "served" and device.tokens:
-                number = by_name[device.device]
-                per_token = MS * record.time_scale * device.tokens
+            number = by_name[device.device]
+            took_s = np.array([device.send_ms, device.receive_ms]) / (MS * record.time_scale)
+            if device.outcome == "served" and (took_s > 0).all():
                 share = float(pace.shares[number])
-                seen[:, number] = (
-                    share * device.send_ms / per_token,
-                    share * device.receive_ms / per_token,
-                )
-        self.seen_s = seen
+                rate_bps = pace.payload_bits * float(pace.tokens[number]) / took_s
+                efficiency = np.minimum(rate_bps / (share * pace.bandwidth_hz), MOST_EFFICIENCY)
+                seen[:, number] = share * np.expm1(efficiency * math.log(2.0))
+        self.seen_snr = seen

@@ -146,6 +146,10 @@ class TestbedRunner:
         """Whether each device (U,) is there now."""
         return np.array([not link.away for link in self.links])
 
+    def observed_snr(self) -> Float | None:
+        """The links (2, U) as they were measured last; see ``MeasuringRunner``."""
+        return self._pacer.seen_snr if self.inventory.observe == "measured" else None
+
     def check_placement(self, placement: Float) -> None:
         """Refuse a placement (I, E, U) that the devices do not hold.
 
@@ -174,7 +178,7 @@ class TestbedRunner:
         answer, record, measurement = block.run()
         if pace is not None:
             self._here.measurement = measurement
-            self._pacer.saw(measurement, record, pace)
+            self._pacer.saw(record, pace)
         for listener in self.listeners:
             listener(record)
         return answer

@@ -42,14 +42,6 @@ def write_inventory(path, addresses, **settings):
     return path
 
 
-def again(device):
-    """Start a device anew where it was before."""
-    listen = device.arguments.index("--listen") + 1
-    device.arguments = (*device.arguments[:listen], device.address, *device.arguments[listen + 1 :])
-    device.stop()
-    device.start()
-
-
 @pytest.fixture(scope="module")
 def devices():
     """Two processes that hold "micro" together."""
@@ -107,8 +99,7 @@ def test_a_device_that_dies_is_dropped_and_comes_back(devices, tmp_path):
         assert observation["availability"].tolist() == [1.0, 0.0]
         assert not observation["routed"][:, 4:].any()
         devices[1].process.wait()
-        again(devices[1])
-        devices[1].wait(time.monotonic() + 60)
+        devices[1].start_again(time.monotonic() + 60)
         until_back(runner)
         assert runner.links[1].losses == 1
         assert not any(info["unserved_pairs"] for info in run_episode(env))

@@ -79,6 +79,27 @@ class DeviceProcess:
             raise ConnectionError(f"a device did not start: {said.splitlines()[-1] if said else 'it took too long'}")
         self.address = found[1]
 
+    def kill(self) -> None:
+        """End it at once, without a word to it."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def start_again(self, until_s: float) -> None:
+        """Start another in its place, on its port, and wait until that is ready.
+
+        Args:
+            until_s: moment of the monotonic clock, seconds.
+
+        Raises:
+            ConnectionError: it did not start.
+        """
+        listen = self.arguments.index("--listen") + 1
+        self.arguments = (*self.arguments[:listen], self.address, *self.arguments[listen + 1 :])
+        self.stop()
+        self.start()
+        self.wait(until_s)
+
     def stop(self) -> None:
         """End it: by a signal, and by force if that is of no use."""
         process, self.process = self.process, None

@@ -1,4 +1,4 @@
-"""The commands of the base station: ``run``, ``local``, ``fidelity`` and ``traces``."""
+"""The commands of the base station: ``run``, ``local``, ``fidelity``, ``soak`` and ``traces``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def add_station_commands(commands: Any) -> None:
     _add_devices(fidelity)
     _add_episodes(fidelity)
     fidelity.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
+    soak = commands.add_parser("soak", help="many blocks on local devices, of which one is killed and started again")
+    _add_devices(soak)
+    soak.add_argument("--blocks", type=int, default=1000, help="of the own routing (1000)")
+    soak.add_argument("--every", type=int, default=50, help="blocks between a death and the next (50)")
+    soak.add_argument("--seed", type=int, default=7, help="of the episodes (7)")
     traces = commands.add_parser("traces", help="write the channel of an episode as mahimahi files")
     traces.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the files")
     traces.add_argument("--devices", type=int, default=8, help="how many devices (8)")
@@ -165,6 +170,19 @@ def _local_inventory(options: argparse.Namespace) -> Iterator[Path]:
         yield path
 
 
+def _soak(options: argparse.Namespace) -> int:
+    """Run blocks while a device dies and comes back; 1 where a pass was lost."""
+    from wdmoe_env.checks import check_integer
+    from wdmoe_env.testbed.soak import soak
+
+    check_integer("--blocks", options.blocks, at_least=1, at_most=10**9)
+    check_integer("--every", options.every, at_least=2, at_most=10**9)
+    settings = {name: getattr(options, name) for name in ("compute", "time_scale", "deadline_ms")}
+    outcome = soak(options.model, options.devices, options.blocks, options.every, options.seed, settings)
+    print(outcome.sentence())
+    return 0 if outcome.lost_passes == 0 else 1
+
+
 def _traces(options: argparse.Namespace) -> int:
     """Write the channel of an episode as mahimahi files, for ``links = "trace"`` and for mm-link."""
     from wdmoe_env.testbed.rates import write_traces
@@ -204,6 +222,7 @@ STATION_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "local": _local,
     "fidelity": _fidelity,
+    "soak": _soak,
     "traces": _traces,
 }
 """From the name of a command to what runs it."""

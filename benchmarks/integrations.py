@@ -12,8 +12,19 @@ from pathlib import Path
 from benchmarks.pages import INDEX, Outcome, Page, install_wheel, pages
 from wdmoe_env.writing import write_whole
 
-HEADER = ("library", "version", "Gymnasium", "id string", "steps", "before", "after", "`vanilla`", "you add")
-RULE = ("---", "---", "---", "---", "---:", "---:", "---:", "---:", "---")
+HEADER = (
+    "library",
+    "version",
+    "Gymnasium",
+    "id string",
+    "steps",
+    "before",
+    "after",
+    "`vanilla`",
+    "best fixed",
+    "you add",
+)
+RULE = ("---", "---", "---", "---", "---:", "---:", "---:", "---:", "---:", "---")
 _TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 _ROW = re.compile(r"^\| \[.*?\]\(([\w-]+)\.md\) .*$", flags=re.MULTILINE)
 
@@ -56,9 +67,10 @@ def measured(page: Page, site: Path, folder: Path) -> str:
 
 def row(page: Page, outcome: Outcome | None) -> str:
     """A line of the table; a page whose program trains nothing has no returns."""
-    figures = ["", "", "", ""]
+    figures = ["", "", "", "", ""]
     if outcome is not None:
-        figures = [f"{outcome.steps:,}", *(f"{one:.2f}" for one in (outcome.before, outcome.after, outcome.vanilla))]
+        returns = (outcome.before, outcome.after, outcome.vanilla, outcome.best_fixed)
+        figures = [f"{outcome.steps:,}", *("" if one is None else f"{one:.2f}" for one in returns)]
     library, env_id = f"[{page.title}]({page.name}.md)", f"`{page.env_id}`" if page.env_id else ""
     return _line(library, page.version, metadata.version("gymnasium"), env_id, *figures, page.addition)
 

@@ -2,7 +2,8 @@
 
 A page names its extra as ``pip install 'wdmoe-env[EXTRA]'``, says what its user adds in a paragraph that begins with
 ``**You add:**``, and holds one ``python`` block. A program that trains prints as its last line
-``return: before 1.234, after 2.345, vanilla 1.876; 4096 steps``.
+``return: before 1.234, after 2.345, vanilla 1.876; 4096 steps``, and on ``WDMoE-Price-v0`` behind vanilla
+``, best fixed 2.123``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ INDEX = FOLDER / "index.md"
 PATIENCE_S = 600
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
-_RETURN = re.compile(rf"return: before {_NUMBER}, after {_NUMBER}, vanilla {_NUMBER}; (\d+) steps")
+_RETURN = re.compile(
+    rf"return: before {_NUMBER}, after {_NUMBER}, vanilla {_NUMBER}(?:, best fixed {_NUMBER})?; (\d+) steps"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +38,16 @@ class Outcome:
     Attributes:
         before: of the policy before it was trained.
         after: after it.
-        vanilla: of the model's own routing at equal shares.
+        vanilla: of the model's own routing at equal shares; at optimal ones where the action holds no shares.
         steps: environment steps of the training.
+        best_fixed: of the best fixed price; ``None`` where the action is no price.
     """
 
     before: float
     after: float
     vanilla: float
     steps: int
+    best_fixed: float | None = None
 
     @classmethod
     def of(cls, printed: str) -> Outcome | None:
@@ -50,7 +55,8 @@ class Outcome:
         found = _RETURN.fullmatch(printed.strip().rpartition("\n")[2])
         if found is None:
             return None
-        return cls(float(found[1]), float(found[2]), float(found[3]), int(found[4]))
+        best_fixed = None if found[4] is None else float(found[4])
+        return cls(float(found[1]), float(found[2]), float(found[3]), int(found[5]), best_fixed)
 
 
 @dataclass(frozen=True, slots=True)

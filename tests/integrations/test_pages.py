@@ -16,14 +16,17 @@ from wdmoe_env.policies import make_policy
 PAGES = pages()
 EPISODES = 32
 # The scalar environment that an id with another reward comes to under its page's wrapper.
-SCALAR = {"WDMoE-MO-v0": ("WDMoE-v0", {"reward": "latency_quality"})}
+SCALAR = {
+    "WDMoE-MO-v0": ("WDMoE-v0", {"reward": "latency_quality"}),
+    "WDMoE-Price-v0": ("WDMoE-Selection-v0", {}),
+}
 
 
 def vanilla_return(env_id):
     """Mean return of the model's own routing at equal shares, by the batched environment and the agents' rule."""
     name, keywords = SCALAR.get(env_id.rpartition(":")[2], (env_id.rpartition(":")[2], {}))
     env = gym.make_vec(f"wdmoe_env:{name}", num_envs=EPISODES, autoreset_mode="DISABLED", **keywords).unwrapped
-    policy = make_policy("vanilla", env)
+    policy = make_policy("vanilla", env)  # at optimal shares where the action holds none
     observation, _ = env.reset(seed=0)
     total = np.zeros(EPISODES)
     for _ in range(env.num_blocks):
@@ -64,6 +67,7 @@ def test_no_page_is_left_out_of_the_index():
 def test_only_the_protocols_last_line_is_an_outcome():
     line = "return: before -1.5, after 2.25, vanilla 3; 64 steps"
     assert Outcome.of(f"training\n{line}\n") == Outcome(-1.5, 2.25, 3.0, 64)
+    assert Outcome.of(line.replace("3;", "3, best fixed 2.5;")) == Outcome(-1.5, 2.25, 3.0, 64, 2.5)
     assert Outcome.of(f"{line}\ndone") is None
     assert Outcome.of("return: before nan, after 2.25, vanilla 3; 64 steps") is None
     assert Outcome.of("") is None
@@ -83,6 +87,6 @@ def test_the_table_keeps_what_was_not_run_again(monkeypatch, tmp_path, capsys):
     lines = index.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     gymnasium = f"| {gym.__version__} |"
-    assert lines[6] == f"| [A](a.md) |  {gymnasium} `WDMoE-v0` |  |  |  |  | a line |"
+    assert lines[6] == f"| [A](a.md) |  {gymnasium} `WDMoE-v0` |  |  |  |  |  | a line |"
     assert lines[7] == "| [B](b.md) | old |"
     assert lines[6] in capsys.readouterr().out

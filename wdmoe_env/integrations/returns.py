@@ -67,7 +67,7 @@ def lines_of_rules(env: gym.Env[Any, Any], episodes: int = 32, seed: int = 0) ->
     plain = {name: value for name, value in shared.items() if name not in left_out}
     own: Any = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=episodes, **plain)
     routed = _batched_return(own, lambda observation: own.unwrapped.encode_action(observation["routed"] > 0), seed)
-    price = gym.make_vec("wdmoe_env:WDMoE-Price-v0", num_envs=episodes, **plain)
+    price = gym.make_vec("wdmoe_env:WDMoE-Price-v0", num_envs=episodes, price_per_ms=config.price_per_ms, **plain)
     fixed = [np.full((episodes, 1), action, dtype=np.float32) for action in FIXED_ACTIONS]
     return routed, max(_batched_return(price, lambda _, action=action: action, seed) for action in fixed)  # type: ignore[misc]
 

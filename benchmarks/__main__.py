@@ -10,12 +10,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import decision, growth, ppo, solver, step
+from benchmarks import decision, growth, ppo, serving, solver, step
 from benchmarks.table import Row, Settings, machine, markdown, save
 from benchmarks.timing import on_threads
 from wdmoe_env.writing import held_folder
 
-SECTIONS = {"step": step.rows, "solver": solver.rows, "decision": decision.rows, "ppo": ppo.rows, "growth": growth.rows}
+SECTIONS = {
+    "step": step.rows,
+    "serving": serving.rows,
+    "solver": solver.rows,
+    "decision": decision.rows,
+    "ppo": ppo.rows,
+    "growth": growth.rows,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

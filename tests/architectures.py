@@ -28,6 +28,7 @@ from wdmoe_env.moe.hook import install_hook
 from wdmoe_env.moe.routing import GATE_SCORES
 from wdmoe_env.moe.runner import LocalRunner
 from wdmoe_env.moe.split import SplitModel
+from wdmoe_env.serving.fits import attention_window, why_not
 
 MODELS = Path(transformers.__file__).parent / "models"
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
@@ -120,6 +121,7 @@ class Finding:
         difference: largest of the outputs' from the untouched model's, own selection.
         change: largest that dropping the best expert of every token brings.
         tokens: those that the untouched and the split model generate, where they do.
+        slots: whether its requests can be served side by side, see ``wdmoe_env.serving.fits``.
     """
 
     architecture: Architecture
@@ -131,6 +133,7 @@ class Finding:
     difference: float = float("nan")
     change: float = float("nan")
     tokens: tuple[list[Any], list[Any]] | None = None
+    slots: str = ""
 
 
 @cache
@@ -154,6 +157,8 @@ def examine(architecture: Architecture) -> Finding:
     finding.change = _distance(_run(split, ids, _without_the_best), expected)
     if model.can_generate():
         finding.tokens = (_generate(untouched, ids), _generate(model, ids))
+    window = attention_window(model.config.get_text_config()) is not None
+    finding.slots = "within its window" if window else "no" if why_not(split, 16) else "yes"
     return finding
 
 
@@ -252,8 +257,8 @@ def table() -> str:
     lines = [
         f"transformers {transformers.__version__}: {len(works)} of {len(findings)} architectures work.",
         "",
-        "| architecture | class | weights | always on | own routing | `generate` | note |",
-        "|---|---|---|---|---|---|---|",
+        "| architecture | class | weights | always on | own routing | `generate` | served in slots | note |",
+        "|---|---|---|---|---|---|---|---|",
         *(_row(one) for one in works),
         "",
         "| refused | class | why |",
@@ -273,7 +278,8 @@ def _row(finding: Finding) -> str:
     beside = ", ".join(f"`{name}`" for name in finding.beside) or "-"
     generate = "same" if finding.tokens else "-"
     note = NOTES.get(folder, "")
-    return f"| {folder} | `{finding.model}` | {finding.rule} | {beside} | {exact} | {generate} | {note} |"
+    found = f"{finding.rule} | {beside} | {exact} | {generate} | {finding.slots}"
+    return f"| {folder} | `{finding.model}` | {found} | {note} |"
 
 
 def committed() -> str:

@@ -15,6 +15,7 @@ from wdmoe_env.moe.split import SplitModel, neutral_modes
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.serving.arrivals import Whole
 from wdmoe_env.serving_config import ServingConfig
+from wdmoe_env.text.windows import DOCUMENT_SPLITS
 
 AT_ONCE = 64
 """Windows whose NLL under the own routing is computed in one pass."""
@@ -96,7 +97,7 @@ def check_requests(config: EnvConfig, serving: ServingConfig, context_length: in
             f"prompt_tokens and answer_tokens must sum to at most {context_length + 1}, the context of model "
             f"{config.model!r} and the last token, got {serving.longest + 1}"
         )
-    if config.split not in ("train", "test") and not names_texts(config.split):
+    if config.split not in DOCUMENT_SPLITS and not names_texts(config.split):
         raise ValueError(
-            f"split must be 'train', 'test' or 'text:PATH' where requests are served, got {config.split!r}"
+            f"split must be 'train', 'test', 'shifted' or 'text:PATH' where requests are served, got {config.split!r}"
         )

@@ -31,6 +31,7 @@ RETURNS = ("train/return", "rollout/ep_rew_mean")
 """Columns that hold the mean return, of the trainers of this package and of Stable-Baselines3."""
 STEPS = ("time/total_timesteps",)
 BATCH = 64
+SMOOTHED = 5
 SEED = 1_000_003
 
 Curves = dict[str, Any]
@@ -117,8 +118,13 @@ def rule_return(arguments: Arguments, name: str, episodes: int) -> float:
     return float(np.concatenate(returns)[:episodes].mean())
 
 
+def smooth(values: Sequence[float]) -> list[float]:
+    """The running mean over ``SMOOTHED`` points, over fewer at the beginning."""
+    return [float(np.mean(values[max(0, at + 1 - SMOOTHED) : at + 1])) for at in range(len(values))]
+
+
 def picture(found: Curves) -> bytes:
-    """A PNG of curves: the same name has the same colour, rules are dashed lines."""
+    """A PNG of curves, thin as they are and thick as running means; one colour a name, rules as broken lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -129,14 +135,18 @@ def picture(found: Curves) -> bytes:
     for one in found["curves"]:
         first = one is next(other for other in found["curves"] if other["name"] == one["name"])
         colour = f"C{names.index(one['name'])}"
-        axes.plot(one["blocks"], one["return"], color=colour, lw=1.4, label=one["name"] if first else None)
+        axes.plot(one["blocks"], one["return"], color=colour, lw=0.8, alpha=0.35)
+        axes.plot(one["blocks"], smooth(one["return"]), color=colour, lw=1.6, label=one["name"] if first else None)
     for number, (name, value) in enumerate(found["rules"].items()):
         axes.axhline(value, color="0.35", lw=1, ls=("--", ":", "-.")[number % 3], label=name)
     axes.set_xlabel("blocks (environment steps)")
     axes.set_ylabel(f"mean return, {found['reward']}, weight {found['quality_weight']:g}")
     axes.set_xscale("log")
-    best = max(*found["rules"].values(), *(max(one["return"]) for one in found["curves"]))
-    axes.set_ylim(min(found["rules"].values()) * 2.0, best + 0.15 * abs(best))
+    values = [*found["rules"].values(), *(value for one in found["curves"] for value in smooth(one["return"]))]
+    best = max(values)
+    worst = min([*found["rules"].values(), best])
+    span = max(best - worst, 0.1)
+    axes.set_ylim(worst - 0.5 * span, best + 0.2 * span)  # stock runs may lie far below
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.2)
     file = io.BytesIO()

@@ -35,7 +35,7 @@ PARTS = {
     "physics": [
         (Channel, "sample"),
         (rollout.Radio, "of"),
-        (rollout.Rollout, "_measure"),
+        (rollout, "measure"),
         (actions, "device_load"),
     ],
     "solver": [(actions, "min_max_bandwidth")],
@@ -61,6 +61,7 @@ def rows(settings: Settings) -> list[Row]:
             found += [row for size in sizes for row in overhead(settings, stock, size, targets[size])]
             found += throughput(settings, stock["eager"])
     with on_threads(1):
+        found += boards(settings)
         found += [row for size in (sizes if settings.quick else (1, 64)) for row in profile(settings, size)]
     return found
 
@@ -186,6 +187,22 @@ def throughput(settings: Settings, stock: Any) -> list[Row]:
     if not settings.quick:
         found.append(Row(section, "own routing of all windows, once in a process", whole_split, "s"))
     return found
+
+
+def boards(settings: Settings) -> list[Row]:
+    """Time of a step whose devices read weights (5r) over one of the paper's devices, on the same windows in turn."""
+    size = 8 if settings.quick else 64
+    each = {name: make(size, device=settings.device, devices=name) for name in ("paper", "boards")}
+    windows = np.arange(size)
+    for one in each.values():
+        one.reset(seed=0)
+        one.unwrapped.simulator.source.reference_nll(windows)
+    alternatives = {name: partial(episode_seconds, one, {"window": windows}) for name, one in each.items()}
+    taken = in_turn(alternatives, settings.seconds(20.0))
+    ratio = taken["boards"] / taken["paper"]
+    for one in each.values():
+        one.close()
+    return [Row(f"devices, N = {size}, {_threads()}", "step under boards over one under paper", ratio, "", "<= 1.10")]
 
 
 def dummy_seconds(dummy: DummyVecEnv, native: Any) -> float:

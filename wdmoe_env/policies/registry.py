@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wdmoe_env.checks import shown
-from wdmoe_env.policies import rules
+from wdmoe_env.policies import related, rules, similar
 from wdmoe_env.policies.bits import BitsPolicy
 from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
 from wdmoe_env.policies.queue import LoadPrice, QueuePolicy, QueuePrice, QueueThreshold
@@ -49,6 +49,17 @@ def _queue(rule: Any, keyword: str) -> Entry:
     return Entry(build, parameter=keyword)
 
 
+def _sized(make: Any, keyword: str) -> Entry:
+    """A rule that is made for the sizes of its environment."""
+
+    def build(codec: Any, parameter: float | None, seed: int) -> Policy:
+        return RulePolicy(
+            make(None if codec is None else codec.sizes, **({} if parameter is None else {keyword: parameter})), codec
+        )
+
+    return Entry(build, parameter=keyword)
+
+
 ENTRIES: dict[str, Entry] = {
     "vanilla": _rule(rules.vanilla),
     "vanilla-optimal": _rule(rules.vanilla_optimal),
@@ -65,6 +76,11 @@ ENTRIES: dict[str, Entry] = {
     "queue-price": _queue(QueuePrice, "price_per_ms"),
     "wdmoe-queue": _queue(QueueThreshold, "threshold"),
     "load-price": _queue(LoadPrice, "price_per_ms"),
+    "top-p": _tuned(related.top_p, "probability"),
+    "adaptive-k": _tuned(related.adaptive_k, "effective_share"),
+    "drop-device": _tuned(related.drop_device, "slowness"),
+    "des": _tuned(related.des, "relevance"),
+    "sift": _sized(similar.sift_rule, "damage"),
 }
 
 

@@ -21,7 +21,6 @@ from wdmoe_env.physics.latency import (
     device_latency_s,
     device_load,
     equal_shares,
-    sum_over_last,
 )
 from wdmoe_env.physics.outages import next_best
 from wdmoe_env.policies.rules import with_optimal_shares
@@ -48,7 +47,7 @@ def top_p(block: Block, probability: float = DEFAULT_PROBABILITY) -> tuple[Bool,
     """
     probs, order = _ordered(block)
     before = np.cumsum(probs, axis=-1) - probs
-    wanted = before < probability * sum_over_last(probs)[..., None]
+    wanted = before < probability * probs.sum(axis=-1, keepdims=True)
     return with_optimal_shares(block, _unordered(wanted | _first(wanted), order) & block.usable)
 
 
@@ -63,9 +62,9 @@ def adaptive_k(block: Block, effective_share: float = DEFAULT_EFFECTIVE_SHARE) -
         effective_share: of exp(H).
     """
     probs, order = _ordered(block)
-    total = sum_over_last(probs)[..., None]
+    total = probs.sum(axis=-1, keepdims=True)
     part = probs / np.where(total > 0, total, 1.0)
-    entropy = -sum_over_last(part * np.log(np.where(part > 0, part, 1.0)))
+    entropy = -(part * np.log(np.where(part > 0, part, 1.0))).sum(axis=-1)
     number = np.maximum(np.rint(effective_share * np.exp(entropy)), 1.0)
     wanted = np.arange(probs.shape[-1]) < number[..., None]
     return with_optimal_shares(block, _unordered(wanted, order) & block.usable)
@@ -106,7 +105,7 @@ def des(block: Block, relevance: float = DEFAULT_RELEVANCE) -> tuple[Bool, Float
     """
     usable = block.usable
     most = block.routed.sum(axis=-1)
-    wanted = min(relevance, 1.0) * sum_over_last(block.gate_probs * block.routed)
+    wanted = min(relevance, 1.0) * (block.gate_probs * block.routed).sum(axis=-1)
     best, latency_s = block.routed, np.full(len(usable), np.inf)
     present = block.routed
     for _ in range(DES_ROUNDS):

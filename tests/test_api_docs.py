@@ -18,7 +18,7 @@ API = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "doc
 NAMED = set(re.findall(r"^::: (\S+)$", API, flags=re.MULTILINE))
 
 # Their functions are of one type, whose shapes stand in the module's docstring.
-FAMILIES = ("wdmoe_env.policies.rules",)
+FAMILIES = ("wdmoe_env.policies.rules", "wdmoe_env.policies.related")
 
 ARRAY = re.compile(r"\b(Float|Bool|NDArray|Tensor|Picture)\b")
 NUMBER = re.compile(rf"{ARRAY.pattern}|\bfloat\b")

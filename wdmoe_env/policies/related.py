@@ -1,7 +1,8 @@
 """Rules of related work, each like the one that it is named for: what its paper leaves open is our reconstruction.
 
 Of these papers abstracts and summaries were at hand, no full text. Each rule chooses among the experts whose devices
-are there, and divides the bandwidth optimally for its selection, which some of the papers do not.
+are there, and divides the bandwidth optimally for its selection, which some of the papers do not. It takes a block of N
+episodes and gives a selection (N, J, E) and shares (N, U).
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ class SiftRule:
     hull of cost and damage. The model then weighs a replacement by its own gate probability.
 
     Args:
-        distances: (I, E, E) of the experts of each block; ``None`` where none are known: then experts are only skipped.
+        distances: (I, E, E) of the experts of each block, as shares of an output's length; ``None`` where none are
+            known: then experts are only skipped.
         damage: the bound, in gate weight; a token has 1.
 
     Raises:

@@ -189,5 +189,12 @@ def test_the_rule_takes_few_bits_where_they_pay():
         action = make_policy(f"marginal-price-bits:{price}", env).predict(observation)[0]
         bits.append(env.unwrapped.decode_action(action)[2].mean())
     assert bits[1] < bits[0]
-    with pytest.raises(ValueError, match="such as WDMoE-Precision-v0, got one whose action does not"):
-        make_policy("marginal-price-bits", gym.make("wdmoe_env:WDMoE-v0", **MICRO))
+
+
+def test_the_rule_is_the_plain_price_where_the_action_decides_no_bits():
+    env = gym.make("wdmoe_env:WDMoE-v0", **MICRO)
+    observation, _ = env.reset(seed=0)
+    actions = [
+        make_policy(f"{name}:3", env).predict(observation)[0] for name in ("marginal-price-bits", "marginal-price")
+    ]
+    np.testing.assert_array_equal(*actions)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wdmoe_env.bits import BitsPart
 from wdmoe_env.checks import shown
 from wdmoe_env.policies import related, rules, similar
 from wdmoe_env.policies.bits import BitsPolicy
@@ -60,6 +61,13 @@ def _sized(make: Any, keyword: str) -> Entry:
     return Entry(build, parameter=keyword)
 
 
+def _with_bits(codec: Any, parameter: float | None, seed: int) -> Policy:
+    """The price of bits; where the action decides none, every message has what the link has: the plain price."""
+    if codec is not None and any(isinstance(part, BitsPart) for part in codec.parts):
+        return BitsPolicy(codec, parameter)
+    return _tuned(rules.marginal_price, "price_per_ms").build(codec, parameter, seed)
+
+
 ENTRIES: dict[str, Entry] = {
     "vanilla": _rule(rules.vanilla),
     "vanilla-optimal": _rule(rules.vanilla_optimal),
@@ -71,7 +79,7 @@ ENTRIES: dict[str, Entry] = {
     "wdmoe-bandwidth": _rule(rules.vanilla_optimal),
     "wdmoe-history": Entry(lambda codec, parameter, seed: rules.HistoryPolicy(codec, parameter), "threshold"),
     "marginal-price": _tuned(rules.marginal_price, "price_per_ms"),
-    "marginal-price-bits": Entry(lambda codec, parameter, seed: BitsPolicy(codec, parameter), "price_per_ms"),
+    "marginal-price-bits": Entry(_with_bits, "price_per_ms"),
     "fractional": _rule(rules.fractional),
     "queue-price": _queue(QueuePrice, "price_per_ms"),
     "wdmoe-queue": _queue(QueueThreshold, "threshold"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from eval.__main__ import Parser
 from wdmoe_env.checks import check_number
+from wdmoe_env.command import end_with
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.optional import optional
 from wdmoe_env.rendering.canvas import Picture
@@ -111,4 +111,4 @@ def encoded(pictures: Iterable[Picture], seconds: float) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m eval.gif", main)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eval.__main__ import Parser
 from eval.tables import aligned
+from wdmoe_env.command import end_with
 from wdmoe_env.integrations.airtime import Airtime
 from wdmoe_env.optional import optional
 
@@ -93,4 +94,4 @@ def parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m eval.lm_eval", main)

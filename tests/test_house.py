@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # The floors from the ground up: a module may import of the package what stands before it here, and its own floor.
 FLOORS = (
     "optional",
+    "command",
     "checks",
     "named",
     "reading",

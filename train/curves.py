@@ -23,6 +23,7 @@ from train.arguments import Arguments
 from train.environment import make_env
 from train.folder import read_record
 from wdmoe_env.checks import check_integer
+from wdmoe_env.command import end_with
 from wdmoe_env.policies import make_policy
 from wdmoe_env.reading import read_json, read_text
 from wdmoe_env.writing import check_file, write_whole
@@ -155,4 +156,4 @@ def picture(found: Curves) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m train.curves", main)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wdmoe_env.command import end_with
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import tensors_of
 from wdmoe_env.moe.lockstep import LockStep
@@ -85,4 +86,4 @@ def own_nll(simulator: Simulator, texts: TokenWindows) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    end_with("python -m train.precision", main)

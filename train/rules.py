@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from wdmoe_env.command import end_with
 from wdmoe_env.evaluation import Episodes, plan_episodes, run_batch
 from wdmoe_env.policies import rules
 from wdmoe_env.policies.policy import Rule, RulePolicy
@@ -70,4 +71,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with("python -m train.rules", main)

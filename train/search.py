@@ -24,6 +24,7 @@ from train.__main__ import add_arguments
 from train.agent import TRAINERS, settings_of
 from train.arguments import Arguments, parsed_value
 from train.environment import make_env
+from wdmoe_env.command import end_with
 from wdmoe_env.policies import make_policy
 from wdmoe_env.writing import held_folder, write_whole
 
@@ -115,4 +116,4 @@ def text_of(rows: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m train.search", main)

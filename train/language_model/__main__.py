@@ -22,6 +22,7 @@ from train.language_model.recipe import PRESETS, Recipe
 from train.text.shards import read_shard
 from train.text.split import LANGUAGE_MODEL, VALIDATION
 from wdmoe_env.checks import check_integer
+from wdmoe_env.command import end_with
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.reading import parse_json, read_json, read_text
 from wdmoe_env.writing import held_folder, write_whole
@@ -141,4 +142,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    end_with("python -m train.language_model", main)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from wdmoe_env.command import end_with
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import EpisodeSource, load_episodes
 from wdmoe_env.physics.latency import Float
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with("python -m train.language_model.references", main)

@@ -18,6 +18,7 @@ from train.suite.text_items import text_items
 from train.text.documents import Document
 from train.text.fetch import SourceError, fetch
 from train.text.sources import SOURCES
+from wdmoe_env.command import end_with
 from wdmoe_env.reading import numbered_lines, parse_json, read_text
 from wdmoe_env.text.suite import Item, load_suite
 from wdmoe_env.writing import held_folder, try_file, write_whole
@@ -106,4 +107,4 @@ def write_suite(path: Path, items: Sequence[Item]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_with("python -m train.suite", main)

@@ -17,6 +17,7 @@ from train.text.shards import train_tokenizer, write_episode_text, write_shard, 
 from train.text.skills import skills
 from train.text.sources import SOURCES
 from train.text.split import EPISODE_TEST, EPISODE_TRAIN, LANGUAGE_MODEL, overlap, split, without_repeats
+from wdmoe_env.command import end_with
 from wdmoe_env.writing import held_folder, write_whole
 
 HELP = """Make the text of the language model and of the environment's episodes.
@@ -86,4 +87,4 @@ def summarise(documents: list[Document], learned: list[Document]) -> dict[str, d
 
 
 if __name__ == "__main__":
-    main()
+    end_with("python -m train.text", main)

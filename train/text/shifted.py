@@ -20,6 +20,7 @@ from train.text.shards import write_episode_text
 from train.text.sources import Source
 from train.text.split import without_repeats
 from train.text.sword import entries
+from wdmoe_env.command import end_with
 from wdmoe_env.writing import held_folder
 
 DOCUMENTS_PER_DOMAIN = 26
@@ -141,4 +142,4 @@ READERS: dict[str, Callable[[Path], Iterable[Document]]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    end_with("python -m train.text.shifted", main)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from wdmoe_env.checks import check_integer
+from wdmoe_env.command import end_with
 from wdmoe_env.moe.blank import BlankModel, Placement, blank_model, read_config
 from wdmoe_env.moe.published import PUBLISHED
 
@@ -124,4 +125,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m wdmoe_env.moe.memory", main)

@@ -18,7 +18,7 @@ from typing import Any
 from wdmoe_env.testbed.inventory import inventory_text
 from wdmoe_env.writing import write_whole
 
-START_S = 120.0
+START_S = 300.0
 """How long all devices together may take to start, in seconds."""
 
 _READY = re.compile(r" is ready on (\S+): ")

@@ -111,6 +111,13 @@ def terminal_table(summary: Summary) -> str:
     return aligned(results_table(summary["policies"], intervals=False))
 
 
+def measured_note(made_by: Summary) -> list[str]:
+    """A sentence on whose clock measured latency; none where it was simulated."""
+    if "latency" not in made_by:
+        return []
+    return [f"Latency was {plain(made_by['latency'])}, by the clock, on {made_by['machine']}."]
+
+
 def markdown_report(summary: Summary) -> str:
     """The text of ``report.md``.
 
@@ -133,10 +140,7 @@ def markdown_report(summary: Summary) -> str:
             machine=made_by["machine"],
             resampled=RESAMPLED_UNITS[config.get("resample", "windows")],
         ),
-        *(
-            [f"Latency was {plain(made_by['latency'])}, by the clock, on {made_by['machine']}."]
-            * ("latency" in made_by)
-        ),
+        *measured_note(made_by),
         "## Added NLL by kind of text",
         markdown(domain_table(summary["policies"])),
         *families(summary),

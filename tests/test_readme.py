@@ -53,9 +53,9 @@ COMMANDS = {name: commands for name, text in TEXTS.items() if (commands := sorte
 
 
 @cache
-def _help_of(module):
-    """What ``python -m MODULE --help`` prints, in this process, which has imported torch; ``None`` where it refuses."""
-    argv, sys.argv = sys.argv, [module, "--help"]
+def _help_of(module, *subcommand):
+    """What ``python -m MODULE [SUBCOMMAND] --help`` prints, in this process, which has imported torch; or ``None``."""
+    argv, sys.argv = sys.argv, [module, *subcommand, "--help"]
     printed = io.StringIO()
     try:
         with redirect_stdout(printed), pytest.raises(SystemExit) as ended:
@@ -82,10 +82,10 @@ def test_documented_code_runs(name, monkeypatch):
 def test_documented_commands_exist(page):
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     for command in COMMANDS[page]:
-        module = re.match(r"python -m ([\w.]+)", command)
+        module = re.match(r"python -m ([\w.]+)(?: ([a-z]+)(?= |$))?", command)
         if module and module[1].split(".")[0] in OWN:
             assert find_spec(module[1]), command
-            known = _help_of(module[1])
+            known = _help_of(module[1], *([module[2]] if module[1] == "wdmoe_env.testbed" and module[2] else []))
             if known is None:
                 assert module[1] == "eval.lm_eval", "which is not installed everywhere"
                 continue

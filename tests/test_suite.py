@@ -430,7 +430,7 @@ def test_replay_names_a_changed_suite_and_a_changed_model(folder, file, tmp_path
         (["--num-tokens", "2"], "num_tokens must be at least"),
         (["--num-tokens", "1000"], "num_tokens must be at most 256, the context of model 'micro', got 1000"),
         (["--suite", "none.jsonl"], "expected a suite in JSON Lines, but there is no file"),
-        (["--suite", "vanilla"], "split must be one of train, test, suite, got 'vanilla'"),
+        (["--suite", "vanilla"], "split must be one of train, test, shifted, suite, got 'vanilla'"),
         (["--suite", "train"], "split must be 'suite' or the file of a suite, got 'train'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

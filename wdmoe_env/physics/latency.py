@@ -44,7 +44,9 @@ class _Arrays:
         """Make every field a float64 array, where it is none yet."""
         for name in self.__match_args__:
             value = getattr(self, name)
-            if value is not None and (type(value) is not np.ndarray or value.dtype is not FLOAT64):
+            if value is None and self.__dataclass_fields__[name].default is None:
+                continue
+            if type(value) is not np.ndarray or value.dtype is not FLOAT64:
                 object.__setattr__(self, name, real_array(self._prefix + name, value))
 
 

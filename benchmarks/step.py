@@ -21,7 +21,7 @@ import wdmoe_env
 from benchmarks.reference import ReferenceEnv
 from benchmarks.table import Row, Settings
 from benchmarks.timing import Timed, clocked, in_turn, on_threads
-from wdmoe_env import actions, env, process, vector_env
+from wdmoe_env import actions, process
 from wdmoe_env.moe import lockstep, runner
 from wdmoe_env.physics.channel import Channel
 from wdmoe_env.rollout import rollout
@@ -43,8 +43,6 @@ PARTS = {
         (actions.ActionCodec, "decode"),
         (actions, "repair_selection"),
         (process, "encode_observation"),
-        (env, "encode_observation"),
-        (vector_env, "encode_observation"),
         (rollout.View, "block"),
     ],
 }

@@ -38,13 +38,14 @@ class _Arrays:
 
     __slots__ = ()
     _prefix: ClassVar[str] = ""
+    _optional: ClassVar[tuple[str, ...]] = ()  # fields that may be ``None``
     __match_args__: ClassVar[tuple[str, ...]]  # of a dataclass, the names of its fields
 
     def __post_init__(self) -> None:
         """Make every field a float64 array, where it is none yet."""
         for name in self.__match_args__:
             value = getattr(self, name)
-            if value is None and self.__dataclass_fields__[name].default is None:
+            if value is None and name in self._optional:
                 continue
             if type(value) is not np.ndarray or value.dtype is not FLOAT64:
                 object.__setattr__(self, name, real_array(self._prefix + name, value))
@@ -74,6 +75,7 @@ class BlockLinks(_Arrays):
     compute_s: Float
     placement: Float
     weights_s: Float | None = None
+    _optional: ClassVar[tuple[str, ...]] = ("weights_s",)
 
     @property
     def num_devices(self) -> int:
@@ -112,6 +114,7 @@ class Load(_Arrays):
     reading_s: Float | None = None
 
     _prefix: ClassVar[str] = "load."
+    _optional: ClassVar[tuple[str, ...]] = ("reading_s",)
 
     def row(self, n: int) -> Load:
         """That of episode n as a batch of one."""

@@ -51,6 +51,18 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that are most like one, at most three, as a message lists them; all where none is like it."""
+    names = list(known)
+    return ", ".join(difflib.get_close_matches(name, names) or names)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message that has listed the known names: the one that is most like a name; nothing where none is."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def items_of(value: object) -> tuple[Any, ...] | None:
     """The items of a tuple, a list, a range or an array, as ``plain`` gives them; ``None`` for anything else."""
     if hasattr(value, "__array__") and not isinstance(value, (np.generic, np.ma.MaskedArray)):
@@ -67,8 +79,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """
     choices, value = list(choices), plain(value)
     if not isinstance(value, str) or value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.4) if isinstance(value, str) else []
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}{hint}")
     return choices[choices.index(value)]
 

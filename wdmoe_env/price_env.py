@@ -103,7 +103,24 @@ class PriceProcess(DecisionProcess):
         return Transition(self.observe(rollout), reward, rollout.done, blocks_as_one(infos))
 
 
-class WDMoEPriceEnv(WDMoEEnv):
+class PriceFace:
+    """What the environments whose action is a price have in common, single and batched."""
+
+    codec: Any
+
+    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
+        return PriceProcess(without_requests(PriceConfig.make(config, **keywords)))
+
+    def encode_action(self, price_per_ms: Any) -> Any:
+        """Action of prices (..., K); see ``PriceCodec.encode``."""
+        return self.codec.encode(price_per_ms)
+
+    def decode_action(self, action: Any) -> Any:
+        """Prices (..., K) of an action; see ``PriceCodec.decode``."""
+        return self.codec.decode(action, self.codec.batch_of(action))[PRICE]
+
+
+class WDMoEPriceEnv(PriceFace, WDMoEEnv):  # type: ignore[misc]
     """What is a millisecond worth? One number a block, for any algorithm of any library.
 
     The process, the channels, the texts, the rewards and the info are those of ``WDMoEEnv``. The action is the price of
@@ -126,28 +143,6 @@ class WDMoEPriceEnv(WDMoEEnv):
         **keywords: fields of ``PriceConfig``.
     """
 
-    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> PriceProcess:
-        return PriceProcess(without_requests(PriceConfig.make(config, **keywords)))
 
-    def encode_action(self, price_per_ms: Any) -> Any:  # type: ignore[override]
-        """Action of prices; see ``PriceCodec.encode``."""
-        return self.codec.encode(price_per_ms)
-
-    def decode_action(self, action: Any) -> Any:
-        """Prices (K,) of an action; see ``PriceCodec.decode``."""
-        return self.codec.decode(action)[PRICE]
-
-
-class WDMoEPriceVectorEnv(WDMoEVectorEnv):
+class WDMoEPriceVectorEnv(PriceFace, WDMoEVectorEnv):  # type: ignore[misc]
     """N price environments of one configuration; see ``WDMoEPriceEnv`` and ``WDMoEVectorEnv``."""
-
-    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> PriceProcess:
-        return PriceProcess(without_requests(PriceConfig.make(config, **keywords)))
-
-    def encode_action(self, price_per_ms: Any) -> Any:  # type: ignore[override]
-        """Actions of prices (N, K); see ``PriceCodec.encode``."""
-        return self.codec.encode(price_per_ms)
-
-    def decode_action(self, action: Any) -> Any:
-        """Prices (N, K) of actions; see ``PriceCodec.decode``."""
-        return self.codec.decode(action, (self.num_envs,))[PRICE]

@@ -16,11 +16,11 @@ from wdmoe_env.metrics import blocks_as_one
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.price import PRICE, PriceCodec, num_price_features, price_features, priced_selection
-from wdmoe_env.price_env import FAR, PriceConfig
+from wdmoe_env.price_env import FAR, PriceConfig, PriceFace
 from wdmoe_env.serve_env import WDMoEServeEnv, WDMoEServeVectorEnv
 from wdmoe_env.serving.metrics import BLOCK_METRICS
 from wdmoe_env.serving.process import REWARD, ServingProcess, ServingTransition, serving_config
-from wdmoe_env.serving.rollout import PassRollout, view_of
+from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.serving.simulator import Episode
 
 QUEUE_FEATURES = 6
@@ -69,16 +69,8 @@ class ServePriceProcess(ServingProcess):
         info = blocks_as_one([one.info for one in steps], BLOCK_METRICS)
         return ServingTransition(reward, steps[-1].terminated, steps[-1].truncated, info)
 
-    def observation(self, rollout: PassRollout) -> Any:
-        """What the agents of n cells see before a pass: (n, F); see ``WDMoEServePriceEnv``."""
-        return self._seen(rollout.block, rollout.episodes, rollout.row_phase)
-
-    def last_observation(self, episodes: Sequence[Episode]) -> Any:
-        """What the agents of m cells see whose episodes are over: (m, F) of a block without a token."""
-        nothing = np.zeros((len(episodes), self.simulator.sizes.num_tokens))
-        return self._seen(view_of(self.simulator, episodes, nothing > 0).block([]), episodes, nothing)
-
     def _seen(self, block: Block, episodes: Sequence[Episode], row_phase: Float) -> NDArray[np.float32]:
+        """What the agents of n cells see before a pass: (n, F); see ``WDMoEServePriceEnv``."""
         features = price_features(block, self.simulator.sizes.num_blocks, self.config.price_per_ms)
         queue = np.stack([episode.cell.queue() for episode in episodes])
         slots = self._serving.slots
@@ -96,7 +88,14 @@ class ServePriceProcess(ServingProcess):
 MOST_QUEUE_FEATURE = 10.0
 
 
-class WDMoEServePriceEnv(WDMoEServeEnv):
+class ServePriceFace(PriceFace):
+    """What the environments of a cell whose action is a price have in common, single and batched."""
+
+    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
+        return ServePriceProcess(serving_config(config, keywords, ServePriceConfig))
+
+
+class WDMoEServePriceEnv(ServePriceFace, WDMoEServeEnv):  # type: ignore[misc]
     """Control of a queue by one number a pass: what a millisecond is worth in gate weight.
 
     The cell, the requests, the rewards and the info are those of ``WDMoEServeEnv``. A step is a pass, of all its
@@ -128,21 +127,8 @@ class WDMoEServePriceEnv(WDMoEServeEnv):
         _refuse_rendering(render_mode)
         super().__init__(config, None, **keywords)
 
-    def _process_of(
-        self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]
-    ) -> ServePriceProcess:
-        return ServePriceProcess(serving_config(config, keywords, ServePriceConfig))
 
-    def encode_action(self, price_per_ms: Any) -> Any:  # type: ignore[override]
-        """Action of prices; see ``PriceCodec.encode``."""
-        return self.codec.encode(price_per_ms)
-
-    def decode_action(self, action: Any) -> Any:
-        """Prices (K,) of an action; see ``PriceCodec.decode``."""
-        return self.codec.decode(action)[PRICE]
-
-
-class WDMoEServePriceVectorEnv(WDMoEServeVectorEnv):
+class WDMoEServePriceVectorEnv(ServePriceFace, WDMoEServeVectorEnv):  # type: ignore[misc]
     """N cells of one configuration; see ``WDMoEServePriceEnv`` and ``WDMoEServeVectorEnv``.
 
     Args:
@@ -158,19 +144,6 @@ class WDMoEServePriceVectorEnv(WDMoEServeVectorEnv):
         self._cohorts = []
         _refuse_rendering(render_mode)
         super().__init__(num_envs, **keywords)
-
-    def _process_of(
-        self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]
-    ) -> ServePriceProcess:
-        return ServePriceProcess(serving_config(config, keywords, ServePriceConfig))
-
-    def encode_action(self, price_per_ms: Any) -> Any:  # type: ignore[override]
-        """Actions of prices (N, K); see ``PriceCodec.encode``."""
-        return self.codec.encode(price_per_ms)
-
-    def decode_action(self, action: Any) -> Any:
-        """Prices (N, K) of actions; see ``PriceCodec.decode``."""
-        return self.codec.decode(action, (self.num_envs,))[PRICE]
 
 
 def _refuse_rendering(render_mode: str | None) -> None:

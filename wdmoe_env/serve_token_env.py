@@ -19,9 +19,9 @@ from wdmoe_env.policies.tokens import CHOICES, MOST, TokenCodec, num_token_featu
 from wdmoe_env.process import Info
 from wdmoe_env.serve_env import WDMoEServeEnv, WDMoEServeVectorEnv
 from wdmoe_env.serving.process import REWARD, ServingProcess, ServingTransition, serving_config
-from wdmoe_env.serving.rollout import PassRollout, view_of
+from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.serving.simulator import Episode
-from wdmoe_env.token_env import TOKEN_REWARD, TokenConfig, decayed
+from wdmoe_env.token_env import TOKEN_REWARD, TokenConfig, TokenFace, decayed
 
 QUEUE_FEATURES = 3
 
@@ -79,16 +79,8 @@ class ServeTokenProcess(ServingProcess):
         loss = decayed(chunks, self.config.credit_decay).reshape(row_added_nll.shape)
         return -time - self.config.quality_weight * loss
 
-    def observation(self, rollout: PassRollout) -> Any:
-        """What the tokens of n cells see now: (n, J x F); see ``WDMoEServeTokenEnv``."""
-        return self._seen(rollout.block, rollout.episodes, rollout.row_phase)
-
-    def last_observation(self, episodes: Sequence[Episode]) -> Any:
-        """What the tokens of m cells see whose episodes are over: (m, J x F) of 0."""
-        nothing = np.zeros((len(episodes), self.simulator.sizes.num_tokens))
-        return self._seen(view_of(self.simulator, episodes, nothing > 0).block([]), episodes, nothing)
-
     def _seen(self, block: Block, episodes: Sequence[Episode], row_phase: Float) -> NDArray[np.float32]:
+        """What the tokens of n cells see now: (n, J x F), 0 where there is none; see ``WDMoEServeTokenEnv``."""
         features = token_features(block, self.simulator.sizes.num_blocks)
         queue = np.stack([episode.cell.queue() for episode in episodes])
         of_cell = np.stack((np.log1p(queue[:, 0]), queue[:, 1] / self._serving.slots), axis=-1)
@@ -98,7 +90,14 @@ class ServeTokenProcess(ServingProcess):
         return np.concatenate([features, seen], axis=-1).reshape(len(features), -1)
 
 
-class WDMoEServeTokenEnv(WDMoEServeEnv):
+class ServeTokenFace(TokenFace):
+    """What the environments of a cell whose action is a choice of each token have in common, single and batched."""
+
+    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
+        return ServeTokenProcess(serving_config(config, keywords, ServeTokenConfig))
+
+
+class WDMoEServeTokenEnv(ServeTokenFace, WDMoEServeEnv):  # type: ignore[misc]
     """Tokens as agents in a cell that serves requests.
 
     The cell, the requests, the reward and the info are those of ``WDMoEServeEnv``, the actions those of
@@ -117,32 +116,6 @@ class WDMoEServeTokenEnv(WDMoEServeEnv):
         **keywords: fields of ``ServeTokenConfig``; ``serving`` holds those of ``ServingConfig``.
     """
 
-    def _process_of(
-        self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]
-    ) -> ServeTokenProcess:
-        return ServeTokenProcess(serving_config(config, keywords, ServeTokenConfig))
 
-    def encode_action(self, choices: Any) -> Any:  # type: ignore[override]
-        """Action of choices (J,); see ``TokenCodec.encode``."""
-        return self.codec.encode(choices)
-
-    def decode_action(self, action: Any) -> Any:
-        """Choices (J,) of an action; see ``TokenCodec.decode``."""
-        return self.codec.decode(action)[CHOICES]
-
-
-class WDMoEServeTokenVectorEnv(WDMoEServeVectorEnv):
+class WDMoEServeTokenVectorEnv(ServeTokenFace, WDMoEServeVectorEnv):  # type: ignore[misc]
     """N cells of one configuration; see ``WDMoEServeTokenEnv`` and ``WDMoEServeVectorEnv``."""
-
-    def _process_of(
-        self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]
-    ) -> ServeTokenProcess:
-        return ServeTokenProcess(serving_config(config, keywords, ServeTokenConfig))
-
-    def encode_action(self, choices: Any) -> Any:  # type: ignore[override]
-        """Actions of choices (N, J); see ``TokenCodec.encode``."""
-        return self.codec.encode(choices)
-
-    def decode_action(self, action: Any) -> Any:
-        """Choices (N, J) of actions; see ``TokenCodec.decode``."""
-        return self.codec.decode(action, (self.num_envs,))[CHOICES]

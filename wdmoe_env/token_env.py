@@ -130,7 +130,24 @@ def decayed(loss: Float, decay: float) -> Float:
     return credit
 
 
-class WDMoETokenEnv(WDMoEEnv):
+class TokenFace:
+    """What the environments whose action is a choice of each token have in common, single and batched."""
+
+    codec: Any
+
+    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
+        return TokenProcess(without_requests(TokenConfig.make(config, **keywords)))
+
+    def encode_action(self, choices: Any) -> Any:
+        """Action of choices (..., J); see ``TokenCodec.encode``."""
+        return self.codec.encode(choices)
+
+    def decode_action(self, action: Any) -> Any:
+        """Choices (..., J) of an action; see ``TokenCodec.decode``."""
+        return self.codec.decode(action, self.codec.batch_of(action))[CHOICES]
+
+
+class WDMoETokenEnv(TokenFace, WDMoEEnv):  # type: ignore[misc]
     """Tokens as agents: each chooses among four sets of its experts.
 
     The process, the channels, the texts and the info are those of ``WDMoEEnv``. The action is a choice of each token,
@@ -149,28 +166,6 @@ class WDMoETokenEnv(WDMoEEnv):
         **keywords: fields of ``TokenConfig``.
     """
 
-    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> TokenProcess:
-        return TokenProcess(without_requests(TokenConfig.make(config, **keywords)))
 
-    def encode_action(self, choices: Any) -> Any:  # type: ignore[override]
-        """Action of choices (J,); see ``TokenCodec.encode``."""
-        return self.codec.encode(choices)
-
-    def decode_action(self, action: Any) -> Any:
-        """Choices (J,) of an action; see ``TokenCodec.decode``."""
-        return self.codec.decode(action)[CHOICES]
-
-
-class WDMoETokenVectorEnv(WDMoEVectorEnv):
+class WDMoETokenVectorEnv(TokenFace, WDMoEVectorEnv):  # type: ignore[misc]
     """N token environments of one configuration; see ``WDMoETokenEnv`` and ``WDMoEVectorEnv``."""
-
-    def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> TokenProcess:
-        return TokenProcess(without_requests(TokenConfig.make(config, **keywords)))
-
-    def encode_action(self, choices: Any) -> Any:  # type: ignore[override]
-        """Actions of choices (N, J); see ``TokenCodec.encode``."""
-        return self.codec.encode(choices)
-
-    def decode_action(self, action: Any) -> Any:
-        """Choices (N, J) of actions; see ``TokenCodec.decode``."""
-        return self.codec.decode(action, (self.num_envs,))[CHOICES]

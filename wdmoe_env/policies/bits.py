@@ -10,7 +10,7 @@ from wdmoe_env.actions import ActionCodec
 from wdmoe_env.bits import BitsPart, TokenBitsPart
 from wdmoe_env.observations import decode_observation
 from wdmoe_env.optimize.bits import BitChoices, marginal_price_with_bits
-from wdmoe_env.policies.policy import ObservationMapping, State, batched, first
+from wdmoe_env.policies.policy import StatelessPolicy
 from wdmoe_env.policies.rules import DEFAULT_PRICE_PER_MS, problem_of
 
 # NLL added per message over its squared gate weight, in nats, on 256 training windows of ``tiny``, and the same of a
@@ -28,45 +28,33 @@ def rounding_damage(bits: int) -> float:
     return ROUNDING_NATS[bits] / (DROPPING_NATS * MARGINAL_WEIGHT)
 
 
-class BitsPolicy:
+class BitsPolicy(StatelessPolicy):
     """The marginal-price rule with bits.
 
     Args:
         codec: of an environment whose action decides bits and experts.
+        part: of that action which holds the bits.
         price_per_ms: gate weight that a millisecond is worth.
         damage_scale: factor to the measured damage of rounding.
-
-    Raises:
-        ValueError: an environment whose action decides no bits.
     """
 
-    def __init__(self, codec: ActionCodec, price_per_ms: float | None = None, damage_scale: float = 1.0) -> None:
-        part = next((one for one in codec.parts if isinstance(one, BitsPart)), None)
-        if part is None:
-            raise ValueError(
-                "policy 'marginal-price-bits' decides bits of the link: expected an environment whose action does too, "
-                "such as WDMoE-Precision-v0, got one whose action does not"
-            )
-        self.codec, self._part = codec, part
+    def __init__(
+        self, codec: ActionCodec, part: BitsPart, price_per_ms: float | None = None, damage_scale: float = 1.0
+    ) -> None:
+        super().__init__(codec)
+        self._part = part
         self.price_per_ms = DEFAULT_PRICE_PER_MS if price_per_ms is None else price_per_ms
         damage = np.array([damage_scale * rounding_damage(int(bits)) for bits in part.choices])
         self._choices = BitChoices(part.payload_ratio, damage, isinstance(part, TokenBitsPart))
 
-    def predict(
-        self,
-        observation: ObservationMapping,
-        state: State = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``.
+    def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
+        """Actions of N observations; see ``StatelessPolicy.actions``.
 
-        Raises:
-            ValueError: see ``batched``.
+        Args:
+            batch: entries (N, ...).
+            deterministic: of no effect.
         """
-        batch, single = batched(observation, self.codec)
         problem = problem_of(decode_observation(batch), self.price_per_ms)
         found = marginal_price_with_bits(problem, self._choices)
         bits = self._part.choices[found.levels].reshape(len(found.levels), -1)
-        actions = self.codec.encode(found.selection, found.bandwidth.shares, bits=bits)
-        return (first(actions) if single else actions), state
+        return self.codec.encode(found.selection, found.bandwidth.shares, bits=bits)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wdmoe_env.actions import ActionCodec
 from wdmoe_env.observations import Sizes, observation_space
 from wdmoe_env.policies.network import check_outputs
-from wdmoe_env.policies.policy import ObservationMapping, State, batched, first
+from wdmoe_env.policies.policy import StatelessPolicy
 
 
 def perceptron(sizes: list[int]) -> nn.Sequential:
@@ -28,7 +28,7 @@ def perceptron(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1], nn.Tanh())
 
 
-class FlatPolicy:
+class FlatPolicy(StatelessPolicy):
     """Acts with a perceptron.
 
     Args:
@@ -37,23 +37,20 @@ class FlatPolicy:
     """
 
     def __init__(self, network: Any, codec: ActionCodec) -> None:
+        super().__init__(codec)
         self.network = network
-        self.codec = codec
         self._own = ActionCodec(codec.sizes, "joint", "box")
 
-    def predict(
-        self,
-        observation: ObservationMapping,
-        state: State = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``.
+    def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
+        """Actions of N observations; see ``StatelessPolicy.actions``.
+
+        Args:
+            batch: entries (N, ...).
+            deterministic: of no effect.
 
         Raises:
-            ValueError: an observation of other sizes, or outputs that are not finite; see ``batched``.
+            ValueError: an observation of other sizes, or outputs that are not finite.
         """
-        batch, single = batched(observation, self.codec)
         width = self.network[0].in_features
         if width == flattened_sizes(self.codec.sizes)[1]:
             batch.pop("weights_latency", None)
@@ -63,8 +60,7 @@ class FlatPolicy:
         with torch.no_grad():
             flat = check_outputs(self.network(rows), "outputs").numpy()
         decided = self._own.decode(np.clip(flat, -1.0, 1.0), (len(flat),))
-        actions = self.codec.encode(**self._own.arguments(decided))
-        return (first(actions) if single else actions), state
+        return self.codec.encode(**self._own.arguments(decided))
 
 
 def flattened_sizes(sizes: Sizes) -> tuple[int, int]:

@@ -15,14 +15,14 @@ from wdmoe_env.policies.card import Card
 from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.flat import FlatPolicy, flattened_sizes
 from wdmoe_env.policies.network import TokenSharedNetwork, check_sizes
-from wdmoe_env.policies.policy import ObservationMapping, Policy, State, batched, first
+from wdmoe_env.policies.policy import Policy, StatelessPolicy
 from wdmoe_env.policies.policy_file import read_policy
 from wdmoe_env.policies.price import num_price_features
 from wdmoe_env.policies.stock import PricePolicy, TokenPolicy
 from wdmoe_env.policies.tokens import CHOICE_NAMES, num_token_features
 
 
-class LearnedPolicy:
+class LearnedPolicy(StatelessPolicy):
     """A token-shared network that acts; where it learned no shares, they are solved exactly.
 
     Args:
@@ -32,25 +32,21 @@ class LearnedPolicy:
     """
 
     def __init__(self, network: TokenSharedNetwork, decision: DecisionKind, codec: ActionCodec) -> None:
+        super().__init__(codec)
         self.network = network
         self.decision = decision
-        self.codec = codec
         self._own = ActionCodec(codec.sizes, decision, "box")
 
-    def predict(
-        self,
-        observation: ObservationMapping,
-        state: State = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``.
+    def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
+        """Actions of N observations; see ``StatelessPolicy.actions``.
+
+        Args:
+            batch: entries (N, ...).
+            deterministic: whether to take the most probable action.
 
         Raises:
-            ValueError: the policy reads hidden states, and the observation holds none, or those of another model; see
-                ``batched``.
+            ValueError: the policy reads hidden states, and the observation holds none, or those of another model.
         """
-        batch, single = batched(observation, self.codec)
         self._check_hidden_states(batch)
         tensors = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in batch.items()}
         with torch.no_grad():
@@ -59,8 +55,7 @@ class LearnedPolicy:
         decided = self._own.decode(flat, (len(flat),))
         # Settled here too: shares that the network did not learn are solved for what the environment will run.
         plan = settled_plan(distribution.seen.pairs.block, decided, min_share=0.0)
-        actions = self.codec.encode(plan.selection, plan.shares)
-        return (first(actions) if single else actions), state
+        return self.codec.encode(plan.selection, plan.shares)
 
     def _check_hidden_states(self, batch: dict[str, Any]) -> None:
         size = self.network.architecture.hidden_size

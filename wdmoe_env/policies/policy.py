@@ -1,11 +1,13 @@
 """One interface for everything that acts: Stable-Baselines3's ``predict`` on observations.
 
 A rule is a function from a ``Block`` to a selection and shares; ``RulePolicy`` makes a policy of it. The
-observation alone is decoded, so a rule sees no more than a network does.
+observation alone is decoded, so a rule sees no more than a network does. What acts without a memory is a
+``StatelessPolicy``: it says only how a batch of observations becomes actions.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -48,17 +50,24 @@ class Policy(Protocol):
         ...
 
 
-class RulePolicy:
-    """A policy of a rule.
+class StatelessPolicy(ABC):
+    """A policy that decides on each observation alone.
 
     Args:
-        rule: from a block of N episodes to selection (N, J, E) and shares (N, U).
-        codec: translates the decision into the environment's action.
+        codec: of the environment that it acts in.
     """
 
-    def __init__(self, rule: Rule, codec: ActionCodec) -> None:
-        self.rule = rule
+    def __init__(self, codec: Any) -> None:
         self.codec = codec
+
+    @abstractmethod
+    def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
+        """Actions of N observations.
+
+        Args:
+            batch: entries (N, ...).
+            deterministic: whether a stochastic policy takes its mode.
+        """
 
     def predict(
         self,
@@ -67,20 +76,45 @@ class RulePolicy:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``.
+        """Actions of observations, and the state as it came; see ``Policy``.
 
         Raises:
-            ValueError: see ``batched`` and ``ActionCodec.encode``.
-            TypeError: the rule gives something else than a selection and shares.
+            ValueError: see ``batched`` and ``actions``.
         """
         batch, single = batched(observation, self.codec)
+        actions = self.actions(batch, deterministic)
+        return (first(actions) if single else actions), state
+
+
+class RulePolicy(StatelessPolicy):
+    """A policy of a rule.
+
+    Args:
+        rule: from a block of N episodes to selection (N, J, E) and shares (N, U).
+        codec: translates the decision into the environment's action.
+    """
+
+    def __init__(self, rule: Rule, codec: ActionCodec) -> None:
+        super().__init__(codec)
+        self.rule = rule
+
+    def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
+        """Actions of N observations; see ``StatelessPolicy.actions``.
+
+        Args:
+            batch: entries (N, ...).
+            deterministic: of no effect.
+
+        Raises:
+            ValueError: see ``ActionCodec.encode``.
+            TypeError: the rule gives something else than a selection and shares.
+        """
         decided = self.rule(decode_observation(batch))
         if not isinstance(decided, tuple) or len(decided) != 2:
             raise TypeError(
                 f"expected a rule to give selection (N, J, E) and shares (N, U), got {type(decided).__name__}"
             )
-        actions = self.codec.encode(*decided)
-        return (first(actions) if single else actions), state
+        return self.codec.encode(*decided)
 
 
 def batched(observation: ObservationMapping, codec: ActionCodec) -> tuple[dict[str, Any], bool]:

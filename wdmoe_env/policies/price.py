@@ -101,6 +101,11 @@ class PriceCodec:
         """Prices (1, K) of an action without leading axes; see ``decode``."""
         return {name: value[None] for name, value in self.decode(action).items()}
 
+    def batch_of(self, action: Any) -> tuple[int, ...]:
+        """Leading axes of an action."""
+        shape = np.shape(action)
+        return shape[: max(len(shape) - len(self._shape), 0)]
+
 
 def num_price_features(sizes: Sizes) -> int:
     """Numbers that ``price_features`` gives for a block."""

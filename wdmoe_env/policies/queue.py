@@ -17,7 +17,7 @@ from wdmoe_env.actions import ActionCodec
 from wdmoe_env.observations import Block, decode_observation
 from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.policies import rules
-from wdmoe_env.policies.policy import ObservationMapping, State, batched, first
+from wdmoe_env.policies.policy import StatelessPolicy
 
 PRICE_SLOPE = 0.5
 """s of ``queue-price``, by each request in the system."""
@@ -32,7 +32,7 @@ QueueRule = Callable[[Block, Float], tuple[Bool, Float]]
 """From a block of N episodes and their queues (N, 4) to a selection (N, J, E) and shares (N, U)."""
 
 
-class QueuePolicy:
+class QueuePolicy(StatelessPolicy):
     """A policy of a rule that sees the queue.
 
     Args:
@@ -41,24 +41,18 @@ class QueuePolicy:
     """
 
     def __init__(self, rule: QueueRule, codec: ActionCodec) -> None:
-        self.rule, self.codec = rule, codec
+        super().__init__(codec)
+        self.rule = rule
 
-    def predict(
-        self,
-        observation: ObservationMapping,
-        state: State = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``.
+    def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
+        """Actions of N observations; see ``StatelessPolicy.actions``.
 
-        Raises:
-            ValueError: see ``batched``.
+        Args:
+            batch: entries (N, ...).
+            deterministic: of no effect.
         """
-        batch, single = batched(observation, self.codec)
         queue = np.asarray(batch.get("queue", np.zeros((len(batch["gate_probs"]), 4))), dtype=np.float64)
-        actions = self.codec.encode(*self.rule(decode_observation(batch), queue))
-        return (first(actions) if single else actions), state
+        return self.codec.encode(*self.rule(decode_observation(batch), queue))
 
 
 class QueuePrice:

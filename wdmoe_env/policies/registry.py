@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wdmoe_env.bits import BitsPart
-from wdmoe_env.checks import shown
+from wdmoe_env.checks import nearest, shown
 from wdmoe_env.policies import related, rules, similar
 from wdmoe_env.policies.bits import BitsPolicy
 from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
@@ -63,8 +62,9 @@ def _sized(make: Any, keyword: str) -> Entry:
 
 def _with_bits(codec: Any, parameter: float | None, seed: int) -> Policy:
     """The price of bits; where the action decides none, every message has what the link has: the plain price."""
-    if codec is not None and any(isinstance(part, BitsPart) for part in codec.parts):
-        return BitsPolicy(codec, parameter)
+    for part in getattr(codec, "parts", ()):
+        if isinstance(part, BitsPart):
+            return BitsPolicy(codec, part, parameter)
     return _tuned(rules.marginal_price, "price_per_ms").build(codec, parameter, seed)
 
 
@@ -182,8 +182,7 @@ def make_policy(spec: str | Path, env: Any, seed: int = 0) -> Policy:
     name, colon, text = str(spec).partition(":")
     if name not in ENTRIES:
         known = (*policy_names(), *trained_names())
-        near = difflib.get_close_matches(name, known, n=3) or known
-        raise ValueError(f"unknown policy {name!r}; the nearest known are {', '.join(near)}")
+        raise ValueError(f"unknown policy {name!r}; the nearest known are {nearest(name, known)}")
     return ENTRIES[name].build(codec, _parameter(name, text) if colon else None, seed)
 
 

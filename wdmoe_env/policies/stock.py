@@ -5,7 +5,7 @@ Each is a perceptron over the features of its environment, with tanh between its
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ from wdmoe_env.actions import ActionCodec, ExpertsPart, settled_plan
 from wdmoe_env.observations import Block, decode_observation
 from wdmoe_env.physics.latency import Bool
 from wdmoe_env.policies.network import check_outputs
-from wdmoe_env.policies.policy import ObservationMapping, State, batched, first
+from wdmoe_env.policies.policy import StatelessPolicy
 from wdmoe_env.policies.price import PRICE, PriceCodec, price_features, priced_selection
 from wdmoe_env.policies.tokens import selection_of, token_features
 
@@ -32,7 +32,7 @@ def tanh_perceptron(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class StockPolicy(ABC):
+class StockPolicy(StatelessPolicy):
     """Acts with a perceptron over features of a block.
 
     Args:
@@ -43,7 +43,8 @@ class StockPolicy(ABC):
     """
 
     def __init__(self, network: nn.Module, codec: ActionCodec, num_blocks: int, hidden_size: int = 0) -> None:
-        self.network, self.codec, self.num_blocks, self.hidden_size = network, codec, num_blocks, hidden_size
+        super().__init__(codec)
+        self.network, self.num_blocks, self.hidden_size = network, num_blocks, hidden_size
 
     @abstractmethod
     def selection(self, block: Block, deterministic: bool) -> Bool:
@@ -54,27 +55,23 @@ class StockPolicy(ABC):
             deterministic: whether to take the most probable choice.
         """
 
-    def predict(
-        self,
-        observation: ObservationMapping,
-        state: State = None,
-        episode_start: Any = None,
-        deterministic: bool = True,
-    ) -> tuple[Any, State]:
-        """Actions of observations; see ``Policy``.
+    def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
+        """Actions of N observations; see ``StatelessPolicy.actions``.
+
+        Args:
+            batch: entries (N, ...).
+            deterministic: whether to take the most probable choices.
 
         Raises:
-            ValueError: it reads hidden states and there are none; see ``outputs`` and ``batched``.
+            ValueError: it reads hidden states and there are none; see ``outputs``.
         """
-        batch, single = batched(observation, self.codec)
         block = decode_observation(batch)
         if self.hidden_size and block.hidden_states is None:
             raise ValueError("expected an observation with hidden_states, which this policy reads, got one without")
         if not self.hidden_size:
             block = replace(block, hidden_states=None)
         plan = settled_plan(block, {ExpertsPart.name: self.selection(block, deterministic)}, min_share=0.0)
-        actions = self.codec.encode(plan.selection, plan.shares)
-        return (first(actions) if single else actions), state
+        return self.codec.encode(plan.selection, plan.shares)
 
     def outputs(self, features: NDArray[np.float32]) -> Tensor:
         """Of the network on features (..., F).

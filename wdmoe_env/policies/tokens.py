@@ -114,6 +114,10 @@ class TokenCodec:
         """Choices (1, J) of an action without leading axes; see ``decode``."""
         return {name: value[None] for name, value in self.decode(action).items()}
 
+    def batch_of(self, action: Any) -> tuple[int, ...]:
+        """Leading axes of an action."""
+        return np.shape(action)[:-1]
+
     def _checked(self, name: str, value: Any, batch: tuple[int, ...]) -> NDArray[np.int64]:
         numbers, expected = real_array(name, value), (*batch, self.sizes.num_tokens)
         if numbers.shape != expected:

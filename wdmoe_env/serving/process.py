@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wdmoe_env.actions import ActionCodec, Decided, settled_plan
 from wdmoe_env.config import DEVICE_SETS, EnvConfig
 from wdmoe_env.metrics import REWARD_TERMS, MetricReader, Terms, evaluate_reward, reward_function
-from wdmoe_env.observations import Observation, Sizes, encode_observation, observation_space
+from wdmoe_env.observations import Block, Sizes, encode_observation, observation_space
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import QUEUE_ENTRIES
@@ -159,25 +159,23 @@ class ServingProcess:
         documents = self.simulator.texts.documents
         return episode_figures([Served.of(episode, self._serving, documents) for episode in episodes])
 
-    def observation(self, rollout: PassRollout) -> Observation:
+    def observation(self, rollout: PassRollout) -> Any:
         """What the n cells of a pass see: entries (n, ...)."""
-        seen = encode_observation(rollout.block)
-        return _with_queue(seen, rollout.episodes, rollout.row_phase)
+        return self._seen(rollout.block, rollout.episodes, rollout.row_phase)
 
-    def last_observation(self, episodes: Sequence[Episode]) -> Observation:
+    def last_observation(self, episodes: Sequence[Episode]) -> Any:
         """What m cells see whose episodes are over: entries (m, ...) of a block without a token."""
         nothing = np.zeros((len(episodes), self.simulator.sizes.num_tokens))
-        block = view_of(self.simulator, episodes, nothing > 0).block([])
-        return _with_queue(encode_observation(block), episodes, nothing)
+        return self._seen(view_of(self.simulator, episodes, nothing > 0).block([]), episodes, nothing)
 
-
-def _with_queue(seen: Observation, episodes: Sequence[Episode], row_phase: Float) -> Observation:
-    queue = np.stack([episode.cell.queue() for episode in episodes])
-    return {
-        **seen,
-        "queue": np.minimum(queue, MOST_QUEUE).astype(np.float32),
-        "row_phase": row_phase.astype(np.float32),
-    }
+    def _seen(self, block: Block, episodes: Sequence[Episode], row_phase: Float) -> Any:
+        """What n cells see of a block: entries (n, ...); ``row_phase`` (n, J) is 1 where a row is of an answer."""
+        queue = np.stack([episode.cell.queue() for episode in episodes])
+        return {
+            **encode_observation(block),
+            "queue": np.minimum(queue, MOST_QUEUE).astype(np.float32),
+            "row_phase": row_phase.astype(np.float32),
+        }
 
 
 def serving_reward(latency_scale_ms: float, quality_weight: float, terms: Terms) -> Float:

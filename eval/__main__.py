@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wdmoe_env.command import end_with
+
 EXAMPLES = """
 examples:
   python -m eval                                              # every rule, 256 windows of held-out text
@@ -116,9 +118,6 @@ def main(argv: list[str] | None = None) -> int:
     except FloatingPointError as error:  # a model that hands out NaN
         print(f"python -m eval: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("python -m eval: interrupted; what was not complete is not written", file=sys.stderr)
-        return 130
 
 
 def check_text(arguments: Sequence[str]) -> None:
@@ -290,12 +289,12 @@ def read_settings(path: Path | None) -> dict[str, Any]:
     Raises:
         ValueError: no such file, or not a JSON object.
     """
-    from wdmoe_env.reading import read_json, shown
+    from wdmoe_env.reading import read_json, shown_path
 
     if path is None:
         return {}
     if not path.is_file():
-        raise ValueError(f"expected a file of settings behind --config, but there is no {shown(path)}")
+        raise ValueError(f"expected a file of settings behind --config, but there is no {shown_path(path)}")
     return read_json(path)
 
 
@@ -363,4 +362,4 @@ def mistakes_as_one_sentence() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m eval", main, lambda: "what was not complete is not written")

@@ -17,12 +17,17 @@ def interrupted():
 
 
 @pytest.mark.parametrize(
-    ("main", "code", "said"),
-    [(lambda: 2, 2, ""), (lambda: None, None, ""), (interrupted, 130, "python -m one: interrupted\n")],
+    ("main", "left", "code", "said"),
+    [
+        (lambda: 2, None, 2, ""),
+        (lambda: None, None, None, ""),
+        (interrupted, None, 130, "python -m one: interrupted\n"),
+        (interrupted, lambda: "nothing was written", 130, "python -m one: interrupted; nothing was written\n"),
+    ],
 )
-def test_the_exit_code_is_that_of_the_command_and_130_where_it_is_interrupted(main, code, said, capsys):
+def test_the_exit_code_is_that_of_the_command_and_130_where_it_is_interrupted(main, left, code, said, capsys):
     with pytest.raises(SystemExit) as ended:
-        end_with("python -m one", main)
+        end_with("python -m one", main, left)
     assert ended.value.code == code
     assert capsys.readouterr().err == said
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.arguments import CHECKPOINT, Arguments
+from wdmoe_env.command import end_with
 
 EXAMPLES = """
 examples:
@@ -51,9 +52,14 @@ def add_arguments(target: argparse.ArgumentParser) -> None:
         target.add_argument(flag, **options)
 
 
+def arguments_of(argv: list[str] | None = None) -> Arguments:
+    """What the command line says."""
+    return Arguments(**vars(parser().parse_args(argv)))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit code."""
-    arguments = Arguments(**vars(parser().parse_args(argv)))
+    arguments = arguments_of(argv)
     try:
         from train.agent import train  # only here: it takes seconds to import, in which Ctrl-C may come too
 
@@ -61,9 +67,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"python -m train: {sentence(error, arguments)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"python -m train: {interrupted(arguments)}", file=sys.stderr)
-        return 130
     print(f"policy: {path}")
     return 0
 
@@ -75,12 +78,13 @@ def sentence(error: Exception, arguments: Arguments) -> str:
     return " ".join(str(error).split())
 
 
-def interrupted(arguments: Arguments) -> str:
+def left() -> str:
     """What is left of a run that Ctrl-C ended."""
-    if Path(arguments.out, CHECKPOINT).is_file():
-        return f"interrupted; --resume goes on from the last checkpoint in {arguments.out}"
-    return "interrupted; there was no checkpoint yet"
+    out = arguments_of().out
+    if Path(out, CHECKPOINT).is_file():
+        return f"--resume goes on from the last checkpoint in {out}"
+    return "there was no checkpoint yet"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m train", main, left)

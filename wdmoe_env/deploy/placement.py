@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from wdmoe_env.command import end_with
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.deploy.auto import WINDOWS, as_rows, placement_problem
 from wdmoe_env.deploy.problem import PlacementProblem, Table
@@ -54,9 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted, nothing was written", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -153,4 +151,4 @@ def _table(tables: dict[str, Table | None], problem: PlacementProblem, unseen: P
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m wdmoe_env.deploy.placement", main, lambda: "nothing was written")

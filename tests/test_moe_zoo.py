@@ -22,6 +22,7 @@ import eval.__main__
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.episodes import check_tokens
 from wdmoe_env.generation import generate
+from wdmoe_env.moe.blank import read_config
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import KNOWN_MODELS, Tokenizer, load_model
 from wdmoe_env.scoring import Scorer
@@ -144,7 +145,7 @@ def test_a_folder_gives_the_untouched_models_logits(folder, capfd):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("micr", "unknown model 'micr'; the nearest known are micro, tiny"),
+        ("micr", "unknown model 'micr'; the nearest known are micro; a folder of your own works too"),
         ("tny", "unknown model 'tny'; the nearest known are tiny"),
         ("mixtral-8x7b", "unknown model 'mixtral-8x7b'; the nearest known are"),
     ],
@@ -180,6 +181,29 @@ def test_a_hub_id_that_cannot_be_fetched_is_one_sentence(monkeypatch):
     with pytest.raises(ValueError, match="expected a transformers model in nobody/no-such-model") as caught:
         load_model("nobody/no-such-model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_name_is_refused_without_asking_anybody(no_network):
+    with pytest.raises(ValueError, match=r"unknown model .mixtrall.; the nearest known are mixtral-8x7b; a folder"):
+        read_config("mixtrall")
+    with pytest.raises(ValueError, match=r"unknown model .mixtrall.; the nearest known are tiny, micro; a folder"):
+        environment("mixtrall")
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    def unreachable(*args, **keywords):
+        asked.append(args)
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unreachable)
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waited {seconds} s for another try"))
+    with pytest.raises(ValueError, match="expected a transformers model in nobody/no-such-model") as caught:
+        load_model("nobody/no-such-model")
+    assert one_sentence(caught)
+    assert len(asked) == 1
 
 
 def test_truncated_weights(damaged):

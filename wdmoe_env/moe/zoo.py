@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +21,7 @@ from tokenizers import Tokenizer as TokenizerFile
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
-from wdmoe_env.moe.blank import auto_class, no_model, read_config, reason_of
+from wdmoe_env.moe.blank import HUB_ID, auto_class, no_model, read_config, reason_of, unknown_model
 from wdmoe_env.moe.checkpoint import INDEX, WEIGHTS, check_tensors
 from wdmoe_env.moe.patches import served_experts
 from wdmoe_env.moe.split import SplitModel
@@ -33,7 +31,6 @@ KNOWN_MODELS: tuple[str, ...] = ("tiny", "micro")
 """``tiny``: trained on real text, ships with the package. ``micro``: random, for tests."""
 
 _TINY = Path(__file__).parents[1] / "assets" / "tiny"
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
 
@@ -120,14 +117,11 @@ def _source(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder.resolve())
-    if _HUB_ID.fullmatch(name) and not folder.parent.is_dir():
+    if HUB_ID.fullmatch(name) and not folder.parent.is_dir():
         return name
     if os.sep in name or name.startswith((".", "~")) or folder.exists():
         raise FileNotFoundError(f"expected the folder of a model, found no folder {name!r}")
-    nearest = get_close_matches(name, KNOWN_MODELS, n=len(KNOWN_MODELS), cutoff=0.0)
-    raise ValueError(
-        f"unknown model {name!r}; the nearest known are {', '.join(nearest)}; a folder of your own works too"
-    )
+    raise ValueError(unknown_model(name, KNOWN_MODELS))
 
 
 @cache

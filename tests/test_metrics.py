@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import re
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +14,6 @@ import pytest
 from eval.results import EpisodeResults
 from eval.runner import evaluate
 from eval.study import Study, setting_summaries
-from wdmoe_env import metrics
 from wdmoe_env.env import WDMoEEnv
 from wdmoe_env.evaluation import Evaluated
 from wdmoe_env.metrics import METRICS, Metric, register_metric, result_metrics
@@ -33,11 +33,10 @@ BUSY = Metric(
 
 
 @pytest.fixture
-def table(monkeypatch):
+def table():
     """A table of metrics that the test may add rows to."""
-    rows = dict(METRICS)
-    monkeypatch.setattr(metrics, "METRICS", rows)
-    return rows
+    with patch.dict(METRICS):
+        yield METRICS
 
 
 OF_RUNNERS = {"unserved_pairs", "simulated_latency_ms"}

@@ -15,11 +15,12 @@ from contextlib import redirect_stdout
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from wdmoe_env import metrics
 from wdmoe_env.env import WDMoEEnv
+from wdmoe_env.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 OWN = {"agents", "benchmarks", "eval", "tests", "train", "wdmoe_env"}
@@ -73,8 +74,8 @@ def test_there_is_code():
 @pytest.mark.parametrize("name", CODE)
 def test_documented_code_runs(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))  # a page registers one
-    exec(CODE[name], {})
+    with patch.dict(METRICS):  # a page registers one
+        exec(CODE[name], {})
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wdmoe_env.checks import check_integer, check_number, items_of, plain, shown
+from wdmoe_env.fields import put
 
 ARRIVALS = "'poisson', 'gamma:BURSTINESS' or 'trace:FILE'"
 MOST_REQUESTS = 1_000_000
@@ -70,17 +71,17 @@ class ServingConfig:
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""
         for name, most in (("slots", 4096), ("chunk", 65536), ("requests", MOST_REQUESTS)):
-            _put(self, name, check_integer(name, getattr(self, name), at_least=1, at_most=most))
+            put(self, name, check_integer(name, getattr(self, name), at_least=1, at_most=most))
         for name in ("prompt_tokens", "answer_tokens"):
-            _put(self, name, _range(name, getattr(self, name)))
+            put(self, name, _range(name, getattr(self, name)))
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
-                _put(self, name, check_number(name, value, at_least=low, at_most=high))
-        _put(self, "generate", plain(self.generate))
+                put(self, name, check_number(name, value, at_least=low, at_most=high))
+        put(self, "generate", plain(self.generate))
         if not isinstance(self.generate, bool):
             raise TypeError(f"generate must be a bool, got {shown(self.generate)}")
-        _put(self, "arrivals", plain(self.arrivals))
+        put(self, "arrivals", plain(self.arrivals))
         if not isinstance(self.arrivals, str):
             raise TypeError(f"arrivals must be {ARRIVALS}, got {shown(self.arrivals)}")
         arrivals_of(self.arrivals)
@@ -123,7 +124,3 @@ def _range(name: str, value: Any) -> tuple[int, int]:
     if low > high:
         raise ValueError(f"{name} must be (least, greatest) with least <= greatest, got {shown(value)}")
     return low, high
-
-
-def _put(config: Any, name: str, value: Any) -> None:
-    object.__setattr__(config, name, value)

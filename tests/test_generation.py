@@ -121,8 +121,8 @@ def test_beams_of_the_models_own_settings_count_too(model, scorer, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"repetition_penalti": 1.2}, "got 'repetition_penalti'; the nearest known are repetition_penalty"),
-        ({"nun_beams": 2}, "got 'nun_beams'; the nearest known are num_beams"),
+        ({"repetition_penalti": 1.2}, "got 'repetition_penalti'; did you mean 'repetition_penalty'?"),
+        ({"nun_beams": 2}, "got 'nun_beams'; did you mean 'num_beams'?"),
         ({"xyzzy": None}, "expected settings of transformers' generate, got 'xyzzy'"),
         ({"attention_mask": [[1]]}, "got 'attention_mask'"),
         ({"input_ids": [[1]]}, "got 'input_ids'"),

@@ -9,7 +9,7 @@ import pytest
 
 from train import search
 from wdmoe_env import reading
-from wdmoe_env.reading import numbered_lines, parse_json, read_bytes, read_json, read_rows, read_text, shown
+from wdmoe_env.reading import numbered_lines, parse_json, read_bytes, read_json, read_rows, read_text, shown_path
 
 SETTINGS = {"channel": {"fading": "rician"}, "name": "Zürich \u2028 日本 🛰"}
 
@@ -25,7 +25,7 @@ def refused(read, path, match):
     with pytest.raises(ValueError, match=match) as raised:
         read(path)
     sentence = str(raised.value)
-    assert shown(path) in sentence
+    assert shown_path(path) in sentence
     assert "\n" not in sentence
     return sentence
 

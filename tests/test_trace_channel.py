@@ -161,7 +161,7 @@ CSV_MISTAKES = {
     HEAD + '0,0,-90\n\n0,1,"-90,5"\n': "line 4: .* in the column gain_db, got '-90,5'; decimals stand behind a point",
     HEAD.replace(",", ";") + "0;0;-90,5\n": "line 2: .* in the column gain_db, got '-90,5'; decimals stand behind",
     HEAD + "0,0," + "9" * 200_000 + "\n": "line 2: expected a row of numbers, got something else: field larger than",
-    HEAD + "0,0,-90\n0,1," + "x" * 9_000 + "\n": "line 3: .* in the column gain_db, got 'x{50,120}[.]{3}$",
+    HEAD + "0,0,-90\n0,1," + "x" * 9_000 + "\n": "line 3: .* in the column gain_db, got 'x{50,200}[.]{3}$",
     HEAD + "0,0,-90\n0,1,90\n": "gain_db above -300 and at most 0, got 90 in line 3, .*; a loss in dB has the other",
     HEAD + "0,0,-90\n0,1,-90\n1,0,-90\n": "once in every step, which does not hold in step 1 of episode 0",
     HEAD + "0,0,-90\n0,0,-90\n0,1,-90\n": "once in every step, which does not hold in step 0 of episode 0",

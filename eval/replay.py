@@ -21,7 +21,7 @@ from eval.shape import REPLAYED, check_shape
 from eval.statistics import Summary
 from eval.suite import SuiteEvaluation
 from wdmoe_env.evaluation import REFERENCE
-from wdmoe_env.reading import read_json, read_rows, shown
+from wdmoe_env.reading import read_json, read_rows, shown_path
 
 # On one machine results come again exactly; another one's float32 arithmetic may round differently.
 RELATIVE_TOLERANCE = 1e-5
@@ -74,17 +74,17 @@ def read_results(folder: Path) -> SavedResults:
     table = packed if packed.is_file() and not table.is_file() else table
     for path in (described, table):
         if not path.is_file():
-            raise ValueError(f"expected a results folder, but {shown(folder)} holds no {path.name}")
+            raise ValueError(f"expected a results folder, but {shown_path(folder)} holds no {path.name}")
     summary = read_json(described)
     try:
         check_shape(summary, REPLAYED, "the results")
         config = kind.config.from_dict(summary["config"])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"expected {shown(described)} as an evaluation wrote it: {error}") from None
+        raise ValueError(f"expected {shown_path(described)} as an evaluation wrote it: {error}") from None
     names, rows = read_rows(table)
     columns = kind.results.columns()
     if tuple(names) != columns:
-        raise ValueError(f"expected the columns {', '.join(columns)} in {shown(table)}, got {', '.join(names)}")
+        raise ValueError(f"expected the columns {', '.join(columns)} in {shown_path(table)}, got {', '.join(names)}")
     return SavedResults(kind, config, summary["sha256"], rows, summary)
 
 

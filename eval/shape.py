@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from eval.drops import GROUPINGS, OUTSIDE
 from eval.tables import WHY_OUTSIDE
-from wdmoe_env.reading import quoted
+from wdmoe_env.checks import shown
 
 EACH: Final = "each"
 """In place of keys: every key has such a value."""
@@ -142,4 +142,4 @@ def _check_alternatives(value: Any, shape: tuple[Any, ...], place: str) -> None:
 def _expect(fine: bool, expected: str, value: Any, place: str) -> None:
     if not fine:
         leaf = value is None or isinstance(value, (str, int, float))
-        raise ValueError(f"expected {expected} in {place}, got {quoted(value) if leaf else type(value).__name__}")
+        raise ValueError(f"expected {expected} in {place}, got {shown(value) if leaf else type(value).__name__}")

@@ -21,7 +21,7 @@ from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model, read_tokenizer
 from wdmoe_env.own_predictions import OwnPredictions
 from wdmoe_env.physics.latency import Float
-from wdmoe_env.reading import shown
+from wdmoe_env.reading import shown_path
 from wdmoe_env.references import shipped_references
 from wdmoe_env.text.own import load_texts
 from wdmoe_env.text.suite import SuiteWindows, load_suite, suite_windows
@@ -179,4 +179,4 @@ def _windows_of(split: str, texts: list[Document], model: SplitModel, num_tokens
     try:
         return token_windows(texts, model.tokenizer.encode, num_tokens)
     except ValueError as error:
-        raise ValueError(f"{shown(text_path(split))}: {error}") from None
+        raise ValueError(f"{shown_path(text_path(split))}: {error}") from None

@@ -9,7 +9,6 @@ again from its first block, and so does a recorded channel after the last whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from wdmoe_env.checks import check_integer
+from wdmoe_env.checks import check_integer, did_you_mean
 from wdmoe_env.episodes import check_tokens
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
@@ -131,8 +130,7 @@ def check_settings(scorer: Scorer, prompt_tokens: int, max_new_tokens: int, sett
     check_integer("max_new_tokens", max_new_tokens, at_least=1)
     for name, value in settings.items():
         if name not in TAKEN and name not in REFUSED:
-            near = ", ".join(get_close_matches(name, TAKEN, n=3))
-            hint = f"; the nearest known are {near}" if near else ""
+            hint = did_you_mean(name, TAKEN)
             raise ValueError(f"expected settings of transformers' generate, got {name!r}{hint}")
         if name in REFUSED and value is not None and value is not False:
             raise ValueError(f"the setting {name} is not taken, since {REFUSED[name]}; got {value!r}")

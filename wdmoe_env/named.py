@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any, Generic, TypeVar
+
+from wdmoe_env.checks import did_you_mean
 
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
@@ -16,24 +17,26 @@ class NamedFactories(Generic[Factory]):
     Args:
         setting: what a message calls the setting.
         own: kind to factory, or to its entry point ``"module:function"``. The package keeps these kinds for itself.
+        bare: those of ``own`` that take nothing behind a colon.
     """
 
-    def __init__(self, setting: str, own: Mapping[str, Factory | str]) -> None:
-        self._setting, self._own = setting, tuple(own)
+    def __init__(self, setting: str, own: Mapping[str, Factory | str], bare: Collection[str] = ()) -> None:
+        self._setting, self._own, self._bare = setting, tuple(own), bare
         self._factories: dict[str, Factory | str] = dict(own)
 
     def find(self, name: str) -> tuple[Factory, str]:
         """The factory of a setting's value, imported if need be, and the argument (what follows the colon, or nothing).
 
         Raises:
-            ValueError: no such kind.
+            ValueError: no such kind, or an argument for a kind that takes none.
             ImportError: the module of an entry point cannot be imported.
         """
         kind, _, argument = name.partition(":")
         if kind not in self._factories:
-            near = difflib.get_close_matches(kind, self._factories, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(kind, self._factories)
             raise ValueError(f"{self._setting} must be one of {', '.join(self._factories)}, got {name!r}{hint}")
+        if argument and kind in self._bare:
+            raise ValueError(f"{self._setting} {kind!r} takes nothing behind a colon, got {argument!r}")
         factory = self._factories[kind]
         if isinstance(factory, str):
             module, _, function = factory.partition(":")

@@ -21,6 +21,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wdmoe_env.checks import shown
+
 MIB = 2**20
 
 MOST_TEXT_BYTES = 64 * MIB
@@ -43,21 +45,14 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_MOST_QUOTED = 100
 # How pandas names a column without a name when it reads it.
 _NAMES_OF_INDEX = ("", "unnamed: 0")
 
 
-def shown(path: object) -> str:
+def shown_path(path: object) -> str:
     """A path as a message shows it, without what a terminal cannot print."""
     text = str(path)
     return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def quoted(entry: object) -> str:
-    """An entry of a file as a message shows it: as Python writes it, and not all of a long one."""
-    text = repr(entry)
-    return text if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]}..."
 
 
 def read_bytes(path: Traversable, most_bytes: int) -> bytes:
@@ -73,11 +68,11 @@ def read_bytes(path: Traversable, most_bytes: int) -> bytes:
         ValueError: it is larger.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"expected a file, found none at {shown(path)}")
+        raise FileNotFoundError(f"expected a file, found none at {shown_path(path)}")
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size > most_bytes:
-            raise ValueError(f"expected at most {most_bytes:,} bytes in {shown(path)}, got {size:,}")
+            raise ValueError(f"expected at most {most_bytes:,} bytes in {shown_path(path)}, got {size:,}")
         file.seek(0)
         return file.read(most_bytes)
 
@@ -101,14 +96,14 @@ def read_text(path: Traversable, most_bytes: int = MOST_TEXT_BYTES) -> str:
                 content = packed.read(most_bytes + 1)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(
-                f"expected a whole gzip file, but {shown(path)} is truncated or damaged: {error}"
+                f"expected a whole gzip file, but {shown_path(path)} is truncated or damaged: {error}"
             ) from None
         if len(content) > most_bytes:
-            raise ValueError(f"expected at most {most_bytes:,} bytes in {shown(path)}, but it unpacks to more")
+            raise ValueError(f"expected at most {most_bytes:,} bytes in {shown_path(path)}, but it unpacks to more")
     try:
         return decoded(content)
     except ValueError as error:
-        raise ValueError(f"{shown(path)}: {error}") from None
+        raise ValueError(f"{shown_path(path)}: {error}") from None
 
 
 def decoded(content: bytes) -> str:
@@ -178,9 +173,9 @@ def read_json(path: Traversable) -> dict[str, Any]:
     try:
         value = parse_json(text)
     except ValueError as error:
-        raise ValueError(f"expected JSON in {shown(path)}, got something else: {error}") from None
+        raise ValueError(f"expected JSON in {shown_path(path)}, got something else: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object in {shown(path)}, got {type(value).__name__}")
+        raise ValueError(f"expected a JSON object in {shown_path(path)}, got {type(value).__name__}")
     return value
 
 
@@ -199,11 +194,11 @@ def csv_names(text: str) -> tuple[list[str], str]:
     bare = re.sub('"[^"]*"', "", header)
     found = [one for one in DELIMITERS if one in bare] or [","]
     if len(found) > 1:
-        raise ValueError(f"line 1: expected names with commas, semicolons or tabs between them, got {quoted(header)}")
+        raise ValueError(f"line 1: expected names with commas, semicolons or tabs between them, got {shown(header)}")
     try:
         cells = next(csv.reader([header], delimiter=found[0], strict=True))
     except csv.Error as error:
-        raise ValueError(f"line 1: expected names of columns, got {quoted(header)}: {error}") from None
+        raise ValueError(f"line 1: expected names of columns, got {shown(header)}: {error}") from None
     return [cell.strip().lower() for cell in cells], found[0]
 
 
@@ -228,7 +223,7 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         names, delimiter = csv_names(text)
         rows = _rows(text, delimiter, len(names))
     except ValueError as error:
-        raise ValueError(f"{shown(path)}, {error}") from None
+        raise ValueError(f"{shown_path(path)}, {error}") from None
     if names and may_be_index(names[0]):
         numbers = [row[0] for row in rows]
         if any(numbers == [str(first + row) for row in range(len(rows))] for first in (0, 1)):
@@ -272,7 +267,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"expected each key once in an object, got {quoted(twice)} twice")
+        raise ValueError(f"expected each key once in an object, got {shown(twice)} twice")
     return found
 
 

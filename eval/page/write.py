@@ -18,7 +18,7 @@ from eval.shape import SHOWN, check_shape
 from eval.statistics import Float, SeededBootstrap, Summary, interval_of
 from eval.transfer import CONDITIONS
 from eval.transfer import TABLE as TRANSFER
-from wdmoe_env.reading import shown
+from wdmoe_env.reading import shown_path
 from wdmoe_env.writing import write_whole
 
 TITLE = "WDMoE: policies compared"
@@ -44,7 +44,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     try:
         text = page(saved, conditions)
     except (LookupError, ValueError, ArithmeticError) as error:  # each part has its shape: a name or a length is odd
-        where, what = ", ".join(map(shown, folders)), f"{type(error).__name__}: {error}"
+        where, what = ", ".join(map(shown_path, folders)), f"{type(error).__name__}: {error}"
         raise ValueError(f"expected results whose parts fit together in {where}; drawing them met {what}") from error
     write_whole(out, text.encode())
 
@@ -92,11 +92,13 @@ def _readable(folder: Path) -> SavedResults:
     results = read_results(folder)
     missing = [key for key in NEEDED[results.kind.stem] if key not in results.summary]
     if missing:
-        raise ValueError(f"expected results of this version in {shown(folder)}, got some without {', '.join(missing)}")
+        raise ValueError(
+            f"expected results of this version in {shown_path(folder)}, got some without {', '.join(missing)}"
+        )
     try:
         check_shape(results.summary, SHOWN[results.kind.stem], "the results")
     except ValueError as error:
-        raise ValueError(f"expected {shown(folder)} as an evaluation wrote it: {error}") from None
+        raise ValueError(f"expected {shown_path(folder)} as an evaluation wrote it: {error}") from None
     return results
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from wdmoe_env.reading import read_json, shown
+from wdmoe_env.reading import read_json, shown_path
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -28,7 +28,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
     if index.is_file():
         files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-            raise ValueError(f"expected a weight_map from tensors to names of files in {shown(index)}, got none")
+            raise ValueError(f"expected a weight_map from tensors to names of files in {shown_path(index)}, got none")
         return files
     if (folder / WEIGHTS).is_file():
         with safe_open(str(folder / WEIGHTS), framework="pt") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -10,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from wdmoe_env.checks import nearest
 from wdmoe_env.config import DeploymentConfig, DeviceConfig
 from wdmoe_env.physics.latency import Float
 
@@ -146,8 +146,7 @@ def device_profiles(devices: DeviceConfig) -> tuple[DeviceProfile, ...]:
     """
     for name in devices.profiles:
         if name not in DEVICE_PROFILES:
-            near = difflib.get_close_matches(name, DEVICE_PROFILES, n=3) or list(DEVICE_PROFILES)
-            raise ValueError(f"unknown device profile {name!r}; the nearest known are {', '.join(near)}")
+            raise ValueError(f"unknown device profile {name!r}; the nearest known are {nearest(name, DEVICE_PROFILES)}")
     own = [DEVICE_PROFILES[name] for name in devices.profiles]
     return tuple(islice(cycle(own), devices.count))
 

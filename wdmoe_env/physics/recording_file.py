@@ -23,10 +23,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from wdmoe_env.checks import shown
 from wdmoe_env.physics.gains import Gains
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.physics.recorded import Recording, check_range
-from wdmoe_env.reading import MIB, csv_names, decoded, may_be_index, numbered_lines, quoted, read_bytes, shown
+from wdmoe_env.reading import MIB, csv_names, decoded, may_be_index, numbered_lines, read_bytes, shown_path
 from wdmoe_env.writing import write_whole
 
 QUANTITIES = ("gain", "gain_db", "uplink_gain", "uplink_gain_db", "distance_m")
@@ -75,7 +76,7 @@ def read_recording(path: str | os.PathLike[str]) -> Recording:
         try:
             found = _recording(*(_read_csv if file.suffix == ".csv" else _read_npz)(content))
         except ValueError as error:
-            raise ValueError(f"{shown(path)}: {error}") from None
+            raise ValueError(f"{shown_path(path)}: {error}") from None
         _recent[key] = found
         for oldest in list(_recent)[:-_MOST_RECENT]:
             _recent.pop(oldest, None)
@@ -218,7 +219,7 @@ def _mistake(number: int, line: str, names: Sequence[str], delimiter: str) -> st
             float(cell)
         except ValueError:
             hint = "; decimals stand behind a point" if "," in cell else ""
-            return f"line {number}: expected a number in the column {name}, got {quoted(cell)}{hint}"
+            return f"line {number}: expected a number in the column {name}, got {shown(cell)}{hint}"
     return None
 
 
@@ -232,7 +233,7 @@ def _check_names(names: Sequence[str]) -> None:
     known = (*INDEX, *QUANTITIES)
     for name in names:
         if name not in known or names.count(name) > 1:
-            raise ValueError(f"line 1: expected columns among {', '.join(known)}, each once, got {quoted(name)}")
+            raise ValueError(f"line 1: expected columns among {', '.join(known)}, each once, got {shown(name)}")
     for name in ("step", "device"):
         if name not in names:
             raise ValueError(f"line 1: expected a column {name}, got {', '.join(names)}")
@@ -267,7 +268,7 @@ def _read_npz(content: bytes) -> tuple[Table, NDArray[np.int64]]:
     names = [name for name, _ in members]
     unknown = [name for name in names if name not in QUANTITIES or names.count(name) > 1]
     if unknown:
-        raise ValueError(f"expected arrays among {', '.join(QUANTITIES)}, each once, got {quoted(unknown[0])}")
+        raise ValueError(f"expected arrays among {', '.join(QUANTITIES)}, each once, got {shown(unknown[0])}")
     with _only_npz():
         headers = {name: _header(archive, member) for name, member in members}
     shape = _shape(headers)

@@ -10,7 +10,7 @@ from wdmoe_env.physics.gains import GainSource
 from wdmoe_env.physics.recorded import RecordedGains
 from wdmoe_env.physics.recording_file import read_recording
 from wdmoe_env.physics.statistical import StatisticalGains
-from wdmoe_env.reading import shown
+from wdmoe_env.reading import shown_path
 
 Factory = Callable[[str, ChannelConfig, DeviceConfig, int], GainSource]
 """Argument (what follows the colon, or nothing), radio, devices and number of blocks to a source.
@@ -51,8 +51,6 @@ def register_source(kind: str, factory: Factory | str) -> None:
 
 
 def _statistical(argument: str, channel: ChannelConfig, devices: DeviceConfig, num_blocks: int) -> GainSource:
-    if argument:
-        raise ValueError(f"channel source 'statistical' takes nothing behind a colon, got {argument!r}")
     return StatisticalGains(channel, devices, num_blocks)
 
 
@@ -60,11 +58,13 @@ def _trace(argument: str, channel: ChannelConfig, devices: DeviceConfig, num_blo
     """Of the radio, powers, noise and bandwidth hold; the rest is in the recording."""
     recording = read_recording(argument)
     if recording.num_devices != devices.count:
-        raise ValueError(f"{shown(argument)}: expected gains of {devices.count} devices, got {recording.num_devices}")
+        raise ValueError(
+            f"{shown_path(argument)}: expected gains of {devices.count} devices, got {recording.num_devices}"
+        )
     try:
         return RecordedGains(recording, num_blocks)
     except ValueError as error:
-        raise ValueError(f"{shown(argument)}: {error}") from None
+        raise ValueError(f"{shown_path(argument)}: {error}") from None
 
 
 # Two are entry points since they need torch and an extra, which physics may not import.
@@ -76,4 +76,5 @@ _SOURCES: NamedFactories[Factory] = NamedFactories(
         "trace": _trace,
         "testbed": "wdmoe_env.testbed.rates:RateGains",
     },
+    bare=("statistical",),
 )

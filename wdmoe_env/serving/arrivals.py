@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from wdmoe_env.checks import shown
 from wdmoe_env.physics.latency import Float
-from wdmoe_env.reading import numbered_lines, quoted, read_text, shown
+from wdmoe_env.reading import numbered_lines, read_text, shown_path
 from wdmoe_env.serving_config import MOST_REQUESTS, ServingConfig, arrivals_of
 
 Whole = NDArray[np.int64]
@@ -161,11 +162,11 @@ def _read_trace(path: Path, count: int, most_prompt: int, most_answer: int) -> T
             if len(found) > 1 and found[-1][2] < found[-2][2]:
                 raise ValueError(f"expected arrivals in the order of time, got {found[-1][2]:g} after {found[-2][2]:g}")
         except ValueError as error:
-            raise ValueError(f"{shown(path)}, line {number}: {error}") from None
+            raise ValueError(f"{shown_path(path)}, line {number}: {error}") from None
         if len(found) == min(count, MOST_REQUESTS):
             break
     if len(found) < count:
-        raise ValueError(f"expected {count} requests (requests) in {shown(path)}, got {len(found)}")
+        raise ValueError(f"expected {count} requests (requests) in {shown_path(path)}, got {len(found)}")
     prompt, answer, arrival_ns = zip(*found, strict=True)
     arrival_s = (np.array(arrival_ns, dtype=np.float64) - arrival_ns[0]) * 1e-9
     return Trace(arrival_s, np.array(prompt, dtype=np.int64), np.array(answer, dtype=np.int64))
@@ -181,9 +182,9 @@ def _request(line: str, most_prompt: int, most_answer: int) -> tuple[int, int, f
     try:
         prompt, answer, time_ns = int(fields[0]), int(fields[1]), float(fields[2])
     except (ValueError, IndexError):
-        raise ValueError(f"expected input_toks,output_toks,arrival_time_ns, got {quoted(line)}") from None
+        raise ValueError(f"expected input_toks,output_toks,arrival_time_ns, got {shown(line)}") from None
     if prompt < 1 or answer < 1 or not (math.isfinite(time_ns) and time_ns >= 0):
-        raise ValueError(f"expected a token or more both ways and a time of at least 0, got {quoted(line)}")
+        raise ValueError(f"expected a token or more both ways and a time of at least 0, got {shown(line)}")
     if prompt > most_prompt or answer > most_answer:
         raise ValueError(
             f"expected at most {most_prompt} tokens of prompt and {most_answer} of answer (prompt_tokens, "

@@ -28,8 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from wdmoe_env.checks import check_choice, check_keys, check_number, shown
-from wdmoe_env.reading import read_text
-from wdmoe_env.reading import shown as shown_path
+from wdmoe_env.reading import read_text, shown_path
 from wdmoe_env.testbed.security import check_exposure, split_address
 
 LINKS = ("paced", "trace", "real")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.physics.latency import Float
-from wdmoe_env.reading import numbered_lines, read_text, shown
+from wdmoe_env.reading import numbered_lines, read_text, shown_path
 
 PACKET_BYTES = 1500
 MOST_CHANCES = 10_000_000
@@ -70,12 +70,14 @@ def read_trace(path: Path) -> LinkTrace:
     for number, line in numbered_lines(read_text(path)):
         text = line.strip()
         if not text.isdecimal() or len(text) > 12:
-            raise ValueError(f"{shown(path)}, line {number}: expected a whole number of milliseconds, got {text!r}")
+            raise ValueError(
+                f"{shown_path(path)}, line {number}: expected a whole number of milliseconds, got {text!r}"
+            )
         chances.append(int(text))
         if len(chances) > 1 and chances[-1] < chances[-2]:
-            raise ValueError(f"{shown(path)}, line {number}: expected at least {chances[-2]}, got {chances[-1]}")
+            raise ValueError(f"{shown_path(path)}, line {number}: expected at least {chances[-2]}, got {chances[-1]}")
     if not chances or not chances[-1]:
-        raise ValueError(f"{shown(path)}: expected chances to send after millisecond 0, got none")
+        raise ValueError(f"{shown_path(path)}: expected chances to send after millisecond 0, got none")
     return LinkTrace(np.array(chances, dtype=np.int64))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wdmoe_env.optional import optional
-from wdmoe_env.reading import read_bytes, shown
+from wdmoe_env.reading import read_bytes, shown_path
 from wdmoe_env.writing import held_folder, write_files
 
 with optional("grpcio", extra="testbed"):
@@ -95,7 +95,7 @@ def make_certificates(out: Path, devices: Mapping[str, str]) -> None:
     if taken:
         raise ValueError(f"expected devices of other names than ca and {STATION}, got {min(taken)}")
     if (out / "ca").exists():
-        raise ValueError(f"expected a folder without credentials, but {shown(out / 'ca')} is there")
+        raise ValueError(f"expected a folder without credentials, but {shown_path(out / 'ca')} is there")
     with optional("cryptography", extra="testbed"):
         from cryptography.hazmat.primitives.asymmetric import ec
     key = ec.generate_private_key(ec.SECP256R1())
@@ -112,7 +112,7 @@ def _read(folder: Path) -> tuple[bytes, bytes, bytes]:
     """Authority, key and certificate of a folder."""
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"expected ca.pem, cert.pem and key.pem in {shown(folder)}, found no {missing[0]}")
+        raise ValueError(f"expected ca.pem, cert.pem and key.pem in {shown_path(folder)}, found no {missing[0]}")
     authority, key, certificate = (read_bytes(folder / name, _MOST_BYTES) for name in _FILES)
     return authority, key, certificate
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from wdmoe_env.reading import MOST_TEXT_BYTES, numbered_lines, parse_json, quoted, read_text, shown
+from wdmoe_env.checks import shown
+from wdmoe_env.reading import MOST_TEXT_BYTES, numbered_lines, parse_json, read_text, shown_path
 from wdmoe_env.text.windows import Document
 
 JSON_LINES = (".jsonl", ".jsonl.gz")
@@ -31,11 +32,11 @@ def text_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         if not path.is_file():
-            raise ValueError(f"expected a file or a folder of texts, but there is none at {shown(path)}")
+            raise ValueError(f"expected a file or a folder of texts, but there is none at {shown_path(path)}")
         return [path]
     files = sorted(_files_of(path))
     if not files:
-        raise ValueError(f"expected a folder with files of text, but there is no file in {shown(path)}")
+        raise ValueError(f"expected a folder with files of text, but there is no file in {shown_path(path)}")
     return files
 
 
@@ -56,7 +57,7 @@ def load_texts(path: Path) -> list[Document]:
         text = read_text(file)
         size += len(text.encode())
         if size > MOST_TEXT_BYTES:
-            raise ValueError(f"expected at most {MOST_TEXT_BYTES:,} bytes of text in {shown(path)}, got more")
+            raise ValueError(f"expected at most {MOST_TEXT_BYTES:,} bytes of text in {shown_path(path)}, got more")
         documents += _documents(file, text)
     return documents
 
@@ -67,7 +68,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             count += 1
             if count > MOST_FILES:
-                raise ValueError(f"expected at most {MOST_FILES:,} files in {shown(folder)}, got more")
+                raise ValueError(f"expected at most {MOST_FILES:,} files in {shown_path(folder)}, got more")
             yield path
 
 
@@ -80,7 +81,7 @@ def _documents(file: Path, text: str) -> Iterator[Document]:
         try:
             yield _document(line, name, f"{file.name}:{number}")
         except ValueError as error:
-            raise ValueError(f"{shown(file)}, line {number}: {error}") from None
+            raise ValueError(f"{shown_path(file)}, line {number}: {error}") from None
 
 
 def _document(line: str, domain: str, name: str) -> Document:
@@ -91,10 +92,10 @@ def _document(line: str, domain: str, name: str) -> Document:
     """
     record = parse_json(line)
     if not isinstance(record, dict) or "text" not in record:
-        got = f"the fields {', '.join(map(quoted, record))}" if isinstance(record, dict) else quoted(record)
+        got = f"the fields {', '.join(map(shown, record))}" if isinstance(record, dict) else shown(record)
         raise ValueError(f"expected an object with the field 'text', got {got}")
     found = {"domain": domain} | record
     for field in ("text", "domain"):
         if not isinstance(found[field], str):
-            raise ValueError(f"expected {field} to be a string, got {quoted(found[field])}")
+            raise ValueError(f"expected {field} to be a string, got {shown(found[field])}")
     return Document(found["domain"], name, found["text"])

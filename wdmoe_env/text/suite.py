@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wdmoe_env.checks import check_choice, check_integer, is_tuple_of
-from wdmoe_env.reading import numbered_lines, parse_json, read_text, shown
+from wdmoe_env.reading import numbered_lines, parse_json, read_text, shown_path
 from wdmoe_env.text.continuations import continuation_windows, cut_contexts, encode_continuations
 from wdmoe_env.text.windows import TokenWindows
 
@@ -124,15 +124,15 @@ def load_suite(path: Path | None = None) -> tuple[Item, ...]:
     """
     source = suite_file(path)
     if not source.is_file():
-        raise ValueError(f"expected a suite in JSON Lines, but there is no file {shown(source)}")
+        raise ValueError(f"expected a suite in JSON Lines, but there is no file {shown_path(source)}")
     items = []
     for number, line in numbered_lines(read_text(source)):
         try:
             items.append(_item(line))
         except ValueError as error:
-            raise ValueError(f"line {number} of the suite {shown(source)} is not an item: {error}") from None
+            raise ValueError(f"line {number} of the suite {shown_path(source)} is not an item: {error}") from None
     if not items:
-        raise ValueError(f"expected a suite of one item or more, but {shown(source)} is empty")
+        raise ValueError(f"expected a suite of one item or more, but {shown_path(source)} is empty")
     return tuple(items)
 
 

@@ -66,3 +66,23 @@ def _turn(timed: Timed) -> list[float]:
     while len(calls) < CALLS_OF_A_TURN and sum(calls) < SECONDS_OF_A_TURN:
         calls.append(timed())
     return calls[1:] or calls
+
+
+def ratio_in_turn(one: Timed, other: Timed, seconds: float) -> float:
+    """Median over rounds of the seconds of one over those of another, which follow each other closely.
+
+    Args:
+        one: called before the other in every second round, and behind it in the rest.
+        other: what it is compared with.
+        seconds: of both, to spend in all, after one call of each that does not count; at least one round is made.
+    """
+    one(), other()
+    ratios: list[float] = []
+    spent = 0.0
+    while not ratios or spent < seconds:
+        second = other() if len(ratios) % 2 else 0.0
+        first = one()
+        second = second or other()
+        ratios.append(first / second)
+        spent += first + second
+    return float(np.median(ratios))

@@ -1,7 +1,8 @@
 """The place of policies in tables: short names, and families of one method at several settings and training seeds.
 
 A rule's family is its name and its setting the number behind the colon. A learned policy's family is what trained it,
-its setting the reward that it was trained on, and its seed that of the training.
+and on which set of devices where that is not the paper's; its setting is the reward that it was trained on, and its
+seed that of the training.
 """
 
 from __future__ import annotations
@@ -122,6 +123,8 @@ def member(policy: str) -> Member:
     weight = float(_field(policy, arguments, "quality_weight", (int, float), 0.0))
     if family in policy_names():
         family = f"{family} (learned)"
+    devices = _field(policy, arguments, "devices", str, "paper")
+    family += "" if devices == "paper" else f" on {devices}"
     if max(len(family), len(reward)) > MOST_NAME_LENGTH:
         raise ValueError(
             f"expected names of at most {MOST_NAME_LENGTH} letters in the card of {policy}, got longer ones"

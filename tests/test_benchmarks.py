@@ -14,7 +14,7 @@ from benchmarks import growth, ppo, solver, step
 from benchmarks.__main__ import main
 from benchmarks.reference import ReferenceEnv, slsqp_latency_s
 from benchmarks.table import Row, Settings, markdown
-from benchmarks.timing import in_turn
+from benchmarks.timing import in_turn, ratio_in_turn
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 
 QUICK = Settings(quick=True, steps=1000)
@@ -90,6 +90,11 @@ def test_the_first_of_several_calls_in_a_row_does_not_count():
     taken = in_turn({"short": lambda: next(many), "long": lambda: next(few)}, seconds=0.0)
     assert taken["short"] == pytest.approx(np.quantile([2e-6, 3e-6, 4e-6, 5e-6], 0.25))
     assert taken["long"] == 2.0
+
+
+def test_a_ratio_is_the_median_of_rounds_whatever_one_slow_round_says():
+    one, other = iter([9.0, 2.0, 2.0, 50.0, 2.0, 3.0]), iter([9.0, 1.0, 2.0, 1.0, 1.0, 2.0])
+    assert ratio_in_turn(lambda: next(one), lambda: next(other), seconds=65.0) == 2.0
 
 
 def test_the_command_prints_and_saves_one_table(tmp_path, capsys):

@@ -119,8 +119,10 @@ def test_named_sets_of_devices_go_through_a_dict_and_json():
 
 def test_a_config_from_before_the_roofline_loads():
     old = EnvConfig().to_dict()
-    for part, name in (("devices", "compute_model"), ("devices", "memory_efficiency"), ("deployment", "weight_bits")):
-        del old[part][name]
+    later = {"devices": ("compute_model", "memory_efficiency"), "deployment": ("weight_bits", "num_blocks")}
+    for part, names in later.items():
+        for name in names:
+            del old[part][name]
     assert EnvConfig.make(old) == EnvConfig()
 
 
@@ -260,6 +262,7 @@ RANGES = [
     ("deployment", "hidden_size", 1, 2**20),
     ("deployment", "intermediate_size", 1, 2**24),
     ("deployment", "weight_bits", 0.5, 64.0),
+    ("deployment", "num_blocks", 1, 10_000),
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import random_olmoe
 from wdmoe_env.config import DeploymentConfig, DeviceConfig, EnvConfig
-from wdmoe_env.deploy.fit import check_memory, experts_that_fit
+from wdmoe_env.deploy.fit import check_memory, experts_that_fit, usable_memory_bytes
 from wdmoe_env.deploy.placement import main
 from wdmoe_env.deploy.problem import PlacementProblem
 from wdmoe_env.deploy.search import exchange, greedy, in_order, popularity_first, round_robin
@@ -114,8 +114,10 @@ def test_too_little_memory_in_all_is_refused():
 def test_memory_of_the_boards():
     """An Orin NX 8GB has 5.2e9 bytes for experts: 14 of Mixtral's at 16 bits, 52 at 4.5."""
     devices = DeviceConfig(count=1, profiles=("jetson-orin-nx-8gb",))
-    assert experts_that_fit(devices, DeploymentConfig()).tolist() == [14]
-    assert experts_that_fit(devices, DeploymentConfig(weight_bits=4.5)).tolist() == [52]
+    room = usable_memory_bytes(devices)
+    assert experts_that_fit(room, DeploymentConfig(), 6).tolist() == [14]
+    assert experts_that_fit(room, DeploymentConfig(weight_bits=4.5), 6).tolist() == [52]
+    assert experts_that_fit(room, DeploymentConfig(num_blocks=12), 6).tolist() == [7]
     check_memory(np.ones((14, 1, 1)), devices, DeploymentConfig())
     with pytest.raises(ValueError, match=r"has 5,200,000,000 bytes .* its 15 experts need 5,284,823,040"):
         check_memory(np.ones((15, 1, 1)), devices, DeploymentConfig())
@@ -130,6 +132,16 @@ def test_a_placement_that_does_not_fit_is_refused_where_devices_read_weights(mic
         gym.make("wdmoe_env:WDMoE-v0", **micro, placement=placement, devices=boards)
     gym.make("wdmoe_env:WDMoE-v0", **micro, placement=placement, devices=boards, deployment={"weight_bits": 8})
     gym.make("wdmoe_env:WDMoE-v0", **micro, placement=placement, devices=boards | {"compute_model": "flops"})
+
+
+def test_the_blocks_of_the_deployed_model_count_in_memory(micro):
+    """An eighth of Mixtral's 32 blocks of 8 experts takes 32 x 352,321,536 bytes of each of eight devices."""
+    gym.make("wdmoe_env:WDMoE-v0", **micro, devices="boards")  # of three blocks
+    sentence = r"device 3 .* has 5,200,000,000 .* need 11,274,289,152 .* 3 blocks stand for 32"
+    with pytest.raises(ValueError, match=sentence):
+        gym.make("wdmoe_env:WDMoE-v0", **micro, devices="boards", deployment={"num_blocks": 32})
+    gym.make("wdmoe_env:WDMoE-v0", **micro, devices="boards", deployment={"num_blocks": 32, "weight_bits": 4.5})
+    gym.make("wdmoe_env:WDMoE-v0", **micro, deployment={"num_blocks": 32})  # memory counts nothing there
 
 
 def test_auto_is_a_placement_that_fits_and_comes_again(micro):

@@ -74,6 +74,8 @@ def test_a_second_policy_of_a_seed_is_no_further_seed():
         ({"family": "sac", "arguments": {"reward": "wlr", "seed": 3}}, "wlr", 3, "sac"),
         ({"arguments": {"reward": "latency_quality", "quality_weight": 2.5}}, "quality 2.5", 0, "ppo"),
         ({"family": "wdmoe", "arguments": {"reward": "wlr"}}, "wlr", 0, "wdmoe (learned)"),
+        ({"family": "sac", "arguments": {"reward": "wlr", "devices": "boards"}}, "wlr", 0, "sac on boards"),
+        ({"family": "sac", "arguments": {"reward": "wlr", "devices": "paper"}}, "wlr", 0, "sac"),
     ],
 )
 def test_the_card_names_family_setting_and_seed(tmp_path, card, setting, seed, family):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from tests.test_outages import random_block
+from train.channel_gate import START, main
 from train.similarity import expert_distances
 from wdmoe_env.episodes import load_episodes
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.optimize import cover
 from wdmoe_env.physics.latency import BlockLinks, both_ways_s, equal_shares, spectral_efficiency
-from wdmoe_env.policies import related
+from wdmoe_env.policies import channel_gate, related
 from wdmoe_env.policies.registry import named_rule
 from wdmoe_env.policies.similar import SHIPPED_SIZES, SiftRule, read_distances, sift_rule
 
@@ -123,3 +128,62 @@ def test_the_shipped_distances_are_those_that_the_command_measures() -> None:
     np.testing.assert_allclose(found, shipped, atol=0.12)
     np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), 0.0, atol=1e-6)
     assert sift_rule(Sizes(4, 8, 8, *SHIPPED_SIZES[::2])).distances is not None
+
+
+def test_the_gate_by_hand() -> None:
+    """Weights of one block: logit of the router 2, radio -1, computing 0, unrouted -1, constant 1.
+
+    The first token's log p - max log p is 0, -1.0986, -1.3863, -2.4849. All radios are alike, so their figure is 0. The
+    sums are 3, -0.1972, and of the third, which the router leaves out, -1.7726 - 1; the fourth is no candidate.
+    """
+    block = small_block()
+    weights = np.array([[2.0, -1.0, 0.0, -1.0, 1.0]])
+    figures = channel_gate.gate_figures(block)
+    np.testing.assert_allclose(figures[0, 0, :, 0], [0.0, -1.0986, -1.3863, -2.4849], atol=1e-4)
+    np.testing.assert_allclose(figures[0, 0, :, 1], 0.0, atol=1e-9)
+    np.testing.assert_array_equal(figures[0, 0, :, 3], [0, 0, 1, 1])
+    for odds, chosen in ((1.0, [1, 0, 0, 0]), (np.exp(-0.2), [1, 1, 0, 0]), (1e9, [1, 0, 0, 0])):
+        selection, shares = channel_gate.ChannelGateRule(weights, odds)(block)
+        np.testing.assert_array_equal(selection[0, 0], chosen)
+        np.testing.assert_allclose(shares.sum(-1), 1.0)
+    np.testing.assert_array_equal(channel_gate.ChannelGateRule(weights, 0.0)(block)[0][0, 0], [True, True, True, False])
+
+
+def test_the_gate_leaves_a_slow_link_for_a_fast_one() -> None:
+    """The radio of the first expert takes half as long again as the mean: its figure is 1/2, the others' -1/6."""
+    block = small_block()
+    unit = np.array([[1.5, 5 / 6, 5 / 6, 5 / 6]])
+    block = dataclasses.replace(block, unit_latency_s=1e-3 * unit)
+    np.testing.assert_allclose(channel_gate.gate_figures(block)[0, 0, :, 1], [0.5, -1 / 6, -1 / 6, -1 / 6])
+    gate = channel_gate.ChannelGateRule(np.array([[1.0, -3.0, 0.0, 0.0, 1.0]]))
+    assert gate(block)[0][0, 0].tolist() == [False, True, True, False]
+
+
+def test_a_trained_gate_knows_its_link_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    shipped = channel_gate.read_gate()
+    assert shipped.shape == (6, len(channel_gate.FIGURES))
+    assert (shipped[:, channel_gate.FIGURES.index("radio")] < 0).all()
+    card = json.loads(channel_gate.SHIPPED.with_suffix(".json").read_text())
+    assert card["figures"] == list(channel_gate.FIGURES)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(save({"distances": np.zeros((1, 1))}))
+    with pytest.raises(ValueError, match=r"expected weights of a gate in .*, found distances"):
+        channel_gate.read_gate(other)
+    with pytest.raises(ValueError, match=r"expected finite weights \(I, 5\), got an array of \(6, 2\)"):
+        channel_gate.ChannelGateRule(np.ones((6, 2)))
+    with pytest.raises(ValueError, match="odds must be"):
+        channel_gate.ChannelGateRule(shipped, -1.0)
+
+
+def test_the_gate_is_trained_by_the_return(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gate.safetensors"
+    main(["--updates", "2", "--batch", "2", "--seed", "3", "--out", str(out)])
+    weights = channel_gate.read_gate(out)
+    assert weights.shape == (6, 5)
+    assert (weights != START).any(axis=0).all()
+    assert "block 6: router" in capsys.readouterr().out
+    assert json.loads(out.with_suffix(".json").read_text())["arguments"]["updates"] == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["--updates", "0"])
+    assert ended.value.code == 2
+    assert "updates must be" in capsys.readouterr().err

@@ -135,6 +135,9 @@ class DeploymentConfig:
             ``bits_per_element``, its former name.
         weight_bits: bits of one weight of an expert in a device's memory, such as 16, 8 or 4.5; 0.5 to 64. Only the
             ``roofline`` of ``DeviceConfig`` reads weights.
+        num_blocks: MoE blocks of the deployed model, at most 10,000: each block of the running model then stands for as
+            many in the memory of the devices (10) as the one has for each of the other. ``None`` takes the running
+            model's own. Latency and energy stay those of the blocks that run.
 
     Raises:
         ValueError: a width is not a whole number of at least 1, or a field is out of its range; or other bits.
@@ -144,6 +147,7 @@ class DeploymentConfig:
     intermediate_size: int = 14336
     link_bits: int = 16
     weight_bits: float = 16.0
+    num_blocks: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and make it Python's own."""
@@ -154,11 +158,21 @@ class DeploymentConfig:
             raise ValueError(f"link_bits must be 16, 8 or 4, got {shown(bits)}")
         put(self, "link_bits", bits)
         put(self, "weight_bits", check_number("weight_bits", self.weight_bits, at_least=0.5, at_most=64.0))
+        if plain(self.num_blocks) is not None:
+            put(self, "num_blocks", check_integer("num_blocks", self.num_blocks, at_least=1, at_most=10_000))
 
     @property
     def expert_weight_bytes(self) -> float:
         """W_e of equation (5r): bytes of the three matrices of one SwiGLU expert."""
         return 3 * self.hidden_size * self.intermediate_size * self.weight_bits / 8
+
+    def held_weight_bytes(self, num_blocks: int) -> float:
+        """Bytes of a device's memory that an expert of a running block takes: W_e of each deployed block it stands for.
+
+        Args:
+            num_blocks: I of the running model.
+        """
+        return self.expert_weight_bytes * (self.num_blocks or num_blocks) / num_blocks
 
     @property
     def payload_bits(self) -> int:

@@ -6,10 +6,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from wdmoe_env.config import ChannelConfig, DeploymentConfig, DeviceConfig, Dtype, EnvConfig
-from wdmoe_env.deploy.fit import experts_that_fit
+from wdmoe_env.deploy.fit import experts_that_fit, usable_memory_bytes
 from wdmoe_env.deploy.problem import PlacementProblem, Table
 from wdmoe_env.deploy.search import exchange, greedy
 from wdmoe_env.episodes import load_episodes, tensors_of
@@ -71,7 +70,7 @@ def spread_windows(windows: TokenWindows, count: int) -> TokenWindows:
 
 
 def placement_problem(
-    config: EnvConfig, split: str = "train", windows: int = WINDOWS, capacity: NDArray[np.int64] | None = None
+    config: EnvConfig, split: str = "train", windows: int = WINDOWS, memory_bytes: Float | None = None
 ) -> PlacementProblem:
     """The problem of where a configuration's experts should be.
 
@@ -79,8 +78,8 @@ def placement_problem(
         config: its placement and split are not read.
         split: whose windows tell the routing.
         windows: how many of them.
-        capacity: (U,) experts of all blocks that each device has room for; by default as many as fit the memory of
-            its profile where weights are read (``compute_model="roofline"``), and any number elsewhere.
+        memory_bytes: (U,) what experts may fill of each device's memory; by default that of its profile where weights
+            are read (``compute_model="roofline"``), and any amount elsewhere.
 
     Raises:
         ValueError: there is not room for all experts; or what the settings raise.
@@ -90,9 +89,11 @@ def placement_problem(
     if not isinstance(deployment, DeploymentConfig):
         deployment = DeploymentConfig(model.hidden_size, model.intermediate_size)
     compute_s, weights_s = device_times_s(devices, deployment)
-    if capacity is None:
-        unlimited = np.full(devices.count, model.num_blocks * model.num_experts)
-        capacity = unlimited if weights_s is None else experts_that_fit(devices, deployment)
+    if memory_bytes is None and weights_s is not None:
+        memory_bytes = usable_memory_bytes(devices)
+    capacity = np.full(devices.count, model.num_blocks * model.num_experts)
+    if memory_bytes is not None:
+        capacity = experts_that_fit(memory_bytes, deployment, model.num_blocks)
     return PlacementProblem(
         routed=measured_routing(model, spread_windows(source.windows, windows)),
         full_band_snr=typical_snr(config.channel, devices),

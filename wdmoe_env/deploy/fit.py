@@ -19,17 +19,15 @@ def usable_memory_bytes(devices: DeviceConfig) -> Float:
     return np.array([profile.usable_memory_bytes for profile in device_profiles(devices)])
 
 
-def experts_that_fit(devices: DeviceConfig, deployment: DeploymentConfig) -> NDArray[np.int64]:
-    """How many experts of any blocks each device has memory for, (U,).
+def experts_that_fit(memory_bytes: Float, deployment: DeploymentConfig, num_blocks: int) -> NDArray[np.int64]:
+    """How many experts of any running blocks each device has memory for, (U,).
 
     Args:
-        devices: their profiles.
-        deployment: widths of an expert and the bits of its weights.
-
-    Raises:
-        ValueError: see ``device_profiles``.
+        memory_bytes: (U,) what experts may fill, as ``usable_memory_bytes``.
+        deployment: widths of an expert, the bits of its weights, and the blocks that are deployed.
+        num_blocks: I of the running model.
     """
-    return (usable_memory_bytes(devices) // deployment.expert_weight_bytes).astype(np.int64)
+    return (memory_bytes // deployment.held_weight_bytes(num_blocks)).astype(np.int64)
 
 
 def check_memory(placement: Float, devices: DeviceConfig, deployment: DeploymentConfig) -> None:
@@ -38,19 +36,21 @@ def check_memory(placement: Float, devices: DeviceConfig, deployment: Deployment
     Args:
         placement: (I, E, U) 1 where a device holds an expert.
         devices: their profiles.
-        deployment: widths of an expert and the bits of its weights.
+        deployment: widths of an expert, the bits of its weights, and the blocks that are deployed.
 
     Raises:
         ValueError: a device has less memory than its experts need; the message holds the bytes of both.
     """
     held, room = placement.sum(axis=(0, 1)), usable_memory_bytes(devices)
-    needed = held * deployment.expert_weight_bytes
+    each = deployment.held_weight_bytes(len(placement))
+    needed = held * each
     short = np.flatnonzero(needed > room)
     if short.size:
-        first = short[0]
+        first, blocks = short[0], deployment.num_blocks
+        stands = "" if blocks is None else f", where {len(placement)} blocks stand for {blocks}"
         raise ValueError(
             f"placement must fit the memory of every device, but device {first} "
             f"({device_profiles(devices)[first].name}) has {room[first]:,.0f} bytes for experts and its "
-            f"{held[first]:.0f} experts need {needed[first]:,.0f} ({deployment.expert_weight_bytes:,.0f} each at "
-            f"{deployment.weight_bits:g} bits); fewer weight_bits or placement='auto' may help"
+            f"{held[first]:.0f} experts need {needed[first]:,.0f} ({each:,.0f} each at "
+            f"{deployment.weight_bits:g} bits{stands}); fewer weight_bits or placement='auto' may help"
         )

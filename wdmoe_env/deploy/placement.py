@@ -18,6 +18,7 @@ from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.deploy.auto import WINDOWS, as_rows, placement_problem
 from wdmoe_env.deploy.problem import PlacementProblem, Table
 from wdmoe_env.deploy.search import exchange, greedy, in_order, popularity_first, round_robin
+from wdmoe_env.physics.latency import Float
 from wdmoe_env.reading import parse_json, read_text
 from wdmoe_env.writing import check_file, write_files
 
@@ -44,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        config, capacity = _settings(options)
-        problem = placement_problem(config, "train", options.windows, capacity)
-        unseen = placement_problem(config, "test", options.windows, capacity)
+        config, memory_bytes = _settings(options)
+        problem = placement_problem(config, "train", options.windows, memory_bytes)
+        unseen = placement_problem(config, "test", options.windows, memory_bytes)
         best, tables = _placements(problem)
         print(_table(tables, problem, unseen))
         if options.out is not None:
@@ -78,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(options: argparse.Namespace) -> tuple[EnvConfig, Table | None]:
-    """The configuration, and the room (U,) of each device where memory is given or known."""
+def _settings(options: argparse.Namespace) -> tuple[EnvConfig, Float | None]:
+    """The configuration, and the memory (U,) in bytes of each device where it is given."""
     if options.out is not None:
         check_file(options.out)
     read: Any = {} if options.config is None else parse_json(read_text(options.config))
@@ -99,11 +100,11 @@ def _settings(options: argparse.Namespace) -> tuple[EnvConfig, Table | None]:
         config = replace(config, deployment=replace(config.deployment, weight_bits=options.weight_bits))
     if options.windows < 1:
         raise ValueError(f"--windows must be at least 1, got {options.windows}")
-    return config, _capacity(options.usable_gb, config)
+    return config, _memory_bytes(options.usable_gb, config)
 
 
-def _capacity(usable_gb: list[float] | None, config: EnvConfig) -> Table | None:
-    """Experts that each device has room for, where ``--usable-gb`` was given."""
+def _memory_bytes(usable_gb: list[float] | None, config: EnvConfig) -> Float | None:
+    """What experts may fill of each device's memory (U,), where ``--usable-gb`` was given."""
     if usable_gb is None:
         return None
     count = config.devices.count
@@ -111,8 +112,7 @@ def _capacity(usable_gb: list[float] | None, config: EnvConfig) -> Table | None:
         raise ValueError(f"--usable-gb takes one number above 0 or {count}, got {usable_gb}")
     if not isinstance(config.deployment, DeploymentConfig):
         raise ValueError("--usable-gb needs widths of a deployment, got deployment 'model'")
-    room = np.broadcast_to(1e9 * np.array(usable_gb), (count,)) // config.deployment.expert_weight_bytes
-    return room.astype(np.int64)
+    return np.broadcast_to(1e9 * np.array(usable_gb), (count,))
 
 
 def _placements(problem: PlacementProblem) -> tuple[Table, dict[str, Table | None]]:

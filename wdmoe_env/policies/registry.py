@@ -12,7 +12,7 @@ from typing import Any
 
 from wdmoe_env.bits import BitsPart
 from wdmoe_env.checks import nearest, shown
-from wdmoe_env.policies import related, rules, similar
+from wdmoe_env.policies import channel_gate, related, rules, similar
 from wdmoe_env.policies.bits import BitsPolicy
 from wdmoe_env.policies.policy import Policy, Rule, RulePolicy
 from wdmoe_env.policies.queue import LoadPrice, QueuePolicy, QueuePrice, QueueThreshold
@@ -47,6 +47,11 @@ def _queue(rule: Any, keyword: str) -> Entry:
         return QueuePolicy(rule() if parameter is None else rule(parameter), codec)
 
     return Entry(build, parameter=keyword)
+
+
+def _gate(codec: Any, parameter: float | None, seed: int) -> Policy:
+    rule = channel_gate.channel_gate_rule(channel_gate.DEFAULT_ODDS if parameter is None else parameter)
+    return RulePolicy(rule, codec)
 
 
 def _sized(make: Any, keyword: str) -> Entry:
@@ -89,6 +94,7 @@ ENTRIES: dict[str, Entry] = {
     "drop-device": _tuned(related.drop_device, "slowness"),
     "des": _tuned(related.des, "relevance"),
     "sift": _sized(similar.sift_rule, "damage"),
+    "channel-gate": Entry(_gate, "odds"),
 }
 
 

@@ -113,7 +113,7 @@ def _draw_text(canvas: Canvas, column: Column, device: DeviceRow, area: Area, al
     size = _text_size(area)
     x, anchor = _text_place(column, area)
     text = fitted(column.text(device), size, area.width - PAD) if column.left else column.text(device)
-    colour = SLOWEST if alone and column.marked else INK
+    colour = MUTED if device.away else SLOWEST if alone and column.marked else INK
     canvas.text(x, area.top + area.height / 2, text, size, colour, anchor=f"{anchor}m")
 
 

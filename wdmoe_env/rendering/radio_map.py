@@ -35,6 +35,8 @@ def draw_map(canvas: Canvas, scene: Scene, area: Area) -> None:
         canvas.disc(*centre, _radius(ring * step, scene, area), None, outline=FAINT)
     places = device_places(scene, area)
     for device, place in zip(scene.devices, places, strict=True):
+        if device.away:
+            continue
         width = LEAST_LINK + LINK_PER_SHARE * _scale(area) ** 0.5 * device.bandwidth_share
         canvas.line(centre, place, link_colour(device.efficiency), width)
     canvas.disc(*centre, BASE_STATION * _scale(area), INK)
@@ -89,13 +91,19 @@ def draw_map_legend(canvas: Canvas, scene: Scene, left: float, top: float) -> No
 
 
 def _draw_dot(canvas: Canvas, device: DeviceRow, x: float, y: float, radius: float, tied: bool) -> None:
-    """A device as a numbered disc; red where the block waited for it, ringed alone where also for others."""
+    """A device as a numbered disc; red where the block waited for it, ringed alone where also for others.
+
+    A device that is away is a hollow disc without a link.
+    """
     canvas.disc(x, y, 1.14 * radius, PAPER)
-    canvas.disc(x, y, radius, SLOWEST if device.slowest and not tied else INK)
+    if device.away:
+        canvas.disc(x, y, radius, None, outline=MUTED)
+    else:
+        canvas.disc(x, y, radius, SLOWEST if device.slowest and not tied else INK)
     if device.slowest:
         canvas.disc(x, y, 1.3 * radius, None, outline=SLOWEST)
     if radius >= LEAST_NUMBERED:
-        canvas.text(x, y, device.number, 1.1 * radius, PAPER, anchor="mm")
+        canvas.text(x, y, device.number, 1.1 * radius, MUTED if device.away else PAPER, anchor="mm")
 
 
 def _scale(area: Area) -> float:

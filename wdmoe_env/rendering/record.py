@@ -135,6 +135,7 @@ class Record:
         spectral_efficiency: (2, U) bit/s/Hz at equal shares.
         placement: (E, U).
         outcome: ``None`` before the decision.
+        available: (U,) False where the device is away; ``None`` where none can be.
     """
 
     gate_probs: Float
@@ -142,6 +143,7 @@ class Record:
     spectral_efficiency: Float
     placement: Float
     outcome: Outcome | None
+    available: Bool | None = None
 
     @classmethod
     def of(cls, block: Block, info: Mapping[str, Any] | None, n: int) -> Self:
@@ -153,6 +155,7 @@ class Record:
             block.spectral_efficiency[n],
             placement if placement.ndim == 2 else placement[n],
             None if info is None else Outcome.of(info, n),
+            None if block.available is None else block.available[n],
         )
 
 

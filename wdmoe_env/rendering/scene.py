@@ -15,6 +15,9 @@ from wdmoe_env.rendering.record import Episode, Outcome, Record
 NOTHING = "-"
 """Stands where nothing has been decided yet."""
 
+AWAY = "away"
+"""Stands for the latency of a device that is away."""
+
 BLOCK_LATENCY = METRICS["block_latency_ms"].label
 LATENCY = f"{METRICS['latency_ms'].label} so far"
 BLOCK_WLR, MEAN_WLR = (f"{which} {METRICS['wlr'].label}" for which in ("block", "mean"))
@@ -43,6 +46,7 @@ class DeviceRow:
         efficiency: bit/s/Hz of the weaker direction at equal shares.
         bandwidth_share: of the bandwidth, 0 to 1.
         latency_ms: in ms.
+        away: whether the device is away, so that none of its experts can be chosen.
     """
 
     number: str
@@ -58,6 +62,7 @@ class DeviceRow:
     efficiency: float
     bandwidth_share: float
     latency_ms: float
+    away: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,9 @@ def _rows(episode: Episode, block: int, now: Record) -> tuple[DeviceRow, ...]:
     distance_m, (down, up) = episode.distance_m[block], now.spectral_efficiency
     latency_ms = outcome.device_latency_ms if outcome else np.zeros(count)
     share = outcome.shares if outcome else np.zeros(count)
+    away = np.zeros(count, dtype=np.bool_) if now.available is None else ~now.available
     undecided = [NOTHING] * count
+    latency = column(latency_ms) if outcome else undecided
     return tuple(
         DeviceRow(*row)
         for row in zip(
@@ -170,12 +177,13 @@ def _rows(episode: Episode, block: int, now: Record) -> tuple[DeviceRow, ...]:
             column(up),
             [f"{tokens:.0f}" for tokens in outcome.load] if outcome else undecided,
             [f"{100 * one:.1f}" for one in share] if outcome else undecided,
-            column(latency_ms) if outcome else undecided,
-            [bool(outcome) and one >= latency_ms.max() * (1 - TIE) for one in latency_ms],
+            [AWAY if gone else text for gone, text in zip(away, latency, strict=True)],
+            (bool(outcome) & (latency_ms >= latency_ms.max() * (1 - TIE)) & ~away).tolist(),
             distance_m.tolist(),
             np.minimum(down, up).tolist(),
             share.tolist(),
             latency_ms.tolist(),
+            away.tolist(),
             strict=True,
         )
     )

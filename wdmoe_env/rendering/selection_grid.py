@@ -99,16 +99,18 @@ def _draw_cell(canvas: Canvas, area: Area, probability: float, decision: Colour 
 
 
 def _draw_labels(canvas: Canvas, scene: Scene, first: Area) -> None:
-    """Each expert and its device, red where the block waited for that alone."""
+    """Each expert and its device, red where the block waited for that alone, grey where it is away."""
     if first.height < LEAST_LABELLED:
         canvas.text(first.left, first.top + LABEL_SIZE, f"{len(scene.expert_device)} experts", LABEL_SIZE, INK)
         return
     slowest = {int(device.number) for device in scene.devices if device.slowest and not scene.tied}
+    away = {int(device.number) for device in scene.devices if device.away}
     size = min(LABEL_SIZE, 0.85 * first.height)
     for expert, device in enumerate(scene.expert_device):
         middle = first.top + (expert + 0.5) * first.height - 0.5
-        colour = SLOWEST if device in slowest else INK
-        canvas.text(first.left, middle, f"expert {expert + 1}", size, INK, anchor="lm")
+        usual = MUTED if device in away else INK
+        colour = SLOWEST if device in slowest else usual
+        canvas.text(first.left, middle, f"expert {expert + 1}", size, usual, anchor="lm")
         if first.width >= LABEL_WIDTH:
             canvas.text(first.right - 8, middle, f"device {device}", size, colour, anchor="rm")
 

@@ -134,7 +134,7 @@ def test_the_gate_by_hand() -> None:
     """Weights of one block: logit of the router 2, radio -1, computing 0, unrouted -1, constant 1.
 
     The first token's log p - max log p is 0, -1.0986, -1.3863, -2.4849. All radios are alike, so their figure is 0. The
-    sums are 3, -0.1972, and of the third, which the router leaves out, -1.7726 - 1; the fourth is no candidate.
+    sums are 1, -1.1972 and, of the third, which the router leaves out, -2.7726; the fourth is no candidate.
     """
     block = small_block()
     weights = np.array([[2.0, -1.0, 0.0, -1.0, 1.0]])
@@ -142,7 +142,7 @@ def test_the_gate_by_hand() -> None:
     np.testing.assert_allclose(figures[0, 0, :, 0], [0.0, -1.0986, -1.3863, -2.4849], atol=1e-4)
     np.testing.assert_allclose(figures[0, 0, :, 1], 0.0, atol=1e-9)
     np.testing.assert_array_equal(figures[0, 0, :, 3], [0, 0, 1, 1])
-    for odds, chosen in ((1.0, [1, 0, 0, 0]), (np.exp(-0.2), [1, 1, 0, 0]), (1e9, [1, 0, 0, 0])):
+    for odds, chosen in ((1.0, [1, 0, 0, 0]), (np.exp(-1.2), [1, 1, 0, 0]), (1e9, [1, 0, 0, 0])):
         selection, shares = channel_gate.ChannelGateRule(weights, odds)(block)
         np.testing.assert_array_equal(selection[0, 0], chosen)
         np.testing.assert_allclose(shares.sum(-1), 1.0)

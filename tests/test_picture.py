@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from drawn import episode, make, pictured
 
-from wdmoe_env.rendering import palette
+from wdmoe_env.rendering import palette, scene
 from wdmoe_env.rendering.canvas import Canvas, fitted, text_width
 from wdmoe_env.rendering.device_table import shown_devices
 from wdmoe_env.rendering.picture import DEVICES, HEIGHT, MAP, SELECTION, WIDTH, draw_scene
 from wdmoe_env.rendering.radio_map import device_places, ring_step_m
 from wdmoe_env.rendering.selection_grid import first_cell
+from wdmoe_env.rendering.terminal import terminal_text
 
 
 @pytest.fixture
@@ -211,3 +212,22 @@ def test_what_is_too_long_ends_in_dots():
     assert fitted(LONG, 12, 100).endswith("...")
     assert text_width(fitted(LONG, 12, 100), 12) <= 100
     assert fitted(LONG, 12, 5) == ""
+
+
+def test_a_device_that_is_away_is_seen_everywhere(written):
+    """A hollow disc without a link, "away" for its latency, its experts in grey, and never what a block waits for."""
+    env = make(devices={"outage_mean_s": 60.0, "uptime_mean_s": 60.0})
+    observation, _ = env.reset(seed=1)
+    away = observation["availability"] < 0.5
+    assert 0 < away.sum() < 8
+    env.step(env.action_space.sample())
+    seen = env.unwrapped.renderer.scene()
+    assert [device.away for device in seen.devices] == away.tolist()
+    assert [device.latency == scene.AWAY for device in seen.devices] == away.tolist()
+    assert not any(device.slowest for device in seen.devices if device.away)
+    picture = draw_scene(seen)
+    assert sum(text == scene.AWAY for text, _ in written) == away.sum()
+    for gone, (x, y) in zip(away, device_places(seen, MAP), strict=True):
+        assert (pixel(picture, x - 8, y) == palette.PAPER) == gone
+    lines = terminal_text(seen).splitlines()
+    assert sum(line.endswith(scene.AWAY) for line in lines) == away.sum()

@@ -397,22 +397,3 @@ def test_the_page_shows_what_its_program_draws(capsys):
     shown = np.asarray(Image.open(Path(__file__).parents[1] / "docs" / "rendering.png").convert("RGB")).astype(int)
     # The file has a palette of 256 colours.
     assert np.abs(shown - scope["pictures"].render()).mean() < 1
-
-
-def test_a_device_that_is_away_is_seen_everywhere(written):
-    """A hollow disc without a link, "away" for its latency, its experts in grey, and never what a block waits for."""
-    env = make(devices={"outage_mean_s": 60.0, "uptime_mean_s": 60.0})
-    observation, _ = env.reset(seed=1)
-    away = observation["availability"] < 0.5
-    assert 0 < away.sum() < 8
-    env.step(env.action_space.sample())
-    seen = env.unwrapped.renderer.scene()
-    assert [device.away for device in seen.devices] == away.tolist()
-    assert [device.latency == scene.AWAY for device in seen.devices] == away.tolist()
-    assert not any(device.slowest for device in seen.devices if device.away)
-    picture = draw_scene(seen)
-    assert sum(text == scene.AWAY for text, _ in written) == away.sum()
-    for gone, (x, y) in zip(away, device_places(seen, MAP), strict=True):
-        assert (pixel(picture, x - 8, y) == palette.PAPER) == gone
-    lines = terminal_text(seen).splitlines()
-    assert sum(line.endswith(scene.AWAY) for line in lines) == away.sum()

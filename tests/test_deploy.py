@@ -193,3 +193,17 @@ def test_mistakes_of_the_command_are_one_sentence(flags, sentence, capsys):
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert sentence in captured.err
+
+
+def test_experts_are_read_whole_in_the_bound():
+    """Two devices that read an expert in 1 and 3 ms, with room for 4 each, and links so fast that they do not count.
+
+    Five experts end at 1, 2, 3, 3 and 4 ms. Were they read in parts, they would end at 5 / (1 + 1/3) = 3.75 ms.
+    """
+    routed = np.eye(5, dtype=bool)[None, None]
+    problem = PlacementProblem(
+        routed, np.full((2, 2), 1e6), 1e-12, np.full(2, 1e-9), np.array([1e-3, 3e-3]), np.array([4, 4])
+    )
+    assert problem.lower_bound_s() == pytest.approx(4e-3, rel=1e-6)
+    best = min(problem.latency_s(table) for table in all_placements(problem))
+    assert best == pytest.approx(4e-3, rel=1e-6)

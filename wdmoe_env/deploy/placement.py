@@ -31,8 +31,8 @@ examples:
 
 The routing is measured on windows of the train split. "latency" is the block latency of the own routing under optimal
 shares, summed over the blocks: its mean over these windows, and over as many of the test split, to which nothing was
-fitted. The lower bound holds for every placement, whatever the memory, on the windows of the train split. Links are
-typical ones. With --boards the devices read weights (equation 5r) and have the memory of their profiles; without it
+fitted. The lower bound holds for every placement that fits, on the windows of the train split. Links are typical
+ones. With --boards the devices read weights (equation 5r) and have the memory of their profiles; without it
 neither counts.
 
 --out writes {"placement": [[...], ...]}, which --config of `python -m eval` and `gym.make(..., **settings)` take.

@@ -107,13 +107,13 @@ class PlacementProblem:
         )
 
     def lower_bound_s(self) -> float:
-        """No placement has a lower ``latency_s``, whatever the memory: each window may place every pair anew, in parts.
+        """No placement that fits has a lower ``latency_s``: here each window may place every pair anew, in parts.
 
         With k experts a token at most, a device that computes x pairs is sent x / k tokens at least. So with share b it
         gets through 1 / (radio(b) + k c) tokens a second, which is concave in b, where c is what a pair takes: compute,
         and at least its part of reading the weights of an expert that as many tokens use as use any. The sum of these
         rates is maximised over the shares, and bounded from above there by its tangent plane. Besides, the weights of
-        all used experts have to be read by someone.
+        every used expert have to be read whole by one device.
         """
         loads = self.routed.sum(axis=2).reshape(-1, self.routed.shape[-1])
         pairs, most = loads.sum(axis=-1), loads.max(axis=-1)
@@ -122,10 +122,18 @@ class PlacementProblem:
         reading = np.zeros(len(pairs))
         if self.weights_s is not None:
             cost = np.maximum(cost, self.weights_s / np.maximum(most, 1)[:, None])
-            reading = (loads > 0).sum(axis=-1) / (1.0 / self.weights_s).sum()
+            reading = self._reading_s((loads > 0).sum(axis=-1))
         tokens = pairs / np.maximum(each, 1)
         bound = np.maximum(tokens / self._most_tokens_per_s(np.maximum(each, 1)[:, None] * cost), reading)
         return float(bound.sum() / self.routed.shape[1])
+
+    def _reading_s(self, used: Table) -> Float:
+        """Least time (N,) of reading the weights of so many experts (N,) of a block, each on one device with room."""
+        assert self.weights_s is not None
+        rooms = np.minimum(self.capacity, self.routed.shape[-1])
+        ends = [one * np.arange(1, room + 1) for one, room in zip(self.weights_s, rooms, strict=True)]
+        least: Float = np.sort(np.concatenate([np.zeros(1), *ends]))
+        return least[used]
 
     def _most_tokens_per_s(self, cost_s: Float) -> Float:
         """Upper bounds (N,) of the tokens a second that all devices get through, at ``cost_s`` (N, U) for each."""

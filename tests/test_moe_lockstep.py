@@ -259,17 +259,27 @@ def test_an_episode_on_lanes_can_be_copied_and_given_up(lanes):
     env.close()
 
 
-@pytest.mark.parametrize("ending", ["", "env.close()", "del env", "env.reset(seed=1)"])
-def test_a_process_ends_quietly_with_passes_on_lanes(ending):
+def test_a_process_ends_quietly_with_passes_on_lanes():
+    """Four processes, forked once everything is imported: each ends with its passes in another state."""
     program = f"""
-import gymnasium as gym, torch
+import os
+import gymnasium as gym, torch, wdmoe_env.env
 from wdmoe_env.moe import lockstep
-torch.set_num_threads(2)
-lockstep.TOKENS_PER_LANE = {J}
-env = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=6, model="micro", num_tokens={J})
-env.reset(seed=0)
-assert len(env._cohorts[0].rollout._passes.blocks) == 2
-{ending}
+endings = ["", "env.close()", "del env", "env.reset(seed=1)"]
+children = []
+for ending in endings:
+    children.append(os.fork())
+    if not children[-1]:
+        torch.set_num_threads(2)
+        lockstep.TOKENS_PER_LANE = {J}
+        env = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=6, model="micro", num_tokens={J})
+        env.reset(seed=0)
+        assert len(env._cohorts[0].rollout._passes.blocks) == 2
+        exec(ending)
+        break
+else:
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * len(endings), codes
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stderr) == (0, "")

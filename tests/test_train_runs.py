@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from train_runs import assert_weights, flags, gradient_flags, stock, use_small_settings, weights
 
 from train import agent, sb3
-from train.__main__ import main
+from train.__main__ import left, main
 from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
 from train.folder import open_run
 from train.progress import goes_on
+from wdmoe_env.command import end_with
 from wdmoe_env.writing import held_folder, is_temporary
 
 ROOT = Path(__file__).parents[1]
@@ -368,14 +369,24 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_checkpoint(tmp_path, capsy
     assert {name: (run / name).read_bytes() for name in before} == before
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_ctrl_c_is_one_line_and_leaves_a_checkpoint_or_none(tmp_path, checkpointed):
+def test_ctrl_c_before_a_checkpoint_says_that_there_is_none(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(agent, "train", interrupted)
+    monkeypatch.setattr("sys.argv", ["train", *flags(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        end_with("python -m train", main, left)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "python -m train: interrupted; there was no checkpoint yet\n"
+
+
+def test_ctrl_c_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
     run = tmp_path / "run"
-    every = "16" if checkpointed else "1000000"
     command = [sys.executable, "-m", "train", "--algorithm", "straight-through", "--timesteps", str(10**9)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [*command, "--model", "micro", "--num-tokens", "8", "--out", str(run), "--checkpoint-every", every],
+        [*command, "--model", "micro", "--num-tokens", "8", "--out", str(run), "--checkpoint-every", "16"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -396,9 +407,7 @@ def test_ctrl_c_is_one_line_and_leaves_a_checkpoint_or_none(tmp_path, checkpoint
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
-    told = f"--resume goes on from the last checkpoint in {run}" if checkpointed else "there was no checkpoint yet"
+    told = f"--resume goes on from the last checkpoint in {run}"
     assert err.splitlines()[-1] == f"python -m train: interrupted; {told}"
-    assert (run / "checkpoint.safetensors").is_file() == checkpointed
     assert not any(is_temporary(path.name) for path in run.iterdir())
-    if checkpointed:
-        assert load_file(run / "checkpoint.safetensors")
+    assert load_file(run / "checkpoint.safetensors")

@@ -11,10 +11,9 @@ import pytest
 from conftest import MICRO
 
 
-@pytest.mark.parametrize("context", ["spawn", "forkserver"])
-def test_async_workers_make_it_by_id(context):
+def test_async_workers_make_it_by_id():
     env = gym.make_vec(
-        "wdmoe_env:WDMoE-v0", num_envs=2, vectorization_mode="async", vector_kwargs={"context": context}, **MICRO
+        "wdmoe_env:WDMoE-v0", num_envs=2, vectorization_mode="async", vector_kwargs={"context": "spawn"}, **MICRO
     )
     try:
         env.action_space.seed(0)

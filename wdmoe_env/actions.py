@@ -14,8 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -37,8 +36,7 @@ Decided = Mapping[str, NDArray[Any]]
 """What an action decides: the value of each part that it holds, by the part's name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What will run in one block of N episodes; each part of the action settles some of it.
 
     Attributes:
@@ -191,7 +189,7 @@ class ExpertsPart(ActionPart):
             plan, wanted = _among_present(plan, wanted & block.token_mask[..., None], present)
         selection, repaired = repair_selection(wanted, block.gate_probs, block.token_mask, present)
         load = device_load(selection, block.links)
-        return replace(plan, selection=selection, load=load, repaired_tokens=repaired)
+        return plan._replace(selection=selection, load=load, repaired_tokens=repaired)
 
 
 class BandwidthPart(ActionPart):
@@ -253,8 +251,8 @@ class BandwidthPart(ActionPart):
     def settle(plan: Plan, value: NDArray[Any] | None) -> Plan:
         """The plan with the shares (N, U), raised to the least one, or solved where ``value`` is ``None``."""
         if value is None:
-            return replace(plan, shares=min_max_bandwidth(plan.block.links, plan.load, plan.min_share).shares)
-        return replace(plan, shares=enforce_min_share(value, plan.load.tokens > 0, plan.min_share))
+            return plan._replace(shares=min_max_bandwidth(plan.block.links, plan.load, plan.min_share).shares)
+        return plan._replace(shares=enforce_min_share(value, plan.load.tokens > 0, plan.min_share))
 
 
 PARTS: tuple[type[ActionPart], ...] = (ExpertsPart, BandwidthPart)
@@ -290,7 +288,7 @@ def settled_plan(
     return plan
 
 
-# What stands in a plan until a part settles it.
+# Placeholders of a plan's fields until a part settles them.
 _NO_SHARES, _NO_TOKENS = np.empty((0, 0)), np.empty(0, dtype=np.int64)
 _NO_LOAD = Load(_NO_SHARES, _NO_SHARES)
 
@@ -459,7 +457,7 @@ def _among_present(plan: Plan, wanted: Bool, present: Bool) -> tuple[Plan, Bool]
     tokens = plan.block.token_mask
     wanted, replaced = next_best(wanted, plan.block.gate_probs, present)
     unserved = np.where(present.any(axis=-1), 0, tokens.sum(axis=-1))
-    return replace(plan, replaced_pairs=replaced, unserved_tokens=unserved), wanted
+    return plan._replace(replaced_pairs=replaced, unserved_tokens=unserved), wanted
 
 
 def repair_selection(

@@ -105,7 +105,7 @@ class BitsPart(ActionPart):
         bits = self.default((len(plan.selection),)) if value is None else value
         whole = plan.load.tokens
         load = replace(plan.load, tokens=self.radio_tokens(plan, self.ratio(bits)))
-        return replace(plan, bits=self.of_messages(bits), tokens=whole, load=load)
+        return plan._replace(bits=self.of_messages(bits), tokens=whole, load=load)
 
     @abstractmethod
     def of_messages(self, values: NDArray[Any]) -> NDArray[Any]:

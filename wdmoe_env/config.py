@@ -17,7 +17,15 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from wdmoe_env.channel_config import CHANNEL_RANGES, ChannelConfig, Fading, PathLoss
 from wdmoe_env.checks import check_choice, check_integer, check_number, items_of, plain, plain_path, shown
-from wdmoe_env.device_config import DEVICE_RANGES, DEVICE_SETS, DeploymentConfig, DeviceConfig
+from wdmoe_env.device_config import (
+    DEVICE_RANGES,
+    DEVICE_SETS,
+    DISTANCES_M,
+    ComputeModel,
+    DeploymentConfig,
+    DeviceConfig,
+    Mobility,
+)
 from wdmoe_env.fields import from_mapping, put
 from wdmoe_env.precision import LINK_BITS
 from wdmoe_env.serving_config import ServingConfig
@@ -26,16 +34,22 @@ __all__ = [
     "CHANNEL_RANGES",
     "DEVICE_RANGES",
     "DEVICE_SETS",
+    "DISTANCES_M",
+    "SUITE_SUFFIXES",
+    "TEXT_PREFIX",
     "ActionType",
     "ChannelConfig",
+    "ComputeModel",
     "DecisionKind",
     "DeploymentConfig",
     "DeviceConfig",
     "Dtype",
     "EnvConfig",
     "Fading",
+    "Mobility",
     "PathLoss",
     "Split",
+    "from_mapping",
     "names_texts",
 ]
 

@@ -197,7 +197,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         self._turn = Turn()
 
     def _process_of(self, config: EnvConfig | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Any:
-        """Spaces, codec and step of the environment; what serves requests has others."""
+        """The process behind this face, which has its spaces, codec and step; environments of other ids have others."""
         return DecisionProcess(window_config(config, keywords))
 
     @in_turn
@@ -224,7 +224,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         if self.renderer is not None:
             self.renderer.begin(rollout)
         self._rollout = rollout
-        return only(self._process.observe(rollout)), {"window": int(rollout.windows[0])}
+        return only(self._process.observe(rollout.block)), {"window": int(rollout.windows[0])}
 
     @in_turn
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
@@ -252,7 +252,7 @@ class WDMoEEnv(gym.Env[Observation, Any]):
         try:
             return self._run_block(rollout, decided)
         except BaseException:
-            if rollout.blocks_done > blocks_done:  # what the block led to is lost, and it cannot be run again
+            if rollout.blocks_done > blocks_done:  # the result of the block is lost, and the block cannot run again
                 self._end_episode()
             raise
 

@@ -34,7 +34,7 @@ Measurements = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """Episodes that every policy runs: what is not here follows from the seeds.
+    """Episodes that every policy runs; everything else about them follows from the seeds.
 
     Attributes:
         windows: (n,) index of each window within its split.

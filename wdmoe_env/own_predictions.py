@@ -1,8 +1,8 @@
 """What a model's own routing predicts on each window, kept so that a policy's predictions can be compared with it.
 
 The last hidden states are kept, some hundred numbers a token, and not the logits, which are as many as the vocabulary
-has tokens: the output layer makes these anew for a few tokens at a time. What is kept is bounded in bytes; the windows
-that were asked for longest ago go first.
+has tokens: the output layer makes these anew for a few tokens at a time. Bytes are bounded: the windows
+that were asked for longest ago are dropped first.
 """
 
 from __future__ import annotations

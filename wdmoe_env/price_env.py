@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
 from wdmoe_env.actions import Decided, ExpertsPart
 from wdmoe_env.checks import check_integer, check_number
@@ -19,7 +19,7 @@ from wdmoe_env.observations import Sizes
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.price import PRICE, PriceCodec, num_price_features, price_features, priced_selection
 from wdmoe_env.policies.rules import DEFAULT_PRICE_PER_MS
-from wdmoe_env.process import DecisionProcess, Seen, Transition, without_requests
+from wdmoe_env.process import DecisionProcess, Observer, Seen, Transition, without_requests
 from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
@@ -74,15 +74,12 @@ class PriceProcess(DecisionProcess):
 
     config: PriceConfig
 
-    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any]]:
+    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any], Observer]:
         count = sizes.num_blocks if self.config.per_block else 1
         levels = self.config.levels if self.config.action_type == "discrete" else None
         codec = PriceCodec(sizes, self.config.price_per_ms, count, levels)
-        return codec, spaces.Box(-FAR, FAR, (num_price_features(sizes),), dtype=np.float32)
-
-    def observe(self, rollout: Rollout) -> NDArray[np.float32]:
-        """What the agent sees of the episodes now, (N, F); see ``wdmoe_env.policies.price.price_features``."""
-        return price_features(rollout.block, self.simulator.sizes.num_blocks, self.config.price_per_ms)
+        space = spaces.Box(-FAR, FAR, (num_price_features(sizes),), dtype=np.float32)
+        return codec, space, partial(price_features, num_blocks=sizes.num_blocks, middle=self.config.price_per_ms)
 
     def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> Transition:
         """Run a block, or under ``per_block`` the whole pass, at the prices decided.
@@ -100,7 +97,7 @@ class PriceProcess(DecisionProcess):
             rewards.append(reward)
             infos.append(info)
         reward = np.sum(rewards, axis=0)
-        return Transition(self.observe(rollout), reward, rollout.done, blocks_as_one(infos))
+        return Transition(self.observe(rollout.block), reward, rollout.done, blocks_as_one(infos))
 
 
 class PriceFace:

@@ -28,6 +28,9 @@ Info = dict[str, Any]
 Observed = Observation | NDArray[np.float32]
 """Observations of N episodes: entries (N, ...) by name, or one array (N, ...)."""
 
+Observer = Callable[[Block], Observed]
+"""Makes what a policy sees of a block, in memory of its own."""
+
 Seen = Callable[[Block, Info], None]
 """Is told of each block that has run: what was decided on, and its info."""
 
@@ -90,6 +93,7 @@ class DecisionProcess:
         simulator: model, text, radio and devices.
         codec: actions to decisions and back.
         observation_space: of a single environment.
+        observe: makes what a policy sees of a block of N episodes: entries (N, ...), or one array.
     """
 
     def __init__(self, config: EnvConfig) -> None:
@@ -100,17 +104,15 @@ class DecisionProcess:
         self._parts, self._settled = parts_of(config, self.simulator.sizes, self.simulator.deployment)
         self.codec: Any
         self.observation_space: spaces.Space[Any]
-        self.codec, self.observation_space = self._faces(self.simulator.sizes)
+        self.observe: Observer
+        self.codec, self.observation_space, self.observe = self._faces(self.simulator.sizes)
 
-    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any]]:
-        """The codec of actions and the space of observations."""
+    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any], Observer]:
+        """The codec of actions, the space of observations, and what makes an observation of a block."""
         codec = ActionCodec(sizes, self._parts, self.config.action_type)
         away = self.config.devices.outage_mean_s > 0.0 or self.simulator.world.clock is not None
-        return codec, observation_space(sizes, self.config.observe_hidden_states, availability=away)
-
-    def observe(self, rollout: Rollout) -> Observed:
-        """What a policy sees of the episodes now, in memory of its own."""
-        return encode_observation(rollout.block)
+        space = observation_space(sizes, self.config.observe_hidden_states, availability=away)
+        return codec, space, encode_observation
 
     def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> Transition:
         """Carry out a decision for every episode of a rollout, and reward it.
@@ -121,7 +123,7 @@ class DecisionProcess:
             seen: is told of the block, as a renderer is.
         """
         reward, info = self.rewarded(rollout, decided, seen)
-        return Transition(self.observe(rollout), reward, rollout.done, info)
+        return Transition(self.observe(rollout.block), reward, rollout.done, info)
 
     def rewarded(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> tuple[Float, Info]:
         """Run the block under a decision on experts and shares: rewards (N,) and info.
@@ -143,7 +145,7 @@ class DecisionProcess:
         return reward, info
 
     def run(self, rollout: Rollout, decided: Decided) -> Info:
-        """Carry out a decision for every episode of a rollout, of texts from anywhere, without a reward.
+        """Carry out a decision for every episode of a rollout without a reward, which texts of a caller have not.
 
         Args:
             rollout: N episodes that have not ended.

@@ -183,7 +183,7 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
         priced = (sent * token).sum((1, 2)) + (selection * of_pairs).sum((1, 2))
     own = device_load(block.routed, links)
     vanilla_s = block_latency_s(device_latency_s(true.links, own, equal_shares(*links.compute_s.shape)))
-    # Shares are optimal for what is known of the channel, latency is of what it is.
+    # Shares are optimal for the channel as it is known; latency follows the true channel.
     known = true.links is links
     latency_s = optimum.latency_s if known else block_latency_s(device_latency_s(true.links, load, optimum.shares))
     return RelaxedBlock(

@@ -15,10 +15,10 @@ from wdmoe_env.checks import check_number
 from wdmoe_env.config import ActionType, DecisionKind, EnvConfig
 from wdmoe_env.env import WDMoEEnv
 from wdmoe_env.metrics import REWARD_TERMS
-from wdmoe_env.observations import Sizes
+from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.tokens import CHOICES, MOST, TokenCodec, num_token_features, selection_of, token_features
-from wdmoe_env.process import DecisionProcess, Info, Seen, Transition, without_requests
+from wdmoe_env.process import DecisionProcess, Info, Observer, Seen, Transition, without_requests
 from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.vector_env import WDMoEVectorEnv
 
@@ -73,13 +73,13 @@ class TokenProcess(DecisionProcess):
 
     config: TokenConfig
 
-    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any]]:
+    def _faces(self, sizes: Sizes) -> tuple[Any, spaces.Space[Any], Observer]:
         numbers = sizes.num_tokens * num_token_features(sizes, self.config.observe_hidden_states)
-        return TokenCodec(sizes), spaces.Box(-MOST, MOST, (numbers,), dtype=np.float32)
+        return TokenCodec(sizes), spaces.Box(-MOST, MOST, (numbers,), dtype=np.float32), self._features
 
-    def observe(self, rollout: Rollout) -> NDArray[np.float32]:
+    def _features(self, block: Block) -> NDArray[np.float32]:
         """What the tokens see now, (N, J x F); see ``wdmoe_env.policies.tokens.token_features``."""
-        features = token_features(rollout.block, self.simulator.sizes.num_blocks)
+        features = token_features(block, self.simulator.sizes.num_blocks)
         return features.reshape(len(features), -1)
 
     def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> Transition:
@@ -93,7 +93,7 @@ class TokenProcess(DecisionProcess):
         selection = selection_of(rollout.block, decided[CHOICES])
         reward, info = self.rewarded(rollout, {ExpertsPart.name: selection}, seen)
         info[TOKEN_REWARD] = self.token_reward(info, rollout.token_mask)
-        return Transition(self.observe(rollout), reward, rollout.done, info)
+        return Transition(self.observe(rollout.block), reward, rollout.done, info)
 
     def token_reward(self, info: Info, mask: NDArray[np.bool_]) -> Float:
         """Reward (N, J) of each token in a block, 0 at padding.

@@ -269,7 +269,7 @@ class WDMoEVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             cohort.live &= going[cohort.rows]
         self._drop([cohort for cohort in self._cohorts if not cohort.live.any()])
         self._cohorts.append(Cohort(rollout, rows, np.ones(len(rows), dtype=bool)))
-        self._write(rows, self._process.observe(rollout))
+        self._write(rows, self._process.observe(rollout.block))
         if self.renderer is not None:
             self.renderer.begin(rollout, rows.tolist())
         return spread({"window": rollout.windows.copy()}, rows, self.num_envs)

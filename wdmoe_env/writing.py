@@ -177,7 +177,7 @@ def move_whole(source: Path, path: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is of those that this module gives to a lock and to what is not finished."""
+    """Whether this module gave a name: to a lock, or to a file that is still being written."""
     return name == LOCK or (name.startswith(_MARK) and name.endswith(_PART))
 
 
@@ -330,7 +330,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _remove_left_over(folder: Path) -> None:
-    """Remove what killed runs of this user left in a folder: what has our mark, and nobody's lock."""
+    """Remove the unfinished files that killed runs of this user left in a folder; those of a live run are locked."""
     if fcntl is None:
         return
     for name in os.listdir(folder):

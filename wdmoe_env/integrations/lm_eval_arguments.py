@@ -97,7 +97,7 @@ def document_seed(document: Any, task: str | None, seed: int) -> int:
 
 
 def _text(value: Any) -> str:
-    """``str`` of what JSON lacks, but for what differs from process to process."""
+    """``str`` of a value that JSON has no form for, without parts that differ from process to process."""
     kind: Any = type(value)
     return _lasting_repr(value) if kind.__str__ is object.__str__ else _without_addresses(str(value))
 

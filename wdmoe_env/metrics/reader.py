@@ -78,7 +78,7 @@ _Readable = tuple[str, Callable[[Any], Any], float, bool, bool]
 
 
 def _readable(metric: Metric) -> _Readable:
-    """What reading a row needs; the value of one that is not of this file is checked."""
+    """What reading a row needs; the value of a registered row is checked, since its function may be wrong."""
     value = metric.value if metric.name in OWN else partial(_checked_value, metric)
     return metric.name, value, metric.scale, metric.in_info, metric.in_terms
 

@@ -24,6 +24,7 @@ class BlockResult(NamedTuple):
         gate_weight_kept: (N,) W over that of the model's own routing.
         wlr: (N,) 1/ms, block form.
         wlr_device: (N,) 1/ms, device form.
+        latency_ratio: (N,) block latency over that of the own routing; 1 where neither waits.
         repaired_tokens: (N,) tokens that the action left without an expert.
         unserved_pairs: (N,) pairs of token and expert that were selected and not served; ``None`` where the experts of
             the model itself run, which serve all.
@@ -50,6 +51,7 @@ class BlockResult(NamedTuple):
     gate_weight_kept: Float
     wlr: Float
     wlr_device: Float
+    latency_ratio: Float
     repaired_tokens: NDArray[np.int64]
     unserved_pairs: NDArray[np.int64] | None = None
     pair_price_s: Float | None = None
@@ -61,12 +63,6 @@ class BlockResult(NamedTuple):
     device_energy_j: Float | None = None
     radio_energy_j: Float | None = None
     energy_per_token_j: Float | None = None
-
-    @property
-    def latency_ratio(self) -> Float:
-        """(N,) block latency over that of the own routing; 1 where every device is away and neither waits."""
-        waits = self.vanilla_latency_s > 0.0
-        return np.where(waits, self.block_latency_s, 1.0) / np.where(waits, self.vanilla_latency_s, 1.0)
 
 
 class EpisodeResult(NamedTuple):

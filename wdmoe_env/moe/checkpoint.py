@@ -39,7 +39,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
 def check_tensors(folder: Path) -> None:
     """Refuse weights that are no plain numbers, and blocks that lack a part of an expert.
 
-    Transformers would take the one for numbers of the scale that they have, and calls the other a conversion error.
+    Transformers would read the former as if they were unscaled, and calls the latter a conversion error.
 
     Args:
         folder: of a checkpoint whose configuration tells of no quantisation.
@@ -60,7 +60,7 @@ def check_tensors(folder: Path) -> None:
 
 
 def _check_parts(folder: Path, names: Iterable[str]) -> None:
-    """Refuse experts of a block of which one has a tensor that another lacks."""
+    """Refuse a block where one expert has a tensor that another expert lacks."""
     blocks: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for found in filter(None, map(_OF_EXPERT.fullmatch, names)):
         blocks[found[1]][found[3]].add(int(found[2]))

@@ -115,7 +115,7 @@ def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor, usable:
         own: the model's own routing.
         gate_probs: (T, E) scores s of all experts.
         values: (T, E) 0 or 1, with a gradient.
-        usable: (T, E) bool, experts that are there; ``None`` is all. A token of which none is there has no weight.
+        usable: (T, E) bool, experts that are there; ``None`` is all. A token whose experts are all away has no weight.
     """
     chosen = values.detach() > 0.5
     pair = torch.eye(values.shape[-1], dtype=torch.bool, device=values.device)
@@ -141,9 +141,9 @@ def relaxed_weights(own: OwnRouting, gate_probs: Tensor, values: Tensor, usable:
 def fit_gate_score(samples: Sequence[tuple[Tensor, OwnRouting]]) -> GateScore:
     """The score to which the model's own weights are proportional, found by looking at some tokens.
 
-    The first of ``GATE_SCORES`` wins a tie, so that a model which sends each token to one expert with
-    weight 1, and so shows nothing of its score, counts as softmax. Where none fits, as with PhiMoE's two
-    masked softmaxes, softmax is taken with a warning; the model's own choice keeps its own weights anyway.
+    The first of ``GATE_SCORES`` wins a tie. So a model that sends each token to one expert with weight 1, whose
+    weights fit every score, counts as softmax. Where none fits, as with PhiMoE's two masked softmaxes, softmax is
+    taken with a warning; the model's own choice keeps its own weights in any case.
 
     Args:
         samples: per block the router's logits (T, E) float32 and the own routing of the same tokens.

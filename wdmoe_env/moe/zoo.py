@@ -81,7 +81,7 @@ def read_tokenizer(name: str) -> None:
         ValueError: an unknown name, no model, or a tokenizer that cannot be read.
     """
     path = str(_TINY) if name in KNOWN_MODELS else _source(name)
-    read_config(path)  # what is no model at all is not told to lack a tokenizer
+    read_config(path)  # first: a folder without a model is told so, not that it lacks a tokenizer
     _tokenizer(path).encode("")
 
 
@@ -149,7 +149,7 @@ def _load(
 
 
 def _to(model: Any, device: str) -> Any:
-    """The model on a device, but for what has no weights."""
+    """The model with all its weights on a device; parts on the meta device have none and stay there."""
     for tensor in (*model.parameters(), *model.buffers()):
         if not tensor.is_meta:
             tensor.data = tensor.data.to(device)
@@ -217,7 +217,7 @@ def _check_report(path: str, report: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar of transformers, and no table of what it found: that is told in a sentence."""
+    """Silence transformers: no progress bar, and no table of what it found, which a message says in a sentence."""
     bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -96,7 +96,7 @@ def device_prices(
 
 
 def at_device_of_expert(values: Float, placement: Float) -> Float:
-    """(N, ..., U) values of devices, seen from the experts, each of which one device holds: (N, ..., E)."""
+    """Values (N, ..., E) at the experts of values (N, ..., U) of devices: each expert has its device's."""
     device = np.broadcast_to(placement.argmax(axis=-1), (len(values), placement.shape[-2]))
     device = device.reshape(len(values), *(1,) * (values.ndim - 2), -1)
     return np.take_along_axis(values, device, axis=-1)

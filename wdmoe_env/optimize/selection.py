@@ -59,7 +59,7 @@ def gate_latency_similarity(weights: Float, routed: Bool, token_latency_s: Float
         token_latency_s: (N, J, E) or (N, 1, E) latency of each token at the device of each expert.
 
     Returns:
-        (N, J) in [0, 1]; infinite for a token of which nothing can be dropped (fewer than two routed experts).
+        (N, J) in [0, 1]; infinite for a token with fewer than two routed experts, which can drop none.
     """
     weight = np.where(routed, weights, 0.0)
     latency = np.where(routed, np.minimum(token_latency_s, UNREACHABLE_S), 0.0)

@@ -13,7 +13,7 @@ from wdmoe_env.config import ChannelConfig
 from wdmoe_env.physics.latency import Float
 
 _ASYMPTOTIC_FROM = 1000.0
-# Of a component of unit variance: what varies less in the first blocks is mostly rounding, and tells nothing of others.
+# Of a component of unit variance. One that varies less in the first blocks is mostly rounding and predicts nothing.
 _LEAST_VARIANCE = 1e-8
 
 

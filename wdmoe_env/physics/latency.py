@@ -341,6 +341,12 @@ def device_weight_served(weights: Float, selection: Bool, placement: Float) -> F
     return (of_experts @ placement)[..., 0, :]
 
 
+def latency_ratio(block_latency: Float, vanilla_latency: Float) -> Float:
+    """T over that of the own routing at equal shares, (N,) s twice -> (N,); 1 where all are away and neither waits."""
+    waits = vanilla_latency > 0.0
+    return np.where(waits, block_latency, 1.0) / np.where(waits, vanilla_latency, 1.0)
+
+
 def wlr_per_ms(served: Float, block_latency: Float) -> Float:
     """W / t, equation (8).
 

@@ -69,6 +69,7 @@ def clocked(plan: Plan, result: BlockResult, measurement: Measurement, num_token
         gate_weight_kept=served / num_tokens,
         wlr=latency.wlr_per_ms(served, block_s),
         wlr_device=latency.wlr_device_per_ms(weight, device_s),
+        latency_ratio=latency.latency_ratio(block_s, result.vanilla_latency_s),
         unserved_pairs=lost.sum(axis=(1, 2)),
         simulated_latency_s=result.block_latency_s,
     )

@@ -140,7 +140,7 @@ class Rollout:
             try:
                 self._run_again()
             finally:
-                self.block = decided_on  # also where that is interrupted, for the next decision
+                self.block = decided_on  # also where that was interrupted: the next decision is on it
         selection = plan.selection
         own = np.array_equal(selection, self.block.routed)
         config = self.world.config
@@ -230,7 +230,7 @@ class Rollout:
 
     def _run_again(self) -> None:
         """Run the passes on this thread, from the first block up to where they were."""
-        self._thread = None  # no thread's until it is there, so that the next step mends an interrupted one
+        self._thread = None  # set at the end: where this is interrupted, the next step runs it again
         self._start()
         for selection, bits in zip(self._selections, self._bits, strict=True):
             self._advance(selection, np.array_equal(selection, self.block.routed), bits)
@@ -263,6 +263,7 @@ def measure(
     weights = latency.gate_weights(block.gate_probs, block.routed)
     device_weight = latency.device_weight_served(weights, selection, links.placement)
     served = device_weight.sum(axis=-1)
+    vanilla_block_latency = vanilla_latency.max(axis=-1)
     result = BlockResult(
         selection=selection,
         shares=shares,
@@ -270,10 +271,11 @@ def measure(
         message_bits=None if plan.bits is None else mean_message_bits(plan, plan.bits),
         device_latency_s=device_latency,
         block_latency_s=block_latency,
-        vanilla_latency_s=vanilla_latency.max(axis=-1),
+        vanilla_latency_s=vanilla_block_latency,
+        latency_ratio=latency.latency_ratio(block_latency, vanilla_block_latency),
         gate_weight_served=served,
         gate_weight_kept=served / num_tokens,  # the weights of a token's own routing sum to 1
-        # Where every device is away, nothing is served in no time.
+        # Where every device is away, nothing is served and no time passes: the ratio is 0.
         wlr=latency.wlr_per_ms(served, np.where(block_latency > 0.0, block_latency, np.inf)),
         wlr_device=latency.wlr_device_per_ms(device_weight, device_latency),
         repaired_tokens=plan.repaired_tokens,

@@ -312,7 +312,7 @@ def heat_of(episodes: Sequence[Episode]) -> Float | None:
 
 
 def trace_now(episodes: Sequence[Episode], num_blocks: int) -> ChannelTrace:
-    """The channels of n cells at their clocks, as of I blocks of which all are alike.
+    """The channels of n cells at their clocks, the same in all I blocks.
 
     Args:
         episodes: n cells.

@@ -21,7 +21,7 @@ AT_ONCE = 64
 """Windows whose NLL under the own routing is computed in one pass."""
 
 LOOKED_AT = 8
-"""Windows of which the own routing is looked at, to estimate what a channel sustains."""
+"""Windows whose own routing is used to estimate how many requests a channel sustains."""
 
 
 class RequestTexts:

@@ -15,7 +15,7 @@ from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.moe.blank import blank_model
 from wdmoe_env.physics.latency import DOWNLINK, equal_shares, spectral_efficiency
 from wdmoe_env.precision import rounded
-from wdmoe_env.testbed.command import main
+from wdmoe_env.testbed.command_line import main
 from wdmoe_env.testbed.comparison import Compared
 from wdmoe_env.testbed.fidelity import errors_percent, fidelity_page, fidelity_report, rank_correlation
 from wdmoe_env.testbed.inventory import read_inventory

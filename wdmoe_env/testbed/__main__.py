@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
-from wdmoe_env.testbed.command import main
+from wdmoe_env.command import end_with
+from wdmoe_env.testbed.command_line import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m wdmoe_env.testbed", main)

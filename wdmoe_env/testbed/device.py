@@ -7,7 +7,9 @@ is no such message, or asks for what is not held, is refused in one sentence, an
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from wdmoe_env.optional import optional
 from wdmoe_env.testbed.security import check_exposure, server_credentials, split_address
 from wdmoe_env.testbed.weights import DTYPES, DeviceWeights, digest_of, speed_of
 from wdmoe_env.testbed.wire import (
+    FILLER_OF_REPLY,
     MOST_MESSAGE_BYTES,
     PROTOCOL,
     SERVICE,
@@ -34,6 +37,7 @@ from wdmoe_env.testbed.wire import (
     RunRequest,
     read_rows,
     write_rows,
+    zeros_field,
 )
 
 with optional("grpcio", extra="testbed"):
@@ -49,7 +53,6 @@ MOST_WAIT_S = 600.0
 
 CALLS_AT_ONCE = 32
 STOP_S = 5.0
-_FILLER = bytes(2**20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class DeviceSettings:
         insecure: whether to serve a network without TLS.
         most_bytes: bound of a message.
         name: what messages call it.
+        with_parent: whether to end when the standard input is closed, as it is when the process at its other end ends.
     """
 
     address: str = "127.0.0.1:0"
@@ -69,6 +73,7 @@ class DeviceSettings:
     insecure: bool = False
     most_bytes: int = MOST_MESSAGE_BYTES
     name: str = "device"
+    with_parent: bool = False
 
 
 class DeviceServer:
@@ -114,6 +119,8 @@ class DeviceServer:
         if threading.current_thread() is threading.main_thread():
             for one in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(one, self._ended.set)
+            if self._settings.with_parent:
+                self._loop.add_reader(sys.stdin.fileno(), self._heard_parent)
         try:
             await self._join()
             ready(self)
@@ -123,6 +130,12 @@ class DeviceServer:
             await self._health.enter_graceful_shutdown()
             await server.stop(STOP_S)
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _heard_parent(self) -> None:
+        """Serve on while the parent's end of the standard input is open; what it says there is of no interest."""
+        if self._loop is not None and not os.read(sys.stdin.fileno(), 4096):
+            self._loop.remove_reader(sys.stdin.fileno())
+            self._ended.set()
 
     def end(self) -> None:
         """Stop serving, from any thread."""
@@ -228,29 +241,20 @@ class DeviceServer:
             raise PermissionError("expected a call for the weights that this device holds, got one for others")
         self._check_bounds(request)
         rows = read_rows(request.rows, weights.hidden_size, DTYPES[weights.dtype])
-        pairs = _pairs(request)
-        decode_s = time.perf_counter() - began_s
+        run = weights.prepared(request.block, rows, *_pairs(request))
+        reply = RunReply(request=request.request, block=request.block, digest=self._digest, received_s=received_s)
+        filler = zeros_field(FILLER_OF_REPLY, request.reply_filler_bytes)
+        reply.decode_s = time.perf_counter() - began_s
         _wait_until(max(request.not_before_s, received_s), given_up)
-        ready_s = time.monotonic()
+        reply.ready_s = time.monotonic()
         with self._processor:
-            running_s = time.monotonic()
-            outputs = weights.run(request.block, rows, *pairs)
+            reply.began_s = time.monotonic()
+            outputs = run()
             computed_s = time.monotonic()
-        _wait_until(running_s + request.compute_s, given_up)
-        reply = RunReply(
-            request=request.request,
-            block=request.block,
-            digest=self._digest,
-            received_s=received_s,
-            ready_s=ready_s,
-            began_s=running_s,
-            ended_s=time.monotonic(),
-            decode_s=decode_s,
-            queue_s=running_s - ready_s,
-            compute_s=computed_s - running_s,
-            filler=_filler(request.reply_filler_bytes),
-        )
-        return _written(reply, outputs, request.rows.dtype)
+        _wait_until(reply.began_s + request.compute_s, given_up)
+        reply.ended_s = time.monotonic()
+        reply.queue_s, reply.compute_s = reply.began_s - reply.ready_s, computed_s - reply.began_s
+        return _written(reply, outputs, request.rows.dtype) + filler
 
     def _check_bounds(self, request: Any) -> None:
         """Refuse a call that would hold the device up, or ask for more than the bound of a message.
@@ -287,10 +291,6 @@ def _wait_until(moment_s: float, given_up: threading.Event) -> None:
     remaining = moment_s - time.monotonic()
     if remaining > 0 and given_up.wait(remaining):
         raise ValueError("the call was given up")
-
-
-def _filler(count: int) -> bytes:
-    return _FILLER[:count] if count <= len(_FILLER) else bytes(count)
 
 
 def _written(reply: Any, outputs: torch.Tensor, kind: str) -> bytes:

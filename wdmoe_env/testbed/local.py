@@ -30,25 +30,23 @@ class DeviceProcess:
 
     Attributes:
         arguments: of ``python -m wdmoe_env.testbed device``.
+        before: what stands before the command, such as one that enters a network namespace.
         address: where it listens, once it is ready.
         process: that runs.
     """
 
     arguments: tuple[str, ...]
+    before: tuple[str, ...] = ()
     address: str = ""
     process: subprocess.Popen[str] | None = None
 
-    def start(self, before: Sequence[str] = ()) -> None:
-        """Start it; ``wait`` says when it is ready.
-
-        Args:
-            before: what to put before the command, such as one that enters a network namespace.
-        """
+    def start(self) -> None:
+        """Start it; ``wait`` says when it is ready. It ends when this process does."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        command = [*before, sys.executable, "-m", "wdmoe_env.testbed", "device", *self.arguments]
+        command = [*self.before, sys.executable, "-m", "wdmoe_env.testbed", "device", *self.arguments]
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # open until it is to end: see --with-parent
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -112,23 +110,27 @@ class DeviceProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pipe in (process.stdout, process.stderr):
+        for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
 
 
 @contextmanager
-def local_devices(arguments: Sequence[Sequence[str]]) -> Iterator[list[DeviceProcess]]:
+def local_devices(
+    arguments: Sequence[Sequence[str]], before: Sequence[Sequence[str]] | None = None
+) -> Iterator[list[DeviceProcess]]:
     """Device processes, ready, and ended when the body ends.
 
     Args:
         arguments: of each.
+        before: what stands before the command of each.
 
     Raises:
         ConnectionError: one did not start.
     """
     with ExitStack() as stack:
-        devices = [DeviceProcess(tuple(one)) for one in arguments]
+        commands = zip(arguments, before or [()] * len(arguments), strict=True)
+        devices = [DeviceProcess(tuple(own), tuple(entering)) for own, entering in commands]
         for device in devices:
             device.start()
             stack.callback(device.stop)
@@ -138,7 +140,14 @@ def local_devices(arguments: Sequence[Sequence[str]]) -> Iterator[list[DevicePro
         yield devices
 
 
-def device_arguments(model: str, dtype: str, devices: int, device: int, more: Sequence[str] = ()) -> tuple[str, ...]:
+def device_arguments(
+    model: str,
+    dtype: str,
+    devices: int,
+    device: int,
+    listen: str = "127.0.0.1:0",
+    more: Sequence[str] = (),
+) -> tuple[str, ...]:
     """Arguments of one of several devices that share the experts of a model evenly.
 
     Args:
@@ -146,10 +155,12 @@ def device_arguments(model: str, dtype: str, devices: int, device: int, more: Se
         dtype: type of its weights.
         devices: how many there are.
         device: which of them.
+        listen: its address.
         more: further arguments.
     """
     share = ("--device", str(device), "--of", str(devices))
-    return ("--model", model, "--dtype", dtype, *share, "--listen", "127.0.0.1:0", "--name", f"device-{device}", *more)
+    name = ("--name", f"device-{device}", "--with-parent")
+    return ("--model", model, "--dtype", dtype, *share, "--listen", listen, *name, *more)
 
 
 @contextmanager
@@ -168,9 +179,21 @@ def local_testbed(
         ConnectionError: a device did not start.
     """
     arguments = [device_arguments(model, dtype, devices, device) for device in range(devices)]
-    with TemporaryDirectory(prefix="wdmoe-testbed-") as folder, local_devices(arguments) as processes:
-        hosts = [{"name": f"device-{number}", "address": process.address} for number, process in enumerate(processes)]
-        path = Path(folder, "hosts.toml")
-        text = inventory_text({"model": model, "dtype": dtype, **(settings or {})}, hosts)
-        write_whole(path, text.encode())
+    merged = {"model": model, "dtype": dtype, **(settings or {})}
+    with local_devices(arguments) as processes, local_inventory(merged, processes) as path:
         yield path, processes
+
+
+@contextmanager
+def local_inventory(settings: Mapping[str, Any], processes: Sequence[DeviceProcess]) -> Iterator[Path]:
+    """An inventory of devices that run here, in a temporary file.
+
+    Args:
+        settings: of the inventory.
+        processes: of its devices, ready.
+    """
+    hosts = [{"name": f"device-{number}", "address": process.address} for number, process in enumerate(processes)]
+    with TemporaryDirectory(prefix="wdmoe-testbed-") as folder:
+        path = Path(folder, "hosts.toml")
+        write_whole(path, inventory_text(settings, hosts).encode())
+        yield path

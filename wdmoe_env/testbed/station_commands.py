@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ def add_station_commands(commands: Any) -> None:
     _add_devices(fidelity)
     _add_episodes(fidelity)
     fidelity.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
+    by = "who keeps links to their pace: the programs, or Linux in network namespaces (program)"
+    fidelity.add_argument("--shaping", choices=("program", "kernel"), default="program", help=by)
     soak = commands.add_parser("soak", help="many blocks on local devices, of which one is killed and started again")
     _add_devices(soak)
     soak.add_argument("--blocks", type=int, default=1000, help="of the own routing (1000)")
@@ -92,13 +94,25 @@ def _local(options: argparse.Namespace) -> int:
 
 
 def _fidelity(options: argparse.Namespace) -> int:
-    """Write a fidelity report."""
+    """Write a fidelity report.
+
+    Raises:
+        ValueError: links of an inventory that the kernel of this machine is to shape.
+        OSError: the kernel cannot shape links here.
+    """
     from wdmoe_env.testbed.fidelity import fidelity_page, fidelity_report
     from wdmoe_env.writing import held_folder, write_files
 
-    given = nullcontext(options.inventory) if options.inventory is not None else _local_inventory(options)
+    kernel = options.shaping == "kernel"
+    if kernel and options.inventory is not None:
+        raise ValueError("expected --shaping kernel for devices that are started here, got an inventory")
+    if kernel:
+        from wdmoe_env.testbed.kernel import enter
+
+        enter(options.arguments)
     with held_folder(options.out) as folder:
-        with given as inventory, _comparison(options, inventory) as comparison:
+        with _devices(options) as (inventory, shaper), _comparison(options, inventory) as comparison:
+            comparison.runner.shaper = shaper
             compared = comparison.run(options.episodes)
             report = fidelity_report(compared, comparison.records) | _how(options, comparison)
         page = fidelity_page(report)
@@ -123,6 +137,7 @@ def _how(options: argparse.Namespace, comparison: Any) -> dict[str, Any]:
         "seed": options.seed,
         "bandwidth_hz": config.channel.bandwidth_hz,
         "links_are": inventory.links,
+        "shaped_by": options.shaping,
         "compute": inventory.compute,
         "time_scale": inventory.time_scale,
         "floor_ms": {"empty_call_p50": floors[len(floors) // 2], "of_each_device": floors},
@@ -158,16 +173,40 @@ def _comparison(options: argparse.Namespace, inventory: Path) -> Iterator[Any]:
 
 
 @contextmanager
+def _devices(options: argparse.Namespace) -> Iterator[tuple[Path, Any]]:
+    """The inventory of a report, of devices that are there or are started, and what shapes their links."""
+    if options.inventory is not None:
+        yield options.inventory, None
+    elif options.shaping == "program":
+        with _local_inventory(options) as inventory:
+            yield inventory, None
+    else:
+        from wdmoe_env.testbed.kernel import shaped_testbed
+
+        with shaped_testbed(options.model, options.devices, settings=_local_settings(options)) as (path, _, shaper):
+            yield path, shaper
+
+
+@contextmanager
 def _local_inventory(options: argparse.Namespace) -> Iterator[Path]:
-    from wdmoe_env.checks import check_integer, check_number
     from wdmoe_env.testbed.local import local_testbed
+
+    with local_testbed(options.model, options.devices, settings=_local_settings(options)) as (path, _):
+        yield path
+
+
+def _local_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the inventory of devices that are started here.
+
+    Raises:
+        ValueError, TypeError: a number outside its bounds.
+    """
+    from wdmoe_env.checks import check_integer, check_number
 
     check_integer("--devices", options.devices, at_least=1, at_most=1024)
     for name, value in (("time_scale", options.time_scale), ("deadline_ms", options.deadline_ms)):
         check_number(f"--{name.replace('_', '-')}", value, at_least=1e-3, at_most=1e6)
-    settings = {name: getattr(options, name) for name in ("compute", "time_scale", "deadline_ms")}
-    with local_testbed(options.model, options.devices, settings=settings) as (path, _):
-        yield path
+    return {name: getattr(options, name) for name in ("compute", "time_scale", "deadline_ms")}
 
 
 def _soak(options: argparse.Namespace) -> int:
@@ -177,7 +216,7 @@ def _soak(options: argparse.Namespace) -> int:
 
     check_integer("--blocks", options.blocks, at_least=1, at_most=10**9)
     check_integer("--every", options.every, at_least=2, at_most=10**9)
-    settings = {name: getattr(options, name) for name in ("compute", "time_scale", "deadline_ms")}
+    settings = _local_settings(options)
     outcome = soak(options.model, options.devices, options.blocks, options.every, options.seed, settings)
     print(outcome.sentence())
     return 0 if outcome.lost_passes == 0 else 1

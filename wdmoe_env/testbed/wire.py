@@ -56,6 +56,8 @@ Description = _CLASSES["Description"]
 HeldBlock = _CLASSES["HeldBlock"]
 RunRequest = _CLASSES["RunRequest"]
 RunReply = _CLASSES["RunReply"]
+FILLER_OF_REQUEST: int = RunRequest.DESCRIPTOR.fields_by_name["filler"].number
+FILLER_OF_REPLY: int = RunReply.DESCRIPTOR.fields_by_name["filler"].number
 
 STATES: dict[str, int] = dict(Description.State.items())
 """States of a device by name: ``JOINING``, ``READY``, ``DRAINING``."""
@@ -69,6 +71,26 @@ def state_name(number: int) -> str:
 def bytes_of(tensor: Tensor) -> bytes:
     """The numbers of a tensor (any shape) as they cross, row by row."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def zeros_field(number: int, count: int) -> bytes:
+    """A field of bytes that are all zero, as Protocol Buffers writes it; nothing where there are none.
+
+    A message and its fields may be written apart and put behind each other, which spares copies of what is long.
+
+    Args:
+        number: of the field.
+        count: of the zeros.
+    """
+    if not count:
+        return b""
+    head = bytearray()
+    for value in (8 * number + 2, count):  # a field of a length, and the length, both in groups of seven bits
+        while value > 0x7F:
+            head.append(value & 0x7F | 0x80)
+            value >>= 7
+        head.append(value)
+    return bytes(head) + bytes(count)
 
 
 def write_rows(rows: Tensor, bits: int = 16) -> Any:

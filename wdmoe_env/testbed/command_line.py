@@ -19,6 +19,7 @@ examples:
   python -m wdmoe_env.testbed run --inventory hosts.toml --policy wdmoe:0.8  # the base station
   python -m wdmoe_env.testbed local --devices 8 --live                       # all of it on this machine
   python -m wdmoe_env.testbed fidelity --devices 8 --episodes 16 --bandwidth-hz 2.5e6 --out runs/fidelity
+  python -m wdmoe_env.testbed fidelity --shaping kernel --bandwidth-hz 2.5e6 --out runs/kernel  # by Linux itself
   python -m wdmoe_env.testbed traces --out traces --devices 8                # the channel as mahimahi files
 
 Exit code 2: a mistake in the command, or a device that is not as it should be, named in one sentence.
@@ -64,6 +65,7 @@ def _add_device(device: argparse.ArgumentParser) -> None:
     add("--max-message-mib", type=int, default=64, help="bound of a message (64)")
     add("--threads", type=int, default=1, help="torch's threads (1)")
     add("--name", default="device", help="what it calls itself (device)")
+    add("--with-parent", action="store_true", help="end when the standard input is closed, as by the end of a parent")
 
 
 def _add_certificates(certificates: argparse.ArgumentParser) -> None:
@@ -87,12 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     options = parser().parse_args(argv)
     commands = {"device": _device, "certificates": _certificates, **STATION_COMMANDS}
-    said = sys.argv[1:] if argv is None else argv
-    options.said = shlex.join(["python", "-m", "wdmoe_env.testbed", *said])
+    options.arguments = list(sys.argv[1:] if argv is None else argv)
+    options.said = shlex.join(["python", "-m", "wdmoe_env.testbed", *options.arguments])
     try:
         return commands[options.command](options)
-    except KeyboardInterrupt:
-        return 130
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"python -m wdmoe_env.testbed {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -112,7 +112,12 @@ def _device(options: argparse.Namespace) -> int:
     if (options.experts is None) == (options.device is None or options.of is None):
         raise ValueError("expected either --experts, or --device and --of")
     settings = DeviceSettings(
-        options.listen, options.tls, options.insecure, options.max_message_mib * 2**20, options.name
+        options.listen,
+        options.tls,
+        options.insecure,
+        options.max_message_mib * 2**20,
+        options.name,
+        options.with_parent,
     )
     run_device(settings, lambda: _weights(options))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import greenlet
 import pytest
@@ -46,6 +47,7 @@ SLOW = frozenset(
         "suite",
         "suite_build",
         "testbed_faults",
+        "testbed_links",
         "testbed_outputs",
         "text_recipe",
         "threads",
@@ -84,6 +86,17 @@ def _frozen_libraries() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def device_processes() -> Iterator[Any]:
+    """Two device processes that hold "micro" together; a test that harms one puts it right again."""
+    from wdmoe_env.testbed.local import device_arguments, local_devices
+
+    bound = ("--max-message-mib", "1")
+    arguments = [device_arguments("micro", "float32", 2, number, more=bound) for number in range(2)]
+    with local_devices(arguments) as processes:
+        yield processes
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """A testbed whose devices fail: the pass goes on, the device comes back, and what is wrong is one sentence.
 
-Devices are processes of their own, a few for the whole module. No test looks at how long something took.
+Devices are processes of their own, three for all tests, and servers on threads where a device is to change. No test
+looks at how long something took.
 """
 
 from __future__ import annotations
@@ -12,21 +13,20 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from testbed_devices import device_thread, threaded_testbed
+from testbed_devices import device_thread, environment, run_episode, threaded_testbed, write_inventory
 
 from wdmoe_env.moe.zoo import load_model
-from wdmoe_env.testbed.inventory import inventory_text
 from wdmoe_env.testbed.local import device_arguments, local_devices
 from wdmoe_env.testbed.station import testbed_runner as runner_of
 from wdmoe_env.testbed.weights import load_weights
 from wdmoe_env.testbed.wire import SERVICE, RunRequest, TensorMessage, grpc
 
-J = 8
 GRACE_MS = 300.0
 
 
@@ -34,42 +34,6 @@ GRACE_MS = 300.0
 def _impatient(monkeypatch):
     """No waiting for devices that are not there at the start."""
     monkeypatch.setattr("wdmoe_env.testbed.station.GONE_S", 0.2)
-
-
-def write_inventory(path, addresses, **settings):
-    hosts = [{"name": f"d{number}", "address": address} for number, address in enumerate(addresses)]
-    path.write_text(inventory_text({"model": "micro", "deadline_ms": GRACE_MS, **settings}, hosts))
-    return path
-
-
-@pytest.fixture(scope="module")
-def devices():
-    """Two processes that hold "micro" together."""
-    with local_devices([device_arguments("micro", "float32", 2, number) for number in range(2)]) as processes:
-        yield processes
-
-
-@contextmanager
-def environment(inventory, **settings):
-    env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=J, **settings)
-    try:
-        yield env
-    finally:
-        env.close()
-
-
-def run_episode(env, before_block=lambda block: None, seed=0):
-    """Infos of an episode under the own routing."""
-    observation, _ = env.reset(seed=seed)
-    infos, ended = [], False
-    while not ended:
-        before_block(len(infos))
-        selection = observation["routed"] > 0
-        action = env.unwrapped.encode_action(selection, np.full(2, 0.5))
-        observation, _, ended, _, info = env.step(action)
-        infos.append(info)
-    assert np.isfinite(infos[-1]["nll"])
-    return infos
 
 
 def until_back(runner, seconds=60):
@@ -80,15 +44,17 @@ def until_back(runner, seconds=60):
         time.sleep(0.05)
 
 
-def test_a_device_that_dies_is_dropped_and_comes_back(devices, tmp_path):
+def test_a_device_that_dies_is_dropped_and_comes_back(device_processes, tmp_path):
     """SIGKILL while it waits for its rows; another process in its place is found without a restart of anything."""
-    inventory = write_inventory(tmp_path / "hosts.toml", [device.address for device in devices], time_scale=200)
+    inventory = write_inventory(
+        tmp_path / "hosts.toml", [device.address for device in device_processes], time_scale=200
+    )
     with environment(inventory) as env:
         runner = env.unwrapped.simulator.runner
 
         def kill(block):
             if block == 1:  # the first block's rows are still on the air then
-                threading.Timer(0.1, devices[1].process.kill).start()
+                threading.Timer(0.1, device_processes[1].process.kill).start()
 
         infos = run_episode(env, kill)
         assert infos[0]["unserved_pairs"] == 0
@@ -98,15 +64,15 @@ def test_a_device_that_dies_is_dropped_and_comes_back(devices, tmp_path):
         observation, _ = env.reset(seed=1)
         assert observation["availability"].tolist() == [1.0, 0.0]
         assert not observation["routed"][:, 4:].any()
-        devices[1].process.wait()
-        devices[1].start_again(time.monotonic() + 60)
+        device_processes[1].process.wait()
+        device_processes[1].start_again(time.monotonic() + 60)
         until_back(runner)
         assert runner.links[1].losses == 1
         assert not any(info["unserved_pairs"] for info in run_episode(env))
 
 
-def test_a_device_that_stands_still_misses_the_deadline(devices, tmp_path):
-    inventory = write_inventory(tmp_path / "hosts.toml", [device.address for device in devices])
+def test_a_device_that_stands_still_misses_the_deadline(device_processes, tmp_path):
+    inventory = write_inventory(tmp_path / "hosts.toml", [device.address for device in device_processes])
     records = []
     with environment(inventory) as env:
         runner = env.unwrapped.simulator.runner
@@ -114,12 +80,12 @@ def test_a_device_that_stands_still_misses_the_deadline(devices, tmp_path):
 
         def stop(block):
             if block == 1:
-                os.kill(devices[0].process.pid, signal.SIGSTOP)
+                os.kill(device_processes[0].process.pid, signal.SIGSTOP)
 
         try:
             infos = run_episode(env, stop)
         finally:
-            os.kill(devices[0].process.pid, signal.SIGCONT)
+            os.kill(device_processes[0].process.pid, signal.SIGCONT)
         late = [device.outcome for record in records for device in record.devices]
         assert "late" in late
         assert infos[1]["unserved_pairs"] > 0
@@ -128,10 +94,10 @@ def test_a_device_that_stands_still_misses_the_deadline(devices, tmp_path):
         assert not any(info["unserved_pairs"] for info in run_episode(env))
 
 
-def test_a_link_that_is_cut_is_found_again(devices, tmp_path):
+def test_a_link_that_is_cut_is_found_again(device_processes, tmp_path):
     """Through a relay that stops passing bytes on, without a word to either end."""
-    with relay(devices[1].address) as (address, link):
-        inventory = write_inventory(tmp_path / "hosts.toml", [devices[0].address, address])
+    with relay(device_processes[1].address) as (address, link):
+        inventory = write_inventory(tmp_path / "hosts.toml", [device_processes[0].address, address])
         with environment(inventory) as env:
             runner = env.unwrapped.simulator.runner
             infos = run_episode(env, lambda block: link.update(cut=block >= 1))
@@ -174,13 +140,13 @@ def relay(target):
             one.close()
 
 
-def test_garbage_does_no_harm(devices, tmp_path):
+def test_garbage_does_no_harm(device_processes, tmp_path):
     """Bytes of another protocol, messages that are none, and calls that ask for what is not there."""
-    host, _, port = devices[0].address.rpartition(":")
+    host, _, port = device_processes[0].address.rpartition(":")
     for junk in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\x00" * 100):
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(junk)
-    inventory = write_inventory(tmp_path / "hosts.toml", [device.address for device in devices])
+    inventory = write_inventory(tmp_path / "hosts.toml", [device.address for device in device_processes])
     with environment(inventory) as env:
         link = env.unwrapped.simulator.runner.links[0]
         digest, width = link.digest, link.description.hidden_size
@@ -212,7 +178,7 @@ def test_garbage_does_no_harm(devices, tmp_path):
                 )
             ),
         ]
-        with grpc.insecure_channel(devices[0].address) as channel:
+        with grpc.insecure_channel(device_processes[0].address) as channel:
             call = channel.unary_unary(f"/{SERVICE}/Run")
             for message, code in wrong:
                 with pytest.raises(grpc.RpcError) as refused:
@@ -222,9 +188,9 @@ def test_garbage_does_no_harm(devices, tmp_path):
         assert not any(info["unserved_pairs"] for info in run_episode(env))
 
 
-def test_two_base_stations_share_the_devices(devices, tmp_path):
+def test_two_base_stations_share_the_devices(device_processes, tmp_path):
     """Their clocks, their texts and their links are their own."""
-    addresses = [device.address for device in devices]
+    addresses = [device.address for device in device_processes]
     paths = [write_inventory(tmp_path / f"{name}.toml", addresses) for name in "ab"]
 
     def run(path):
@@ -238,14 +204,48 @@ def test_two_base_stations_share_the_devices(devices, tmp_path):
         np.testing.assert_allclose(one[-1]["nll"], other[-1]["nll"], rtol=1e-6)
 
 
-def test_health_is_told_by_the_standard_service(devices):
+def test_health_is_told_by_the_standard_service(device_processes):
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(devices[0].address) as channel:
+    with grpc.insecure_channel(device_processes[0].address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", SERVICE):
             answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A process that holds "micro" with one matrix changed, behind TLS: its address, and the folder of credentials."""
+    pytest.importorskip("cryptography")
+    from wdmoe_env.testbed.security import make_certificates
+
+    folder = tmp_path_factory.mktemp("stranger")
+    for name in ("ours", "theirs"):
+        make_certificates(folder / name, {"d0": "127.0.0.1"})
+    model = deepcopy(load_model("micro").model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[4].mul_(1.5)
+    model.save_pretrained(folder / "model")
+    tls = ("--tls", str(folder / "ours" / "d0"))
+    with local_devices([device_arguments(str(folder / "model"), "float32", 1, 0, more=tls)]) as processes:
+        yield processes[0].address, folder
+
+
+def test_certificates_of_another_authority_are_refused(stranger, tmp_path):
+    address, folder = stranger
+    assert (folder / "ours" / "d0" / "key.pem").stat().st_mode & 0o077 == 0
+    for name, tls in (("theirs", str(folder / "theirs" / "station")), ("none", None)):
+        inventory = write_inventory(tmp_path / f"{name}.toml", [address], tls=tls)
+        with pytest.raises(ConnectionError, match=r"d0 at 127\.0\.0\.1:\d+ is not there"):
+            runner_of(str(inventory)).open(load_model("micro", experts="meta"))
+
+
+def test_other_weights_are_refused(stranger, tmp_path):
+    address, folder = stranger
+    inventory = write_inventory(tmp_path / "hosts.toml", [address], tls=str(folder / "ours" / "station"))
+    with pytest.raises(ValueError, match="d0 holds other weights of expert 4 of block 1"):
+        gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=8)
 
 
 def changed(load, scale=1.5):
@@ -269,19 +269,12 @@ def micro(device, devices=2):
     return lambda: load_weights("micro", None, "float32", devices, device)
 
 
-def test_other_weights_are_refused(tmp_path):
-    with device_thread(micro(0)) as good, device_thread(changed(micro(1))) as bad:
-        inventory = write_inventory(tmp_path / "hosts.toml", [f"127.0.0.1:{one.port}" for one in (good, bad)])
-        with pytest.raises(ValueError, match="d1 holds other weights of expert 4 of block 1"):
-            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=J)
-
-
 def test_a_device_that_comes_back_with_other_weights_stays_away(tmp_path):
     with device_thread(micro(0)) as first:
         with device_thread(micro(1)) as second:
             port = second.port
             inventory = write_inventory(tmp_path / "hosts.toml", [f"127.0.0.1:{one.port}" for one in (first, second)])
-            env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=J)
+            env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=8)
             assert not any(info["unserved_pairs"] for info in run_episode(env))
         with device_thread(changed(micro(1)), address=f"127.0.0.1:{port}"):
             infos = run_episode(env)
@@ -295,11 +288,10 @@ def test_a_device_that_comes_back_with_other_weights_stays_away(tmp_path):
         env.close()
 
 
-def test_an_expert_that_nobody_holds_is_one_sentence(tmp_path):
-    with device_thread(micro(0, 4)) as one, device_thread(micro(2, 4)) as two:
-        inventory = write_inventory(tmp_path / "hosts.toml", [f"127.0.0.1:{device.port}" for device in (one, two)])
-        with pytest.raises(ValueError, match="a device for every expert; none holds expert 2 of block 0"):
-            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=J)
+def test_an_expert_that_nobody_holds_is_one_sentence(device_processes, tmp_path):
+    inventory = write_inventory(tmp_path / "hosts.toml", [device_processes[0].address])
+    with pytest.raises(ValueError, match="a device for every expert; none holds expert 4 of block 0"):
+        gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=8)
 
 
 def test_a_device_that_is_not_there_is_one_sentence(tmp_path):
@@ -309,18 +301,18 @@ def test_a_device_that_is_not_there_is_one_sentence(tmp_path):
     with device_thread(micro(0)) as one:
         inventory = write_inventory(tmp_path / "hosts.toml", [f"127.0.0.1:{one.port}", f"127.0.0.1:{port}"])
         with pytest.raises(ConnectionError, match=f"d1 at 127.0.0.1:{port} is not there"):
-            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=J)
+            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=8)
 
 
 def test_other_types_and_placements_are_one_sentence(tmp_path):
     with threaded_testbed(tmp_path, "micro", 2) as (inventory, _):
         with pytest.raises(ConnectionError, match="expected d0 to hold weights in bfloat16, got float32"):
-            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=J, dtype="bfloat16")
+            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=8, dtype="bfloat16")
         with pytest.raises(ValueError, match="expected d1 to hold expert 0 of block 0, as placed; it does not"):
-            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=J, placement=[1, 0] * 4)
+            gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=8, placement=[1, 0] * 4)
         with pytest.raises(ValueError, match="expected num_envs=1 where latency is measured, got 3"):
             gym.make_vec("wdmoe_env:WDMoE-Testbed-v0", num_envs=3, inventory=inventory)
-        batch = {"model": "micro", "num_tokens": J, "devices": {"count": 2}, "runner": f"testbed:{inventory}"}
+        batch = {"model": "micro", "num_tokens": 8, "devices": {"count": 2}, "runner": f"testbed:{inventory}"}
         env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=2, **batch)
         env.reset(seed=0)
         with pytest.raises(ValueError, match="expected one episode at a time where latency is measured, got 2"):
@@ -328,37 +320,18 @@ def test_other_types_and_placements_are_one_sentence(tmp_path):
         env.close()
 
 
-def test_a_message_beyond_the_bound_is_one_sentence(tmp_path):
-    with device_thread(micro(0), most_bytes=2**16) as one, device_thread(micro(1)) as two:
-        inventory = write_inventory(tmp_path / "hosts.toml", [f"127.0.0.1:{device.port}" for device in (one, two)])
-        beyond = r"at most 65,536 bytes, the bound of d0, got \d[\d,]*: start it with"
-        with environment(inventory) as env, pytest.raises(ValueError, match=beyond):
-            run_episode(env)
-        with environment(inventory, deployment={"hidden_size": 512}) as env:
-            assert not any(info["unserved_pairs"] for info in run_episode(env))
-        with grpc.insecure_channel(f"127.0.0.1:{one.port}") as channel, pytest.raises(grpc.RpcError) as refused:
-            channel.unary_unary(f"/{SERVICE}/Run")(bytes(2**17), timeout=10)
-        assert refused.value.code().name == "RESOURCE_EXHAUSTED"
-
-
-def test_certificates_of_another_authority_are_refused(tmp_path):
-    pytest.importorskip("cryptography")
-    from wdmoe_env.testbed.security import make_certificates
-
-    for name in ("ours", "theirs"):
-        make_certificates(tmp_path / name, {"d0": "127.0.0.1"})
-    assert (tmp_path / "ours" / "d0" / "key.pem").stat().st_mode & 0o077 == 0
-    with device_thread(micro(0, 1), tls=tmp_path / "ours" / "d0") as device:
-        address = [f"127.0.0.1:{device.port}"]
-        ours = write_inventory(tmp_path / "ours.toml", address, tls=str(tmp_path / "ours" / "station"))
-        runner = runner_of(str(ours))
-        runner.open(load_model("micro", experts="meta"))
-        assert runner.available().all()
-        runner.close()
-        for name, tls in (("theirs", str(tmp_path / "theirs" / "station")), ("none", None)):
-            stranger = runner_of(str(write_inventory(tmp_path / f"{name}.toml", address, tls=tls)))
-            with pytest.raises(ConnectionError, match=r"d0 at 127\.0\.0\.1:\d+ is not there"):
-                stranger.open(load_model("micro", experts="meta"))
+def test_a_message_beyond_the_bound_is_one_sentence(device_processes, tmp_path):
+    """The bound is 1 MiB: eight tokens of 65,536 elements at 16 bits are as much by themselves."""
+    inventory = write_inventory(tmp_path / "hosts.toml", [device.address for device in device_processes])
+    beyond = r"at most 1,048,576 bytes, the bound of d\d, got \d[\d,]*: start it with"
+    wide = {"deployment": {"hidden_size": 65_536}}
+    with environment(inventory, **wide) as env, pytest.raises(ValueError, match=beyond):
+        run_episode(env)
+    with environment(inventory) as env:
+        assert not any(info["unserved_pairs"] for info in run_episode(env))
+    with grpc.insecure_channel(device_processes[0].address) as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(f"/{SERVICE}/Run")(bytes(2**20 + 1), timeout=10)
+    assert refused.value.code().name == "RESOURCE_EXHAUSTED"
 
 
 def test_many_blocks_with_a_device_that_comes_and_goes(tmp_path):
@@ -374,7 +347,7 @@ def test_many_blocks_with_a_device_that_comes_and_goes(tmp_path):
                     env = gym.make(
                         "wdmoe_env:WDMoE-Testbed-v0",
                         inventory=write_inventory(tmp_path / "hosts.toml", addresses),
-                        num_tokens=J,
+                        num_tokens=8,
                     )
                     runner = env.unwrapped.simulator.runner
                 until_back(runner)

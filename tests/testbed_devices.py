@@ -8,6 +8,9 @@ import time
 from contextlib import ExitStack, contextmanager
 from queue import Queue
 
+import gymnasium as gym
+import numpy as np
+
 from wdmoe_env.testbed.device import DeviceServer, DeviceSettings
 from wdmoe_env.testbed.inventory import inventory_text
 from wdmoe_env.testbed.weights import load_weights
@@ -51,3 +54,37 @@ def threaded_testbed(folder, model, devices, dtype="float32", **settings):
         path = folder / f"hosts-{time.monotonic_ns()}.toml"
         path.write_text(inventory_text({"model": str(model), "dtype": dtype, **settings}, hosts))
         yield path, servers
+
+
+def write_inventory(path, addresses, **settings):
+    """An inventory of devices that hold "micro"."""
+    hosts = [{"name": f"d{number}", "address": address} for number, address in enumerate(addresses)]
+    for name in ("downlink_trace", "uplink_trace"):
+        for host, trace in zip(hosts, settings.pop(name, [None] * len(hosts)), strict=True):
+            host[name] = trace
+    path.write_text(inventory_text({"model": "micro", "deadline_ms": 300.0, **settings}, hosts))
+    return path
+
+
+@contextmanager
+def environment(inventory, **settings):
+    """The environment of windows of 8 tokens on an inventory."""
+    env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=inventory, num_tokens=8, **settings)
+    try:
+        yield env
+    finally:
+        env.close()
+
+
+def run_episode(env, before_block=lambda block: None, seed=0):
+    """Infos of an episode of two devices under the own routing and equal shares."""
+    observation, _ = env.reset(seed=seed)
+    infos, ended = [], False
+    while not ended:
+        before_block(len(infos))
+        selection = observation["routed"] > 0
+        action = env.unwrapped.encode_action(selection, np.full(2, 0.5))
+        observation, _, ended, _, info = env.step(action)
+        infos.append(info)
+    assert np.isfinite(infos[-1]["nll"])
+    return infos

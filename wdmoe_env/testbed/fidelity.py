@@ -140,7 +140,8 @@ def fidelity_page(report: Report) -> str:
         "",
         f"Measured on {report['machine']}, by `{report['command']}`.",
         "",
-        f"{report['episodes']} episodes at {report['bandwidth_hz'] / 1e6:g} MHz, links {report['links_are']}, compute "
+        f"{report['episodes']} episodes at {report['bandwidth_hz'] / 1e6:g} MHz, links {report['links_are']} by the "
+        f"{report.get('shaped_by', 'program')}, compute "
         f"{report['compute']}, time scale {report['time_scale']:g}. `overhead_ms` = {report['overhead_ms']:.2f} ms a "
         "block, fitted over all policies.",
         "",
@@ -160,6 +161,8 @@ def fidelity_page(report: Report) -> str:
         lines.append(f"| {name.replace('_', ' ')} | {part['median']:.2f} | {part['p90']:.2f} |")
     floor = report["floor_ms"]
     lines += ["", f"An empty call takes {floor['empty_call_p50']:.2f} ms (median of the links' medians)."]
+    if "empty_block_p50" in floor:
+        lines.append(f"A block of empty calls, one to each device at once, takes {floor['empty_block_p50']:.2f} ms.")
     return "\n".join(lines) + "\n"
 
 

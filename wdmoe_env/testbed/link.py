@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from wdmoe_env import __version__
+from wdmoe_env.checks import shown
 from wdmoe_env.optional import optional
 from wdmoe_env.testbed.inventory import Host, Inventory
 from wdmoe_env.testbed.security import channel_credentials, is_loopback, split_address
@@ -172,6 +174,8 @@ class DeviceLink:
         name = self.host.name
         if description.protocol != PROTOCOL:
             return f"expected protocol {PROTOCOL} of {name}, got {description.protocol}: install the same version"
+        if description.version != __version__:
+            return f"expected wdmoe-env {__version__} of {name}, as here, got {shown(description.version)}"
         if description.state != STATES["READY"]:
             return f"expected {name} to be READY, it is {state_name(description.state)}"
         if description.dtype != model_dtype:
@@ -192,12 +196,10 @@ class DeviceLink:
         Raises:
             DeviceError: a call failed.
         """
-        empty = RunRequest(rows=TensorMessage(dtype="float32", shape=(0, self.description.hidden_size)))
-        empty.digest = self.description.digest
-        message, times, offsets = empty.SerializeToString(), [], []
+        times, offsets = [], []
         for _ in range(calls):
             began_s = time.perf_counter()
-            await self.call("Run", message, CALL_S)
+            await self.empty_call()
             times.append(time.perf_counter() - began_s)
         for _ in range(5):
             began_s = time.perf_counter()
@@ -207,6 +209,16 @@ class DeviceLink:
         self.floor_s = sorted(times)[len(times) // 2]
         padding = min(padding, self.description.max_message_bytes // 4)
         self.rate_bps = (await self._rate(padding, 0), await self._rate(0, padding))
+
+    async def empty_call(self) -> None:
+        """A call with nothing to run.
+
+        Raises:
+            DeviceError: it failed.
+        """
+        rows = TensorMessage(dtype="float32", shape=(0, self.description.hidden_size))
+        request = RunRequest(rows=rows, digest=self.description.digest)
+        await self.call("Run", request.SerializeToString(), CALL_S)
 
     async def _rate(self, padding: int, reply_padding: int) -> float:
         """Bit/s of a padded call, its empty part left out."""

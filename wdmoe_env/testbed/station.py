@@ -67,6 +67,7 @@ class TestbedRunner:
     Attributes:
         inventory: as given.
         links: to each device, in order.
+        floor_s: a block of empty calls, one to each device at once, median, seconds.
         listeners: functions that get a ``BlockRecord`` after each block, in the thread that ran it.
         shaper: sets the rates of links that the kernel shapes, before each block; ``None`` where programs pace them.
         rounds_link: what crosses is rounded here, to the bits of each call.
@@ -79,6 +80,7 @@ class TestbedRunner:
         self.inventory = inventory
         self.links = [DeviceLink(host, inventory) for host in inventory.devices]
         self.listeners: list[Callable[[BlockRecord], None]] = []
+        self.floor_s = 0.0
         self.shaper: Shaper | None = None
         self._pacer = Pacer(inventory)
         self._here = _Here()
@@ -246,6 +248,23 @@ class TestbedRunner:
                 await link.measure()
             except DeviceError as error:
                 raise ConnectionError(str(error)) from None
+        await self._measure_floor()
+
+    async def _measure_floor(self, blocks: int = 20) -> None:
+        """Measure a block of empty calls, one to each device at once.
+
+        Raises:
+            ConnectionError: a call failed.
+        """
+        times = []
+        try:
+            for _ in range(blocks):
+                began_s = time.perf_counter()
+                await asyncio.gather(*(link.empty_call() for link in self.links))
+                times.append(time.perf_counter() - began_s)
+        except DeviceError as error:
+            raise ConnectionError(str(error)) from None
+        self.floor_s = sorted(times)[len(times) // 2]
 
     async def _joined(self, link: DeviceLink) -> None:
         began_s = time.monotonic()

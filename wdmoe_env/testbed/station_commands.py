@@ -140,7 +140,11 @@ def _how(options: argparse.Namespace, comparison: Any) -> dict[str, Any]:
         "shaped_by": options.shaping,
         "compute": inventory.compute,
         "time_scale": inventory.time_scale,
-        "floor_ms": {"empty_call_p50": floors[len(floors) // 2], "of_each_device": floors},
+        "floor_ms": {
+            "empty_call_p50": floors[len(floors) // 2],
+            "empty_block_p50": 1e3 * comparison.runner.floor_s,
+            "of_each_device": floors,
+        },
         "config": config.to_dict(),
     }
 
@@ -238,7 +242,10 @@ def _floor(runner: Any) -> str:
         seen, count = link.description, sum(len(block.experts) for block in link.description.blocks)
         speed = f"{seen.flops / 1e9:.1f} GFLOP/s, {seen.bytes_per_s / 1e9:.2f} GB/s"
         held = f"{count} experts, {seen.weight_bytes / 2**20:.1f} MiB, {speed}"
-        lines.append(f"{link.host.name} at {link.host.address}: {held}; an empty call {1e3 * link.floor_s:.2f} ms")
+        down, up = (f"{rate / 1e6:,.0f}" for rate in link.rate_bps)
+        wire = f"an empty call {1e3 * link.floor_s:.2f} ms, {down} Mbit/s down and {up} up"
+        lines.append(f"{link.host.name} at {link.host.address}: {held}; {wire}")
+    lines.append(f"a block of empty calls, one to each: {1e3 * runner.floor_s:.2f} ms")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from wdmoe_env.testbed.fidelity import fidelity_rows
 
@@ -24,6 +25,8 @@ def section(folder: Path) -> str:
     )
     parts = ", ".join(f"{name.replace('_', ' ')} {part['median']:.2f}" for name, part in last.items())
     setting = f"{report['bandwidth_hz'] / 1e6:g} MHz, time scale {report['time_scale']:g}"
+    if report.get("shaped_by") == "kernel":
+        setting += ", links shaped by the kernel"
     lines = [
         f"{setting}, {report['episodes']} episodes, on {report['machine']}:",
         "",
@@ -34,9 +37,15 @@ def section(folder: Path) -> str:
         f"`overhead_ms` = {report['overhead_ms']:.2f}. The order of the policies is {same} both ways",
         f"(rank correlation {order['rank_correlation']:.2f}); {rates}.",
         f"A block took longer by, in wall-clock ms (median): {parts}.",
-        f"An empty call took {report['floor_ms']['empty_call_p50']:.2f} ms.",
+        f"An empty call took {report['floor_ms']['empty_call_p50']:.2f} ms{_block(report)}.",
     ]
     return "\n".join(lines)
+
+
+def _block(report: dict[str, Any]) -> str:
+    """What a block of empty calls took, in words, where it was measured."""
+    floor = report["floor_ms"].get("empty_block_p50")
+    return "" if floor is None else f", a block of empty calls to all devices {floor:.2f} ms"
 
 
 def main(folders: list[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import OlmoeConfig
 
+from wdmoe_env import __version__
 from wdmoe_env.config import ChannelConfig, DeviceConfig
 from wdmoe_env.moe.blank import blank_model
 from wdmoe_env.physics.latency import DOWNLINK, equal_shares, spectral_efficiency
@@ -19,12 +20,23 @@ from wdmoe_env.testbed.command_line import main
 from wdmoe_env.testbed.comparison import Compared
 from wdmoe_env.testbed.fidelity import errors_percent, fidelity_page, fidelity_report, rank_correlation
 from wdmoe_env.testbed.inventory import read_inventory
+from wdmoe_env.testbed.link import DeviceLink
 from wdmoe_env.testbed.mahimahi import LinkTrace, read_trace, trace_of_rates, trace_text
 from wdmoe_env.testbed.rates import gains_of_rates
 from wdmoe_env.testbed.records import BlockRecord, Counters, DeviceRecord
 from wdmoe_env.testbed.watch import live_row, watched
 from wdmoe_env.testbed.weights import even_share, expected_digests, load_weights
-from wdmoe_env.testbed.wire import TensorMessage, read_rows, write_rows
+from wdmoe_env.testbed.wire import (
+    FILLER_OF_REPLY,
+    PROTOCOL,
+    STATES,
+    Description,
+    RunReply,
+    TensorMessage,
+    read_rows,
+    write_rows,
+    zeros_field,
+)
 
 FOLDER = resources.files("wdmoe_env") / "testbed"
 
@@ -50,6 +62,22 @@ def test_rows_of_few_bits_cross_as_codes(bits, size):
     sent = write_rows(rows, bits)
     assert (len(sent.data), len(sent.scale)) == (5 * size, 5 * 4)
     assert torch.equal(read_rows(sent, 7, torch.float32), rounded(rows, bits))
+
+
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 300_000])
+def test_zeros_are_written_as_protocol_buffers_writes_them(count):
+    assert zeros_field(FILLER_OF_REPLY, count) == RunReply(filler=bytes(count)).SerializeToString()
+
+
+def test_a_device_of_another_version_is_one_sentence(tmp_path):
+    path = tmp_path / "hosts.toml"
+    path.write_text(INVENTORY)
+    inventory = read_inventory(path)
+    link = DeviceLink(inventory.devices[0], inventory)
+    ready = {"protocol": PROTOCOL, "state": STATES["READY"], "dtype": "float32", "hidden_size": 8}
+    assert link.problem_of(Description(version=__version__, **ready), "float32", 8) == ""
+    problem = link.problem_of(Description(version="0.0.9", **ready), "float32", 8)
+    assert problem == f"expected wdmoe-env {__version__} of device-0, as here, got '0.0.9'"
 
 
 def test_a_digest_is_of_the_weights_and_of_nothing_else():
@@ -246,6 +274,10 @@ def test_counters_are_served_on_loopback_alone():
         (["device", "--device", "0", "--of", "2", "--listen", "nowhere"], "expected an address as HOST:PORT"),
         (["device", "--device", "9", "--of", "2", "--model", "micro", "--listen", "127.0.0.1:0"], "a device of 0 to 1"),
         (["run", "--inventory", "/no/such/file"], "expected a file, found none at /no/such/file"),
+        (
+            ["fidelity", "--shaping", "kernel", "--inventory", "a", "--out", "b"],
+            "for devices that are started here, got an",
+        ),
         (["certificates", "--out", "x", "board"], "expected devices of different names as NAME=HOST, got board"),
     ],
 )

@@ -102,7 +102,9 @@ class BlockOnAir:
         """
         self._began_s = time.monotonic()
         until_s = self._began_s + self._plan.deadline_s
-        self._station.wait_for(self._calls(until_s))
+        # Written here and not in the loop's thread, which would have to be woken and knows nothing of the rows.
+        messages = [self._written(part) for part in self._parts if not self._station.links[part.device].away]
+        self._station.wait_for(self._calls(messages, until_s))
         end_s = max(self._ends_s.values(), default=self._began_s)
         outputs, served = self._gathered()
         _sleep_until(end_s)
@@ -130,13 +132,8 @@ class BlockOnAir:
             paced_receive_ms=MS * pace.uplink_s,
         )
 
-    async def _calls(self, until_s: float) -> None:
-        """Write all messages, then send them: each is on the air once it is written, whatever the wire needs.
-
-        Raises:
-            ValueError: a message is above the bound of its device.
-        """
-        messages = [self._written(part) for part in self._parts if not self._station.links[part.device].away]
+    async def _calls(self, messages: Sequence[_Message], until_s: float) -> None:
+        """Send all messages, which are on the air since they were written, whatever the wire needs."""
         tasks = [asyncio.ensure_future(self._serve(message, until_s)) for message in messages]
         try:
             await asyncio.gather(*tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ def section(folder: Path) -> str:
     setting = f"{report['bandwidth_hz'] / 1e6:g} MHz, time scale {report['time_scale']:g}"
     if report.get("shaped_by") == "kernel":
         setting += ", links shaped by the kernel"
+    command = re.sub(r"--out \S+", f"--out runs/fidelity/{folder.name}", report["command"])
     lines = [
         f"{setting}, {report['episodes']} episodes, on {report['machine']}:",
         "",
-        f"    {report['command']}",
+        f"    {command}",
         "",
         *fidelity_rows(report),
         "",

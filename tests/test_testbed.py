@@ -19,7 +19,7 @@ from wdmoe_env.precision import rounded
 from wdmoe_env.testbed.command_line import main
 from wdmoe_env.testbed.comparison import Compared
 from wdmoe_env.testbed.fidelity import errors_percent, fidelity_page, fidelity_report, rank_correlation
-from wdmoe_env.testbed.inventory import read_inventory
+from wdmoe_env.testbed.inventory import Host, read_inventory
 from wdmoe_env.testbed.link import DeviceLink
 from wdmoe_env.testbed.mahimahi import LinkTrace, read_trace, trace_of_rates, trace_text
 from wdmoe_env.testbed.rates import gains_of_rates
@@ -246,6 +246,23 @@ def test_what_one_sees(tmp_path):
     assert 'wdmoe_testbed_phase_seconds_total{device="d0",phase="compute"} 0.004' in text
     assert text.count("# TYPE wdmoe_testbed_bytes_total counter") == 1
     assert live_row("d0", "", [record(compute_ms=4.0), record("late")])[-1] == "1"
+
+
+def test_the_live_table_follows_the_blocks(capsys):
+    pytest.importorskip("rich")
+
+    class Link:
+        host, away = Host("d0", "127.0.0.1:1"), ""
+
+    class Station:
+        listeners = []  # noqa: RUF012
+        links = (Link,)
+
+    with watched(Station(), live=True):
+        Station.listeners[0](record(compute_ms=4.0))
+    said = capsys.readouterr().out
+    assert "call 1: block 1, 20.0 ms, 15.0 ms by the simulator" in " ".join(said.split())
+    assert "d0" in said
 
 
 def test_counters_are_served_on_loopback_alone():

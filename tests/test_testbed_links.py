@@ -22,7 +22,7 @@ from wdmoe_env.testbed.mahimahi import PACKET_BYTES
 TOKEN_BYTES = 8192
 """4,096 elements of 16 bits, the default deployment's."""
 
-BOUND_S = 120.0
+BOUND_S = 300.0
 
 
 def paced_calls(env):

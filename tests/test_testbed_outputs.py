@@ -177,10 +177,15 @@ def test_a_policy_can_see_what_was_measured_last(hosts, tmp_path):
 
 def test_what_was_measured_is_drawn(hosts):
     path, _ = hosts
-    env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=path, num_tokens=J, render_mode="ansi")
-    episode(env, "vanilla", 0)
-    assert "ms" in env.render()
-    env.close()
+    for mode in ("ansi", "rgb_array"):
+        env = gym.make("wdmoe_env:WDMoE-Testbed-v0", inventory=path, num_tokens=J, render_mode=mode)
+        episode(env, "vanilla", 0)
+        drawn = env.render()
+        if mode == "ansi":
+            assert "ms" in drawn
+        else:
+            assert (drawn.ndim, drawn.dtype, drawn.std() > 1) == (3, np.uint8, True)
+        env.close()
 
 
 def test_an_evaluation_measures(hosts, tmp_path, capsys):

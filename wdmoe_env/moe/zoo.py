@@ -140,6 +140,9 @@ def _load(
     if experts == "meta":
         for module in served_experts(model).values():
             module.to("meta")
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not tensor.is_meta:
+                tensor.data = tensor.data.clone()  # one view of a file would keep all of the file in memory
     if device_map is None:
         model = _to(model, device)
     try:

@@ -54,7 +54,7 @@ def test_a_device_that_dies_is_dropped_and_comes_back(device_processes, tmp_path
 
         def kill(block):
             if block == 1:  # the first block's rows are still on the air then
-                threading.Timer(0.1, device_processes[1].process.kill).start()
+                threading.Timer(0.05, device_processes[1].process.kill).start()
 
         infos = run_episode(env, kill)
         assert infos[0]["unserved_pairs"] == 0

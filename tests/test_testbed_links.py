@@ -138,7 +138,7 @@ def until(condition, what):
 def test_the_kernel_gives_the_same_order(tmp_path):
     """Programs hold nothing back: that the payload takes its time is the doing of a token bucket."""
     needs_kernel()
-    arguments = ("--shaping", "kernel", "--devices", "2", "--episodes", "1", "--policies", "vanilla", "top1")
+    arguments = ("--shaping", "kernel", "--devices", "1", "--episodes", "1", "--policies", "vanilla", "top1")
     with fidelity(tmp_path / "out", *arguments) as process:
         said = process.communicate(timeout=BOUND_S)[0]
     assert process.returncode == 0, said

@@ -28,13 +28,11 @@ from wdmoe_env.testbed.wire import FILLER_OF_REQUEST, RunReply, zeros_field
 
 
 class Station(Protocol):
-    """What a block needs of its base station.
+    """What a block needs of its base station."""
 
-    Attributes:
-        links: to each device, in order.
-    """
-
-    links: Sequence[DeviceLink]
+    @property
+    def links(self) -> Sequence[DeviceLink]:
+        """To each device, in order."""
 
     def number(self) -> int:
         """The number of a new call."""

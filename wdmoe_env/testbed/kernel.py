@@ -179,7 +179,14 @@ class TrafficControl:
         )
 
     def ask(self, rate_bps: float) -> None:
-        """Ask for a rate of what crosses the wire, in bit/s; ``answered`` waits until it holds."""
+        """Ask for a rate of what crosses the wire; ``answered`` waits until it holds.
+
+        Args:
+            rate_bps: bit/s.
+
+        Raises:
+            OSError: ``tc`` has ended.
+        """
         assert self._process.stdin is not None
         rate = round(min(max(rate_bps, LEAST_RATE_BPS), MOST_RATE_BPS))
         bucket = f"tbf rate {rate}bit burst {BURST_BYTES} limit {QUEUE_BYTES}"

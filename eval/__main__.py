@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from wdmoe_env.command import end_with
+from wdmoe_env.command import Parser, end_with
 
 EXAMPLES = """
 examples:
@@ -34,14 +34,6 @@ Every policy runs the same episodes or items; `vanilla` is the reference and alw
 Exit code 2: a mistake in the command, named in one sentence, and nothing was written. Exit code 130: interrupted.
 At most 100,000 episodes: the intervals keep about 50 kB of memory for each.
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the sentence alone and exit with 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def parser() -> Parser:

@@ -7,9 +7,8 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from eval.__main__ import Parser
 from wdmoe_env.checks import check_number
-from wdmoe_env.command import end_with
+from wdmoe_env.command import Parser, end_with
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.optional import optional
 from wdmoe_env.rendering.canvas import Picture

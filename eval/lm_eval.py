@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval.__main__ import Parser
 from eval.tables import aligned
-from wdmoe_env.command import end_with
+from wdmoe_env.command import Parser, end_with
 from wdmoe_env.integrations.airtime import Airtime
 from wdmoe_env.optional import optional
 

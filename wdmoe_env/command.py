@@ -1,10 +1,26 @@
-"""How a command of the project ends."""
+"""How a command of the project reads its arguments, and how it ends."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence alone and exit with 2.
+
+        Args:
+            message: what is wrong.
+
+        Raises:
+            SystemExit: always.
+        """
+        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def end_with(name: str, main: Callable[[], int | None], left: Callable[[], str] | None = None) -> NoReturn:

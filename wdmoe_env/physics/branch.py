@@ -37,8 +37,7 @@ def branch_uniforms(
         purpose: what is drawn.
         shape: (I, U).
     """
-    drawn = [branch(generator, purpose).random(shape) for generator in generators]
-    return np.stack(drawn, axis=1) if drawn else np.empty((shape[0], 0, shape[1]))
+    return _stacked([branch(generator, purpose).random(shape) for generator in generators], shape)
 
 
 def branch_normals(
@@ -51,5 +50,9 @@ def branch_normals(
         purpose: what is drawn.
         shape: (I, U).
     """
-    drawn = [branch(generator, purpose).standard_normal(shape) for generator in generators]
+    return _stacked([branch(generator, purpose).standard_normal(shape) for generator in generators], shape)
+
+
+def _stacked(drawn: list[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """(I, N, U) of N draws (I, U), which may be none."""
     return np.stack(drawn, axis=1) if drawn else np.empty((shape[0], 0, shape[1]))

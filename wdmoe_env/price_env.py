@@ -81,23 +81,22 @@ class PriceProcess(DecisionProcess):
         space = spaces.Box(-FAR, FAR, (num_price_features(sizes),), dtype=np.float32)
         return codec, space, partial(price_features, num_blocks=sizes.num_blocks, middle=self.config.price_per_ms)
 
-    def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> Transition:
+    def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None, observed: bool = True) -> Transition:
         """Run a block, or under ``per_block`` the whole pass, at the prices decided.
 
         Args:
             rollout: N episodes that have not ended.
             decided: the prices (N, K).
             seen: is told of each block.
+            observed: whether the next observation is wanted.
         """
         prices: Float = decided[PRICE]
-        rewards, infos = [], []
-        for block in range(prices.shape[-1]):
-            selection = priced_selection(rollout.block, prices[:, block])
-            reward, info = self.rewarded(rollout, {ExpertsPart.name: selection}, seen)
-            rewards.append(reward)
-            infos.append(info)
-        reward = np.sum(rewards, axis=0)
-        return Transition(self.observe(rollout.block), reward, rollout.done, blocks_as_one(infos))
+        steps, count = [], prices.shape[-1]
+        for block in range(count):
+            decided = {ExpertsPart.name: priced_selection(rollout.block, prices[:, block])}
+            steps.append(super().step(rollout, decided, seen, observed and block == count - 1))
+        reward = np.sum([one.reward for one in steps], axis=0)
+        return Transition(steps[-1].observation, reward, rollout.done, blocks_as_one([one.info for one in steps]))
 
 
 class PriceFace:

@@ -114,24 +114,14 @@ class DecisionProcess:
         space = observation_space(sizes, self.config.observe_hidden_states, availability=away)
         return codec, space, encode_observation
 
-    def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> Transition:
+    def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None, observed: bool = True) -> Transition:
         """Carry out a decision for every episode of a rollout, and reward it.
 
         Args:
             rollout: N episodes that have not ended, with the reference that rewards are made of.
             decided: values (N, ...) of the parts that the action held, by name.
             seen: is told of the block, as a renderer is.
-        """
-        reward, info = self.rewarded(rollout, decided, seen)
-        return Transition(self.observe(rollout.block), reward, rollout.done, info)
-
-    def rewarded(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> tuple[Float, Info]:
-        """Run the block under a decision on experts and shares: rewards (N,) and info.
-
-        Args:
-            rollout: N episodes that have not ended, with the reference that rewards are made of.
-            decided: values (N, ...) of the parts of an action, by name.
-            seen: is told of the block, as a renderer is.
+            observed: whether the next observation is wanted; else there is none.
         """
         block = rollout.block
         info = self.run(rollout, decided)
@@ -142,7 +132,8 @@ class DecisionProcess:
         reward = evaluate_reward(self._reward, info[REWARD_TERMS])
         if seen is not None:
             seen(block, info)
-        return reward, info
+        observation = self.observe(rollout.block) if observed else {}
+        return Transition(observation, reward, rollout.done, info)
 
     def run(self, rollout: Rollout, decided: Decided) -> Info:
         """Carry out a decision for every episode of a rollout without a reward, which texts of a caller have not.

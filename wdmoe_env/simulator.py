@@ -61,14 +61,7 @@ class Simulator:
         placement = placement_matrix(self._placement(), self.sizes)
         if weights_s is not None:
             check_memory(placement, config.devices, deployment)
-        self.runner = link_runner(
-            None if config.runner == "local" else runner, placement, self.link_bits, config.decide_bits is not None
-        )
-        if self.runner is not None:
-            self.runner.open(model)
-            weakref.finalize(self, self.runner.close)
-        if self._clock is not None:
-            self._clock.check_placement(placement)
+        self._open(runner, placement)
         self.world = World(
             config=config,
             model=model,
@@ -80,6 +73,17 @@ class Simulator:
             powers=powers,
             clock=self._clock,
         )
+
+    def _open(self, runner: Any, placement: Any) -> None:
+        """Open what runs the experts where it is not the model alone; it closes when the simulator is gone."""
+        config = self.config
+        own = None if config.runner == "local" else runner
+        self.runner = link_runner(own, placement, self.link_bits, config.decide_bits is not None)
+        if self.runner is not None:
+            self.runner.open(self.source.model)
+            weakref.finalize(self, self.runner.close)
+        if self._clock is not None:
+            self._clock.check_placement(placement)
 
     def _placement(self) -> Any:
         """The configured placement, or the one that ``"auto"`` comes to."""

@@ -82,18 +82,19 @@ class TokenProcess(DecisionProcess):
         features = token_features(block, self.simulator.sizes.num_blocks)
         return features.reshape(len(features), -1)
 
-    def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None) -> Transition:
+    def step(self, rollout: Rollout, decided: Decided, seen: Seen | None = None, observed: bool = True) -> Transition:
         """Run a block under the choices decided; ``info`` has the reward of each token.
 
         Args:
             rollout: N episodes that have not ended.
             decided: the choices (N, J).
             seen: is told of the block.
+            observed: whether the next observation is wanted.
         """
         selection = selection_of(rollout.block, decided[CHOICES])
-        reward, info = self.rewarded(rollout, {ExpertsPart.name: selection}, seen)
-        info[TOKEN_REWARD] = self.token_reward(info, rollout.token_mask)
-        return Transition(self.observe(rollout.block), reward, rollout.done, info)
+        transition = super().step(rollout, {ExpertsPart.name: selection}, seen, observed)
+        transition.info[TOKEN_REWARD] = self.token_reward(transition.info, rollout.token_mask)
+        return transition
 
     def token_reward(self, info: Info, mask: NDArray[np.bool_]) -> Float:
         """Reward (N, J) of each token in a block, 0 at padding.

@@ -156,8 +156,10 @@ def test_nothing_is_left_when_a_base_station_is_killed(tmp_path):
     arguments = ("--shaping", shaping, "--devices", "1", "--episodes", "10000", "--policies", "top1")
     with fidelity(tmp_path / "out", *arguments) as process:
         try:
-            until(lambda: (tmp_path / "out").exists() and children(process.pid), "a device")
+            out = tmp_path / "out"  # is there before devices are, and after all that tries out whether they can be
+            until(lambda: process.poll() is not None or (out.exists() and children(process.pid)), "a device")
             below = children(process.pid)
+            assert below, process.stdout.read()
             if shaping == "kernel":
                 outside = namespace(os.getpid())
                 until(lambda: namespace(below[0]) not in ("", outside, namespace(process.pid)), "a namespace")

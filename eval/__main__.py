@@ -60,7 +60,7 @@ def parser() -> Parser:
     add("--overwrite", action="store_true", help="replace earlier results in --out")
     add("--model", help="tiny, micro, or the folder of a transformers mixture of experts (tiny)")
     add("--num-tokens", type=int, help="tokens of a window (32; with --suite 128)")
-    add("--batch-size", type=int, default=64, help="windows in one forward pass (64)")
+    add("--batch-size", type=int, help="windows in one forward pass (64), or cells with --serve (64)")
     add("--testbed", type=Path, metavar="FILE", help="run on the devices of an inventory, and measure latency")
     add("--config", type=Path, metavar="FILE", help="JSON of the environment's settings; flags go before it")
     add("--domains", nargs="+", metavar="NAME", help="kinds of text that the windows come from (all)")
@@ -154,11 +154,10 @@ def evaluate(options: argparse.Namespace, command: str) -> int:
 
 
 def serve(options: argparse.Namespace, command: str) -> int:
-    """Evaluate on cells that serve requests, and write the folder."""
-    from eval.folder import json_text
-    from eval.serve import run
-    from eval.serve_report import LOAD_PICTURE, TIMELINE, draw_load, draw_timeline, markdown, requests_csv, terminal
-    from eval.serve_report import without_nan as plain
+    """Evaluate on cells that serve requests, and write the folder; what an earlier run has measured stands."""
+    from eval.serve import ServeEvaluation, plan_of, summary_of
+    from eval.serve_parts import Parts
+    from eval.serve_report import files_of, terminal
     from wdmoe_env.writing import check_folder, held_folder, is_temporary, write_files
 
     out = results_path(options)
@@ -166,20 +165,17 @@ def serve(options: argparse.Namespace, command: str) -> int:
         with mistakes_as_one_sentence():
             check_folder(out)
             folder = held.enter_context(held_folder(out))
-            if not options.overwrite and any(not is_temporary(path.name) for path in folder.iterdir()):
+            evaluation = ServeEvaluation(plan_of(options, read_settings(options.config)))
+            parts = Parts(folder, evaluation.plan.to_dict(), evaluation.sha256)
+            others = {path for path in folder.iterdir() if not is_temporary(path.name)} - parts.paths
+            if others and not options.overwrite:
                 raise ValueError(f"expected a new or empty folder for the results, got {out} (--overwrite replaces)")
-            summary, runs = run(options, read_settings(options.config), command)
+            runs = evaluation.run(parts)
+        summary = summary_of(evaluation, runs, command)
         print(f"\n{terminal(summary)}\n")
-        files = {
-            "results.json": json_text(plain(summary)).encode(),
-            "requests.csv": requests_csv(runs).encode(),
-            "report.md": markdown(summary, command).encode(),
-            TIMELINE: draw_timeline(next(iter(runs.values()))),
-        }
-        if len(runs) > 1:
-            files[LOAD_PICTURE] = draw_load(summary)
         with mistakes_as_one_sentence():
-            write_files(folder, files)
+            write_files(folder, files_of(summary, runs, evaluation.timelines, command))
+            parts.remove()
     print(f"report:  {out / 'report.md'}")
     return 0
 
@@ -255,7 +251,7 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
         "files": located_policies(policies),
         "environment": located_environment(environment),
         "seed": options.seed,
-        "batch_size": 1 if elsewhere else options.batch_size,
+        "batch_size": 1 if elsewhere else 64 if options.batch_size is None else options.batch_size,
         **{name: value for name, value in amounts.items() if value is not None},
     }
 
@@ -300,7 +296,17 @@ def replay_one(folder: Path) -> int:
     """Recompute a results folder; 0 where it matches, 1 where not."""
     from eval.provenance import is_measured
     from eval.replay import changed_inputs, compare, read_results
+    from eval.serve_replay import is_serving, replay_serving
 
+    with mistakes_as_one_sentence():
+        serving = is_serving(folder)
+        if serving:
+            differences, count = replay_serving(folder)
+    if serving:
+        if differences:
+            return mismatch(folder, differences)
+        print(f"match: {count} policies of {folder} came again, wall-clock times left out")
+        return 0
     with mistakes_as_one_sentence():
         saved = read_results(folder)
         if is_measured(saved.config.environment):

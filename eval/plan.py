@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ class RunConfig:
             a policy that ships. A policy that is missing here is taken as named.
     """
 
+    FIRST: ClassVar[str] = REFERENCE
+    """The policy that always runs."""
+
     policies: tuple[str, ...]
     environment: EnvConfig
     seed: int = 7
@@ -44,7 +47,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Check every field, and put the reference in."""
         policies = tuple(dict.fromkeys(self.policies))
-        object.__setattr__(self, "policies", policies if REFERENCE in policies else (REFERENCE, *policies))
+        object.__setattr__(self, "policies", policies if self.FIRST in policies else (self.FIRST, *policies))
         check_integer("batch_size", self.batch_size, at_least=1)
         if self.batch_size > MOST_EPISODES:
             raise ValueError(f"batch_size must be at most {MOST_EPISODES:,}, got {self.batch_size}")

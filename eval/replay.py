@@ -135,7 +135,7 @@ def compare(saved: SavedResults, evaluation: Evaluation | SuiteEvaluation) -> Co
         recomputed = saved.kind.statistics(results)
         for name in recomputed.keys() | saved.statistics.keys():
             old_part, new_part = saved.statistics.get(name), recomputed.get(name)
-            found.differences += _json_differences(f"{stem}.json {name}", old_part, new_part)
+            found.differences += json_differences(f"{stem}.json {name}", old_part, new_part)
     return found
 
 
@@ -170,14 +170,20 @@ def _same_cell(measured: bool, old: str | None, new: str) -> bool:
         return False
 
 
-def _json_differences(path: str, old: Any, new: Any) -> Iterator[str]:
-    """Leaves that differ, and branches that only one side has."""
+def json_differences(path: str, old: Any, new: Any) -> Iterator[str]:
+    """Leaves of JSON that differ, and branches that only one side has, a phrase each.
+
+    Args:
+        path: what the phrases call the whole.
+        old: saved.
+        new: recomputed.
+    """
     if isinstance(new, dict) and isinstance(old, dict) and old.keys() == new.keys():
         for key in new.keys() - WALL_CLOCK:
-            yield from _json_differences(f"{path}, {key}", old[key], new[key])
+            yield from json_differences(f"{path}, {key}", old[key], new[key])
     elif isinstance(new, list) and isinstance(old, list) and len(old) == len(new):
         for item, (left, right) in enumerate(zip(old, new, strict=True)):
-            yield from _json_differences(f"{path}[{item}]", left, right)
+            yield from json_differences(f"{path}[{item}]", left, right)
     elif isinstance(new, float) and isinstance(old, (int, float)):
         if not _close(old, new):
             yield f"{path}: {old} saved, {new} recomputed"

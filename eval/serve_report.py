@@ -1,9 +1,10 @@
-"""What an evaluation of serving leaves: ``results.json``, ``requests.csv``, ``report.md`` and two pictures."""
+"""What an evaluation of serving leaves: ``requests.csv``, ``report.md``, the pictures, the terminal's tables."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from eval.serve import Run
+from eval.folder import json_text
+from eval.members import short_names
+from eval.serve_statistics import E2E, ENERGY, GOODPUT, OPTIMIZER, TAIL, Run
+from eval.serve_timeline import Timeline, draw_timelines
 from eval.statistics import Summary
-from eval.tables import aligned, csv_text
+from eval.tables import Table, aligned, cell, csv_text, indented, markdown
 
 LOAD_PICTURE, TIMELINE = "load.png", "timeline.png"
 COLUMNS = {
@@ -27,14 +31,38 @@ COLUMNS = {
     "added_nll": "added NLL",
     "added_nll_answer": "of answers",
     "e2e_ratio_iqm": "IQM of E2E ratios",
+    ENERGY: "J/token",
 }
 
 
-def text_table(policies: Sequence[Summary]) -> list[list[str]]:
-    """Head and rows of a table: the mean of each figure by policy."""
-    rows = [["policy", *COLUMNS.values()]]
+def files_of(
+    summary: Summary, runs: Mapping[float, Mapping[str, Run]], timelines: Mapping[str, Timeline], command: str
+) -> dict[str, bytes]:
+    """All files of a results folder.
+
+    Args:
+        summary: the content of ``results.json``.
+        runs: by load and policy.
+        timelines: of some policies what their first cell did.
+        command: what made it, for the reader.
+    """
+    files = {
+        "requests.csv": requests_csv(runs).encode(),
+        "report.md": markdown_report(summary, command).encode(),
+        TIMELINE: draw_timelines(timelines),
+    }
+    if len(runs) > 1:
+        files[LOAD_PICTURE] = draw_load(summary)
+    return files | {"results.json": json_text(without_nan(summary)).encode()}
+
+
+def text_table(policies: Sequence[Summary]) -> Table:
+    """Head and rows of a table: the mean of each figure by policy, and the interval of E2E."""
+    names = short_names([one["policy"] for one in policies])
+    columns = {name: head for name, head in COLUMNS.items() if name in policies[0]}
+    rows = [["policy", *columns.values()]]
     for one in policies:
-        rows.append([one["policy"], *(_figure(one[name]["mean"]) for name in COLUMNS)])
+        rows.append([names[one["policy"]], *(_figure(one[name], name == E2E) for name in columns)])
     return rows
 
 
@@ -44,49 +72,51 @@ def terminal(summary: Summary) -> str:
     return "\n\n".join(parts)
 
 
-def markdown(summary: Summary, command: str) -> str:
+def markdown_report(summary: Summary, command: str) -> str:
     """The text of ``report.md``."""
-    parts = [f"# Serving\n\n`{command}`\n"]
+    config = summary["config"]
+    serving = config["environment"]["serving"]
+    what = f"{config['episodes']} cells of {serving['requests']} requests for each policy, the same for all of them."
+    parts = [f"# Serving\n\n{indented(command)}\n\n{what}\n"]
     for one in summary["loads"]:
-        head, *rows = text_table(one["policies"])
-        lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1)), *map(_row, rows)]
-        parts.append(f"## Load {one['load']:g}\n\n" + "\n".join(lines) + "\n")
-        parts.append(_matched(one["matched_quality"]))
-    parts.append(
-        "Figures are of requests, intervals (in `results.json`) of resamples of cells and documents. The load is in "
-        "units of what own routing with optimal shares sustains on each cell's channel.\n"
-    )
+        parts.append(f"## Load {one['load']:g}\n\n{markdown(text_table(one['policies']))}\n")
+        rows = matched_table(one["matched_quality"])
+        if len(rows) > 1:
+            parts.append(f"At equal added NLL:\n\n{markdown(rows)}\n")
+    parts.append(NOTES)
     pictures = [LOAD_PICTURE, TIMELINE] if len(summary["loads"]) > 1 else [TIMELINE]
     return "\n".join(parts) + "\n" + "\n".join(f"![]({name})" for name in pictures) + "\n"
 
 
-def _matched(rows: Sequence[Summary]) -> str:
-    found = [row for row in rows if row["ratio"] is not None]
-    if not found:
-        return ""
-    head = ["rule", "added NLL", "family", "figure", "over the rule's", "95 %"]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for row in found:
-        ratio = row["ratio"]
-        band = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
-        cells = [
-            row["reference"],
-            f"{row['added_nll']:.4f}",
-            row["family"],
-            row["figure"],
-            f"{ratio['mean']:.3f}",
-            band,
-        ]
-        lines.append(_row(cells))
-    return "At equal added NLL:\n\n" + "\n".join(lines) + "\n"
+NOTES = """\
+Figures are of requests; in brackets stand 95 % intervals over cells and documents, both drawn with replacement. The
+load is in units of what own routing with optimal shares sustains on each cell's channel. Where the policy on the left
+is a threshold of the paper's rule, the ratio is the family's E2E at that threshold's added NLL over the threshold's own
+one; where it is another policy, the ratio is its E2E over that of the paper's rule at the same added NLL.
+"""
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def matched_table(rows: Sequence[Summary]) -> Table:
+    """Head and rows of what could be compared at equal added NLL."""
+    table = [["at the quality of", "added NLL", "family", "figure", "ratio", "drawn from"]]
+    for row in rows:
+        if row["ratio"] is not None:
+            ratio = cell(row["ratio"], ".3f", 1.0, interval=True)
+            drawn = mixture_text(row["mixture"])
+            table.append([row["reference"], f"{row['added_nll']:.4f}", row["family"], row["figure"], ratio, drawn])
+    return table
 
 
-def _figure(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.1f}"
+def mixture_text(mixture: Summary) -> str:
+    """Which policies a mixture draws from, and how often."""
+    percent = round(100.0 * mixture["share_of_second"])
+    if percent in (0, 100):
+        return str(mixture["second"] if percent else mixture["first"])
+    return f"{percent} % {mixture['second']}, else {mixture['first']}"
+
+
+def _figure(statistic: Summary, interval: bool) -> str:
+    return cell(statistic, ".4f" if abs(statistic["mean"]) < 1 else ".1f", 1.0, interval)
 
 
 def requests_csv(runs: Mapping[float, Mapping[str, Run]]) -> str:
@@ -97,55 +127,72 @@ def requests_csv(runs: Mapping[float, Mapping[str, Run]]) -> str:
         for policy, run in policies.items():
             figures = {name.removeprefix("request_"): values for name, values in run.requests.items()}
             count, each = figures["e2e_ms"].shape
-            for cell in range(count):
-                for request in range(each):
-                    values = {name: repr(figures[name][cell, request].item()) for name in names}
+            for number, request in product(range(count), range(each)):
+                    values = {name: repr(figures[name][number, request].item()) for name in names}
                     known = {name: "" if value == "nan" else value for name, value in values.items()}
-                    place = {"load": repr(load), "policy": policy, "cell": str(cell), "request": str(request)}
+                    place = {"load": repr(load), "policy": policy, "cell": str(number), "request": str(request)}
                     rows.append(place | known)
     return csv_text(("load", "policy", "cell", "request", *names), rows)
 
 
 def draw_load(summary: Summary) -> bytes:
-    """Mean and p95 of E2E, and goodput, against load: a line for each policy."""
+    """Mean and p95 of E2E, and goodput, against load: lines at equal added NLL, or one for each policy.
+
+    At the added NLL of a threshold of the paper's rule, the middle one of those that were run, there is a line for the
+    rule and one for each other family, where its front reaches that quality. Without the rule, each policy has a line
+    at its own quality, which the legend says.
+    """
+    lines = load_lines(summary)
     figure = Figure(figsize=(11, 4))
     axes = figure.subplots(1, 2)
-    loads = [one["load"] for one in summary["loads"]]
     colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
-    for number, name in enumerate(one["policy"] for one in summary["loads"][0]["policies"]):
-        at = [one["policies"][number] for one in summary["loads"]]
+    for number, (label, points) in enumerate(lines.items()):
         color = colors[number % len(colors)]
-        label = f"{name} ({at[-1]['added_nll']['mean']:+.3f} nats)"
-        for key, style in (("e2e_ms", "-"), ("e2e_ms_p95", ":")):
-            named = label if style == "-" else None
-            axes[0].plot(loads, [one[key]["mean"] for one in at], style, color=color, label=named)
-        axes[1].plot(loads, [one["goodput_hz"]["mean"] for one in at], "o-", color=color)
+        for key, style in ((E2E, "-"), (TAIL, ":")):
+            at = [(load, values[key]) for load, values in points.items() if key in values]
+            axes[0].plot(*zip(*at, strict=True), style, color=color, label=label if style == "-" else None)
+        at = [(load, values[GOODPUT]) for load, values in points.items() if GOODPUT in values]
+        axes[1].plot(*zip(*at, strict=True), "o-", color=color)
     axes[0].set(xlabel="load", ylabel="E2E in ms: mean, dotted p95")
     axes[0].legend(fontsize=7)
     axes[1].set(xlabel="load", ylabel="requests a second within the limits")
     return _png(figure)
 
 
-def draw_timeline(runs: Mapping[str, Run], cell: int = 0) -> bytes:
-    """One cell's requests as bars (waiting, prompt, answer) under two policies."""
-    shown = list(runs.items())[:2]
-    figure = Figure(figsize=(11, 2.6 * len(shown)))
-    panels = np.atleast_1d(figure.subplots(len(shown), 1, sharex=True))
-    for axes, (name, run) in zip(panels, shown, strict=True):
-        at = {key.removeprefix("request_"): values[cell] for key, values in run.requests.items()}
-        arrival = at["arrival_ms"]
-        bars = (
-            ("waiting", arrival, at["queue_ms"], "0.75"),
-            ("prompt", arrival + at["queue_ms"], at["ttft_ms"] - at["queue_ms"], "tab:blue"),
-            ("answer", arrival + at["ttft_ms"], at["e2e_ms"] - at["ttft_ms"], "tab:orange"),
-        )
-        for label, left, width, color in bars:
-            axes.barh(np.arange(len(arrival)), width, left=left, color=color, label=label, height=0.8)
-        axes.invert_yaxis()
-        axes.set(ylabel="request", title=name)
-    panels[0].legend(fontsize=7)
-    panels[-1].set(xlabel="simulated time, ms")
-    return _png(figure)
+Lines = dict[str, dict[float, dict[str, float]]]
+"""Of each line what it is called, and by load the figures of its points."""
+
+
+def load_lines(summary: Summary) -> Lines:
+    """The lines of ``draw_load``."""
+    return _matched_lines(summary) or _policy_lines(summary)
+
+
+def _matched_lines(summary: Summary) -> Lines:
+    rules = [row["reference"] for row in summary["matched_quality"] if row["reference"].startswith(OPTIMIZER)]
+    distinct = list(dict.fromkeys(rules))
+    if not distinct:
+        return {}
+    rule, lines = distinct[len(distinct) // 2], Lines()
+    for one in summary["loads"]:
+        for row in one["matched_quality"]:
+            if row["reference"] == rule:
+                own = lines.setdefault(f"{rule} ({row['added_nll']:+.3f} nats)", {})
+                own.setdefault(one["load"], {})[row["figure"]] = row["reference_value"]
+                if row["front_value"] is not None:
+                    family = lines.setdefault(f"{row['family']}, as good", {})
+                    family.setdefault(one["load"], {})[row["figure"]] = row["front_value"]
+    return lines
+
+
+def _policy_lines(summary: Summary) -> Lines:
+    lines = Lines()
+    names = short_names([one["policy"] for one in summary["policies"]])
+    for number, name in enumerate(one["policy"] for one in summary["policies"]):
+        at = {one["load"]: one["policies"][number] for one in summary["loads"]}
+        label = f"{names[name]} ({at[summary['loads'][-1]['load']]['added_nll']['mean']:+.3f} nats)"
+        lines[label] = {load: {key: one[key]["mean"] for key in (E2E, TAIL, GOODPUT)} for load, one in at.items()}
+    return lines
 
 
 def _png(figure: Figure) -> bytes:

@@ -98,6 +98,22 @@ SHOWN: dict[str, dict[str, Any]] = {
 """For each kind of evaluation, by the name of its JSON, what the page of ``--report`` shows."""
 
 
+_MAYBE = dict.fromkeys(STATISTIC, (float, None))
+_OF_POLICY = {"policy": str, "e2e_ms": _MAYBE, "added_nll": _MAYBE}
+_AT_LOAD = {
+    "load": POSITIVE,
+    "policies": [_OF_POLICY, ...],
+    "matched_quality": [{"reference": str, "family": str, "figure": str, "ratio": (_MAYBE, None)}],
+}
+_CELL = {"requests": {EACH: [(float, None)]}, "end_ms": POSITIVE, "busy": GRID}
+SERVING = _MADE | {
+    "config": {"policies": [str, ...], "environment": {}, "seed": int, "episodes": int},
+    "loads": [_AT_LOAD, ...],
+    "timelines": {EACH: _CELL},
+}
+"""What a replay and the page need of results of serving."""
+
+
 def check_shape(value: Any, shape: Any, place: str) -> None:
     """Refuse a value of JSON that is not of a shape.
 

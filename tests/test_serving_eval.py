@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from eval.__main__ import main
-from eval.serve import Resamples, family_of, matched
+from eval.serve import ServeEvaluation, ServePlan
+from eval.serve_parts import Parts
+from eval.serve_statistics import Fronts, Resamples, Run, family_of
 from wdmoe_env.policies.registry import make_policy
 from wdmoe_env.serving.arrivals import Requests
 from wdmoe_env.serving.cell import Cell
+from wdmoe_env.serving.play import play
+from wdmoe_env.serving.process import ServingProcess, serving_config
 from wdmoe_env.serving_config import ServingConfig
 
 SHORT = {"slots": 2, "chunk": 4, "prompt_tokens": [3, 9], "answer_tokens": [1, 5], "requests": 4}
@@ -57,6 +61,82 @@ def test_requests_are_those_of_the_summary(folder):
         assert [row[name] for row in here] == [row[name] for row in other]
 
 
+def test_a_replay_comes_to_the_same(folder, tmp_path, capsys):
+    assert main(["--replay", str(folder)]) == 0
+    assert "match: 3 policies" in capsys.readouterr().out
+    for name in ("results.json", "requests.csv"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    rows = (folder / "requests.csv").read_text().splitlines()
+    e2e_ms = rows[5].split(",")[4]
+    rows[5] = rows[5].replace(e2e_ms, str(1.5 * float(e2e_ms)), 1)
+    (tmp_path / "requests.csv").write_text("\n".join(rows) + "\n")
+    assert main(["--replay", str(tmp_path)]) == 1
+    assert "requests.csv line 6" in capsys.readouterr().out
+    summary = json.loads((folder / "results.json").read_text())
+    assert summary["config"]["batch_size"] == 64
+    summary["sha256"] = dict.fromkeys(summary["sha256"], "0")
+    (tmp_path / "results.json").write_text(json.dumps(summary))
+    assert main(["--replay", str(tmp_path)]) == 1
+    assert "the model micro has changed since" in capsys.readouterr().out
+    (tmp_path / "results.json").write_text(json.dumps(summary | {"loads": [{"load": 1}]}))
+    with pytest.raises(SystemExit) as ended:
+        main(["--replay", str(tmp_path)])
+    assert ended.value.code == 2
+
+
+def test_the_page_shows_tables_loads_and_one_cell(folder, tmp_path):
+    assert main(["--report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    for text in ("Requests served", "Load 0.5", "Load 1.1", "Against load", "One cell in time", "wdmoe:0.9"):
+        assert text in page
+    assert "<script" not in page
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+    environment = serving_config({"model": "micro", "split": "test", "serving": {**SHORT, "requests": 2}}, {})
+    plan = ServePlan(policies=("top1",), environment=environment, episodes=3, batch_size=2)
+    evaluation = ServeEvaluation(plan)
+    parts = Parts(tmp_path, plan.to_dict(), evaluation.sha256)
+    whole = evaluation.run(parts)
+    assert {path.name for path in parts.paths} == {path.name for path in tmp_path.iterdir()}
+    again = ServeEvaluation(plan)
+    monkeypatch.setattr("eval.serve.play", None)  # nothing is played again
+    for policy, run in again.run(parts)[0.95].items():
+        for name, values in run.requests.items():
+            assert values.dtype == whole[0.95][policy].requests[name].dtype
+            np.testing.assert_array_equal(values, whole[0.95][policy].requests[name])
+    assert again.timelines.keys() == {"vanilla-optimal", "top1"}
+    other = ServePlan(policies=("top1",), environment=environment, episodes=3, batch_size=2, seed=8)
+    assert not Parts(tmp_path, other.to_dict(), evaluation.sha256).paths & parts.paths
+    parts.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_how_many_run_at_once_changes_rounding_alone():
+    """And each episode is that of ``reset`` with its seed."""
+    process = ServingProcess(serving_config({"model": "micro", "serving": SHORT, "observe_hidden_states": True}, {}))
+    policy, seeds = make_policy("wdmoe-history:0.7", process), [5, 6, 7, 8, 9]
+    one, two = (play(process, policy, seeds, at_once) for at_once in (1, 3))
+    for name, values in one.figures.items():
+        np.testing.assert_allclose(two.figures[name], values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(two.returns, one.returns, rtol=1e-5)
+    env = gym.make("wdmoe_env:WDMoE-Serve-v0", disable_env_checker=True, config=process.config)
+    total, info = returned(env, StatefulPolicy(policy), seed=6)
+    assert total == pytest.approx(one.returns[1], rel=1e-6)
+    np.testing.assert_allclose(info["request_e2e_ms"], one.figures["request_e2e_ms"][1], rtol=1e-6)
+
+
+class StatefulPolicy:
+    """Hands a policy what it returned before."""
+
+    def __init__(self, policy):
+        self.policy, self.state = policy, None
+
+    def predict(self, observation):
+        action, self.state = self.policy.predict(observation, self.state, self.state is None)
+        return action, None
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -64,6 +144,8 @@ def test_requests_are_those_of_the_summary(folder):
         (["--serve", "--load", "0"], "load must be a finite number"),
         (["--load", "0.9"], "--load goes with --serve alone"),
         (["--serve", "--policies", "nobody"], "nobody"),
+        (["--serve", "--batch-size", "0"], "batch_size must be"),
+        (["--serve", "--episodes", "0"], "episodes must be"),
     ],
 )
 def test_mistakes_are_one_sentence(flags, message, tmp_path, capsys):
@@ -89,18 +171,43 @@ def test_resamples_draw_documents():
 
 
 def test_matched_by_hand():
-    """Half way between own routing (0 nats, 100 ms) and the family's point (0.02, 60) stand 80 ms at 0.01."""
-    one = np.ones(3)
-    points = {
-        "vanilla-optimal": {"added_nll": 0 * one, "e2e_ms": 100 * one, "e2e_ms_p95": 200 * one},
-        "wdmoe:0.8": {"added_nll": 0.01 * one, "e2e_ms": 90 * one, "e2e_ms_p95": 160 * one},
-        "straight-through-10": {"added_nll": 0.02 * one, "e2e_ms": 60 * one, "e2e_ms_p95": 120 * one},
-    }
-    mean, tail = matched(points)
+    """Half way between own routing (0 nats, 100 ms) and the family's point (0.02, 60) stand 80 ms at 0.01.
+
+    Of two cells of two requests the halves of both together are 40, 80, 80 and 120 ms, so that the p95 is 120.
+    """
+    times = {"vanilla-optimal": [80.0, 120.0], "wdmoe:0.8": [70.0, 110.0], "straight-through-10": [40.0, 80.0]}
+    lost = {"vanilla-optimal": 0.0, "wdmoe:0.8": 0.01, "straight-through-10": 0.02}
+    resamples = Resamples(np.arange(4).reshape(2, 2), np.random.default_rng(0), resamples=50)
+    same = np.ones(len(resamples.requests))
+    runs, points = {}, {}
+    for name, pair in times.items():
+        e2e_ms = np.array([pair, pair])
+        runs[name] = Run({"request_e2e_ms": e2e_ms}, {}, 0.0)
+        points[name] = {"added_nll": lost[name] * same, "e2e_ms": e2e_ms.mean() * same, "goodput_hz": 2.0 * same}
+        points[name]["e2e_ms_p95"] = resamples.quantiles(e2e_ms, 0.95)
+    rows = Fronts(points, runs, resamples).rows()
+    at = {(row["reference"], row["figure"]): row for row in rows}
+    mean, tail = at["wdmoe:0.8", "e2e_ms"], at["wdmoe:0.8", "e2e_ms_p95"]
     assert mean["ratio"]["mean"] == pytest.approx(80 / 90)
-    assert tail["ratio"]["mean"] == pytest.approx(1.0)
     assert mean["mixture"]["share_of_second"] == pytest.approx(0.5)
+    assert (tail["front_value"], tail["reference_value"]) == (120.0, 110.0)
+    assert at["wdmoe:0.8", "goodput_hz"]["ratio"]["mean"] == pytest.approx(1.0)
+    assert at["straight-through-10", "e2e_ms"]["ratio"] is None  # adds more than the fastest of the rule's
     assert family_of("straight-through-30") == family_of("straight-through-4") == "straight-through"
+
+
+def test_a_policy_is_set_against_the_rule_at_its_own_quality():
+    """At 0.005 nats the rule's front stands at 95 ms, half way from own routing to the threshold 0.8."""
+    resamples = Resamples(np.arange(2).reshape(1, 2), np.random.default_rng(0), resamples=10)
+    figures = {"vanilla-optimal": (0.0, 100.0), "wdmoe:0.8": (0.01, 90.0), "top1": (0.005, 57.0)}
+    same, points, runs = np.ones(len(resamples.requests)), {}, {}
+    for name, (added, e2e_ms) in figures.items():
+        points[name] = {"added_nll": added * same, "e2e_ms": e2e_ms * same, "e2e_ms_p95": e2e_ms * same}
+        points[name]["goodput_hz"] = same
+        runs[name] = Run({"request_e2e_ms": np.full((1, 2), e2e_ms)}, {}, 0.0)
+    row = next(one for one in Fronts(points, runs, resamples).rows() if one["reference"] == "top1")
+    assert row["ratio"]["mean"] == pytest.approx(57 / 95)
+    assert (row["family"], row["front_value"]) == ("wdmoe", pytest.approx(95.0))
 
 
 @pytest.mark.parametrize("name", ["queue-price:0.3", "wdmoe-queue:0.6", "load-price:0.3"])

@@ -3,7 +3,8 @@
 The paper promises lower latency without loss of quality, and leaves open when its threshold stops growing. Here
 the stopping gain is the least of a grid whose loss of next-token accuracy stays within a bound, and the price of
 ``marginal-price`` is the least of a grid at which it is as fast as ``wdmoe`` at that gain. Prints both tables;
-the constants stand in ``wdmoe_env/policies/rules.py``.
+the constants stand in ``wdmoe_env/policies/rules.py``. With ``--serve`` the numbers of the rules that see a queue are
+chosen instead, see ``train.queue_rules``; those stand in ``wdmoe_env/policies/queue.py``.
 """
 
 from __future__ import annotations
@@ -36,15 +37,21 @@ def main(argv: list[str] | None = None) -> None:
     """Measure both grids and print what they choose."""
     parser = argparse.ArgumentParser(prog="python -m train.rules", description=__doc__)
     parser.add_argument("--model", default="tiny", help="language model (tiny)")
-    parser.add_argument("--episodes", type=int, default=1024, help="training windows, a multiple of 64 (1024)")
+    parser.add_argument("--serve", action="store_true", help="choose the numbers of the rules that see a queue")
+    parser.add_argument("--episodes", type=int, help="training windows, a multiple of 64 (1024), or cells (32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of windows and channels (0)")
     parser.add_argument("--max-loss-points", type=float, default=0.3, help="accuracy that wdmoe may lose (0.3)")
     options = parser.parse_args(argv)
+    if options.serve:
+        from train.queue_rules import search
+
+        search(options.model, options.episodes or 32, options.seed)
+        return
 
     env: Any = gym.make_vec(
         "wdmoe_env:WDMoE-v0", num_envs=BATCH, autoreset_mode="DISABLED", model=options.model, split="train"
     )
-    episodes = plan_episodes(options.episodes, len(env.simulator.source.windows), options.seed)
+    episodes = plan_episodes(options.episodes or 1024, len(env.simulator.source.windows), options.seed)
     own = measure(env, rules.vanilla_optimal, episodes)
     print(f"{'':24}latency_ms  added_nll  accuracy_points")
 

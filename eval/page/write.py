@@ -13,7 +13,9 @@ from eval.kinds import WINDOWS
 from eval.members import Setting
 from eval.page.html import Markup, tag
 from eval.page.sections import made_section, suite_sections, transfer_section, windows_sections
+from eval.page.serving import serving_sections
 from eval.replay import SavedResults, read_results
+from eval.serve_replay import SavedServing, is_serving, read_serving
 from eval.shape import SHOWN, check_shape
 from eval.statistics import Float, SeededBootstrap, Summary, interval_of
 from eval.transfer import CONDITIONS
@@ -32,29 +34,38 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     """Write one HTML page that shows results folders, without scripts or anything from elsewhere.
 
     Args:
-        folders: of evaluations on windows of text and on the suite, and of transfers, in the order they are shown.
+        folders: of evaluations on windows of text, on the suite and of serving, and of transfers, in the order they are
+            shown.
         out: the page.
 
     Raises:
         ValueError: not a results folder, one of an earlier version, or one whose parts do not fit together.
     """
     transfers = [folder for folder in folders if (folder / TRANSFER).is_file()]
-    saved = [(str(folder), _readable(folder)) for folder in folders if folder not in transfers]
+    served = [folder for folder in folders if folder not in transfers and is_serving(folder)]
+    others = [folder for folder in folders if folder not in transfers and folder not in served]
+    saved = [(str(folder), _readable(folder)) for folder in others]
+    serving = [(str(folder), read_serving(folder)) for folder in served]
     conditions = [_conditions(folder) for folder in transfers]
     try:
-        text = page(saved, conditions)
-    except (LookupError, ValueError, ArithmeticError) as error:  # each part has its shape: a name or a length is odd
+        text = page(saved, conditions, serving)
+    except (LookupError, ValueError, ArithmeticError, TypeError) as error:  # a name, a length or a type is odd
         where, what = ", ".join(map(shown_path, folders)), f"{type(error).__name__}: {error}"
         raise ValueError(f"expected results whose parts fit together in {where}; drawing them met {what}") from error
     write_whole(out, text.encode())
 
 
-def page(saved: Sequence[tuple[str, SavedResults]], transfers: Sequence[dict[str, SavedResults]] = ()) -> str:
+def page(
+    saved: Sequence[tuple[str, SavedResults]],
+    transfers: Sequence[dict[str, SavedResults]] = (),
+    serving: Sequence[tuple[str, SavedServing]] = (),
+) -> str:
     """The page's text.
 
     Args:
         saved: name and content of each results folder.
         transfers: of each transfer the path of every condition's folder, and its content.
+        serving: name and content of each results folder of serving.
     """
     suites = [results for _, results in saved if results.kind is not WINDOWS]
     parts = []
@@ -67,7 +78,8 @@ def page(saved: Sequence[tuple[str, SavedResults]], transfers: Sequence[dict[str
             parts.append(suite_sections(results.summary))
     for moved in transfers:
         parts.append(transfer_section({Path(path).name: results.summary for path, results in moved.items()}))
-    shown = [*saved, *(item for moved in transfers for item in moved.items())]
+    parts += [serving_sections(results.summary) for _, results in serving]
+    shown = [*saved, *(item for moved in transfers for item in moved.items()), *serving]
     made = made_section([(name, results.summary) for name, results in shown])
     body = tag("body", tag("h1", TITLE), tag("p", LEAD, class_="lead"), parts, made)
     return f'<!doctype html>\n<html lang="en">\n{_head()}\n{body}\n</html>\n'

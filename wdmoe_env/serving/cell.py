@@ -8,6 +8,7 @@ happens to requests happens between two passes; the clock goes on with every blo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,7 +61,8 @@ class Cell:
 
     def __init__(self, requests: Requests, config: ServingConfig) -> None:
         self.requests, self._config = requests, config
-        count = len(requests.arrival_s)
+        self._arrival_s: list[float] = requests.arrival_s.tolist()  # one number of a list is found sooner
+        count = len(self._arrival_s)
         self.clock_s, self.passes = 0.0, 0
         self.start_s, self.first_token_s, self.finish_s = (np.full(count, np.nan) for _ in range(3))
         self.added_nll = np.zeros((count, 2))
@@ -104,7 +106,7 @@ class Cell:
         return self._rows(), np.array(taken, dtype=np.int64)
 
     def _next_arrival_s(self) -> float:
-        return float(self.requests.arrival_s[self._admitted])
+        return self._arrival_s[self._admitted]
 
     def _rows(self) -> Rows:
         busy, request = self._slots >= 0, np.maximum(self._slots, 0)
@@ -122,11 +124,10 @@ class Cell:
             Time in the system of all requests together: their number, integrated over these seconds, in s.
         """
         begin, end = self.clock_s, self.clock_s + seconds
-        arrival_s = self.requests.arrival_s
-        here = int(np.searchsorted(arrival_s, begin, side="right"))
-        later = arrival_s[here : int(np.searchsorted(arrival_s, end, side="right"))]
+        here, there = bisect_right(self._arrival_s, begin), bisect_right(self._arrival_s, end)
+        later_s = float((end - self.requests.arrival_s[here:there]).sum()) if there > here else 0.0
         self.clock_s = end
-        return (here - self._finished) * seconds + float((end - later).sum())
+        return (here - self._finished) * seconds + later_s
 
     def end_pass(self, rows: Rows) -> NDArray[np.int64]:
         """Note what the pass has read; what has finished leaves its slot.
@@ -153,12 +154,11 @@ class Cell:
 
     def queue(self) -> Float:
         """The observation (4,) of ``QUEUE_ENTRIES``."""
-        arrival_s = self.requests.arrival_s
-        arrived = int(np.searchsorted(arrival_s, self.clock_s, side="right"))
-        lately = arrived - int(np.searchsorted(arrival_s, self.clock_s - LATELY_S, side="right"))
-        running = int((self._slots >= 0).sum())
+        arrived = bisect_right(self._arrival_s, self.clock_s)
+        lately = arrived - bisect_right(self._arrival_s, self.clock_s - LATELY_S)
+        running = self._admitted - self._finished
         oldest = self._first_present < arrived
-        age_s = self.clock_s - arrival_s[self._first_present] if oldest else 0.0
+        age_s = self.clock_s - self._arrival_s[self._first_present] if oldest else 0.0
         return np.array([arrived - self._admitted, running, 1e3 * age_s, lately / LATELY_S], dtype=np.float64)
 
     def system_s(self) -> Float:

@@ -67,10 +67,18 @@ class SlotPasses:
         cache: keys and values of all slots; what the pass reads is written there.
         batch: what it reads.
         service: who runs the experts of its B slots; ``None`` is the model's own runner.
+        hidden_states: whether anybody looks at them; else those of ``blocks`` are not spread, and empty.
     """
 
-    def __init__(self, model: SplitModel, cache: SlotCache, batch: Batch, service: Service | None = None) -> None:
-        self._batch = batch
+    def __init__(
+        self,
+        model: SplitModel,
+        cache: SlotCache,
+        batch: Batch,
+        service: Service | None = None,
+        hidden_states: bool = True,
+    ) -> None:
+        self._batch, self._hidden_states = batch, hidden_states
         filled = torch.from_numpy(batch.filled)
         self._from = filled.flatten().nonzero()[:, 0]
         self._to = torch.from_numpy(batch.among_rows)
@@ -85,8 +93,10 @@ class SlotPasses:
         at = self._forward.block
         if at is None:
             return []
-        hidden = at.hidden_states.reshape(-1, at.hidden_states.shape[-1])
-        return [BlockInput(at.index, *(self._spread(tensor) for tensor in (hidden, at.gate_probs, at.routed)))]
+        width = at.hidden_states.shape[-1]
+        seen = self._hidden_states
+        hidden = self._spread(at.hidden_states.reshape(-1, width)) if seen else at.hidden_states.new_zeros(0, width)
+        return [BlockInput(at.index, hidden, self._spread(at.gate_probs), self._spread(at.routed))]
 
     def _spread(self, tensor: Tensor) -> Tensor:
         whole = tensor.new_zeros(self._batch.num_rows, tensor.shape[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from wdmoe_env.actions import Plan
 from wdmoe_env.metrics import BlockResult
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.split import this_thread
+from wdmoe_env.observations import Conditions
 from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import Bool, Float
-from wdmoe_env.rollout.rollout import View, World, measure, with_energy
+from wdmoe_env.rollout.rollout import Radio, View, World, measure, with_energy
 from wdmoe_env.serving.arrivals import Whole
 from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import Rows
@@ -129,7 +130,8 @@ class PassRollout:
 
     def _start(self) -> None:
         service = self.simulator.service(len(self._batch.row))
-        self._passes = SlotPasses(self.simulator.source.model, self._cache, self._batch, service)
+        hidden = self.world.config.observe_hidden_states
+        self._passes = SlotPasses(self.simulator.source.model, self._cache, self._batch, service, hidden)
         self._look()
 
     def _look(self) -> None:
@@ -302,7 +304,31 @@ def view_of(simulator: ServingSimulator, episodes: Sequence[Episode], token_mask
         episodes: n cells.
         token_mask: (n, J) True where there is a token.
     """
-    return View.of(simulator.world, token_mask, trace_now(episodes, simulator.sizes.num_blocks))
+    world, num_blocks = simulator.world, simulator.sizes.num_blocks
+    known, available = _now(episodes, "observed_snr"), _now(episodes, "available")
+    return View(
+        world,
+        token_mask,
+        not token_mask.all(),
+        _still(world, _now(episodes, "full_band_snr")),
+        None if known is None else _still(world, known),
+        None if available is None else np.broadcast_to(available, (num_blocks, *available.shape)),
+    )
+
+
+def _still(world: World, full_band_snr: Float) -> Radio:
+    """The radio of n cells whose channels (n, 2, U) are the same in all I blocks; it is computed once."""
+    one = Radio.of(replace(world, placement=world.placement[:1]), full_band_snr[None])
+    links, unit_latency_s = one.conditions[0].links, one.conditions[0].unit_latency_s
+    blocks = [Conditions(replace(links, placement=placement), unit_latency_s) for placement in world.placement]
+    return Radio(np.broadcast_to(one.spectral_efficiency, (len(blocks), *one.spectral_efficiency.shape[1:])), blocks)
+
+
+def _now(episodes: Sequence[Episode], name: str) -> Any:
+    """An entry (n, ...) of the channels of n cells at their clocks; ``None`` where they have none."""
+    if getattr(episodes[0].trace, name) is None:
+        return None
+    return np.stack([getattr(one.trace, name)[one.now, 0] for one in episodes])
 
 
 def heat_of(episodes: Sequence[Episode]) -> Float | None:
@@ -318,15 +344,13 @@ def trace_now(episodes: Sequence[Episode], num_blocks: int) -> ChannelTrace:
         episodes: n cells.
         num_blocks: I.
     """
-    at = [(episode.trace, episode.now) for episode in episodes]
-
-    def now(name: str) -> Any:
-        if getattr(at[0][0], name) is None:
-            return None
-        values = np.stack([getattr(trace, name)[step, 0] for trace, step in at])
-        return np.broadcast_to(values, (num_blocks, *values.shape))
-
-    return ChannelTrace(**{field.name: now(field.name) for field in fields(ChannelTrace)})
+    found = {field.name: _now(episodes, field.name) for field in fields(ChannelTrace)}
+    return ChannelTrace(
+        **{
+            name: None if value is None else np.broadcast_to(value, (num_blocks, *value.shape))
+            for name, value in found.items()
+        }
+    )
 
 
 def scored_tokens(episode: Episode, generate: bool) -> Whole:

@@ -115,7 +115,7 @@ class ServingSimulator:
         requests, trace = self.draws.draw(generator), self.channel.sample([generator])
         capacity_hz = self._capacity.of(trace.full_band_snr[:, 0])
         cell = Cell(self.draws.at_rate(requests, capacity_hz), self.serving)
-        shape = (self.serving.requests, int(requests.answer.max()))
+        shape = (self.serving.requests, self.serving.answer_tokens[1])  # of every episode alike
         said = np.full(shape, -1, dtype=np.int64) if self.serving.generate else None
         step_s = self.config.channel.block_interval_s
         heat = initial_heat(self.config.devices, 1)

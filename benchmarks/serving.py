@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.growth import resident_mib
 from benchmarks.table import Row, Settings
 from benchmarks.timing import clocked, in_turn
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.token_scores import score_tokens
 from wdmoe_env.moe.zoo import load_model
+from wdmoe_env.policies.registry import make_policy
 from wdmoe_env.serving.cache import PassCache, SlotCache, attention_mask
 from wdmoe_env.serving.passes import Batch, SlotPasses
+from wdmoe_env.serving.play import play
+from wdmoe_env.serving.process import ServingProcess, serving_config
 
 TINY = resources.files("wdmoe_env") / "assets" / "tiny"
 POSITIONS = 88
@@ -76,9 +85,51 @@ def one_by_one(model: SplitModel, cache: SlotCache, batch: Batch) -> None:
         paused_pass(model, cache, one)
 
 
+SERVED = 10_000
+"""Requests of the run over which memory is measured."""
+LENGTHS = {"slots": 4, "chunk": 4, "prompt_tokens": (2, 6), "answer_tokens": (1, 3), "load": 0.9}
+
+
 def rows(settings: Settings) -> list[Row]:
     """The rows of the table."""
-    return list(_rows(settings))
+    return [*_rows(settings), *memory_rows(settings)]
+
+
+def memory_rows(settings: Settings) -> list[Row]:
+    """Memory of a process that serves many requests, in episodes of 100, eight cells at once."""
+    count = 800 if settings.quick else SERVED
+    command = [sys.executable, "-m", "benchmarks.serving", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    if done.returncode:
+        raise RuntimeError(f"the run of {count} requests failed: {done.stderr[-2000:]}")
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return [
+        Row("serving", f"memory after {count:,} requests", measured["end_mib"], "MiB"),
+        Row("serving", "growth over the last three quarters of them", measured["growth_mib"], "MiB", "<= 8"),
+        Row("serving", "requests of a few tokens", measured["requests_per_s"], "1/s"),
+    ]
+
+
+def measure_memory(count: int) -> dict[str, float]:
+    """Serve so many requests, and see how resident memory grows from a quarter of them on.
+
+    Args:
+        count: of the requests, a multiple of 100.
+    """
+    torch.set_num_threads(1)
+    settings = {"model": "micro", "serving": {**LENGTHS, "requests": 100}}
+    process = ServingProcess(serving_config(settings, {}))
+    texts = process.simulator.texts
+    texts.own_nll(np.arange(len(texts)))  # what is kept of texts is bounded, and is no growth
+    found: list[float] = []
+    began = time.perf_counter()
+    play(process, make_policy("wdmoe:0.8", process), range(count // 100), 8, lambda: found.append(resident_mib()))
+    seconds = time.perf_counter() - began
+    return {
+        "end_mib": found[-1],
+        "growth_mib": found[-1] - found[len(found) // 4],
+        "requests_per_s": count / seconds,
+    }
 
 
 def _rows(settings: Settings) -> Iterator[Row]:
@@ -116,3 +167,7 @@ def _rows(settings: Settings) -> Iterator[Row]:
         found = in_turn(both, settings.seconds(6.0))
         ratio = found["other"] / found["ours"]
         yield Row("serving", f"growth: {name}", 1.0 / ratio if name.startswith("72") else ratio)
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_memory(int(sys.argv[1]))))

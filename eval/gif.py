@@ -112,7 +112,7 @@ def _served(options: argparse.Namespace) -> Iterable[Picture]:
     given = {"model": options.model, "split": options.split, "devices": options.devices}
     settings = {name: value for name, value in given.items() if value is not None}
     serving = {} if options.load is None else {"load": options.load}
-    config = serving_config({**settings, "serving": serving}, {})
+    config = serving_config({**settings, "serving": serving}, {}, EnvConfig)
     return pictures(timelines(tuple(options.policies), config, check_seed(options.seed) or 0))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eval.serve_statistics import Run
-from eval.serve_timeline import Timeline
+from eval.serve_timeline import Timeline, lists_of
 from eval.statistics import Summary
 from wdmoe_env.reading import read_json
 from wdmoe_env.writing import write_whole
@@ -64,7 +64,7 @@ class Parts:
             return None
         part = read_json(path)
         try:
-            run = Run(*(_arrays(part[name]) for name in ("requests", "cells")), float(part["decision_ms"]))
+            run = Run(_arrays(part["requests"]), _arrays(part["cells"]), float(part["decision_ms"]))
             return run, None if part["timeline"] is None else Timeline.from_dict(part["timeline"])
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"expected {path.name} as an evaluation wrote it: {error}") from None
@@ -86,7 +86,7 @@ class Parts:
 
 
 def _lists(figures: Mapping[str, Any]) -> Summary:
-    return {name: np.where(np.isnan(values), None, values).tolist() for name, values in figures.items()}
+    return {name: lists_of(values) for name, values in figures.items()}
 
 
 def _arrays(figures: Mapping[str, Any]) -> dict[str, Any]:

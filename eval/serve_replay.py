@@ -17,7 +17,7 @@ from eval.serve import ServeEvaluation, ServePlan, statistics
 from eval.serve_report import requests_csv, without_nan
 from eval.shape import SERVING, check_shape
 from eval.statistics import Summary
-from wdmoe_env.reading import read_json, read_text, shown
+from wdmoe_env.reading import read_json, read_text, shown_path
 
 RESULTS, REQUESTS = "results.json", "requests.csv"
 
@@ -61,7 +61,7 @@ def read_serving(folder: Path) -> SavedServing:
         check_shape(summary, SERVING, "the results")
         plan = ServePlan.from_dict(summary["config"])
     except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"expected {shown(folder / RESULTS)} as an evaluation wrote it: {error}") from None
+        raise ValueError(f"expected {shown_path(folder / RESULTS)} as an evaluation wrote it: {error}") from None
     path = folder / REQUESTS
     return SavedServing(folder, plan, summary, read_text(path) if path.is_file() else None)
 

@@ -128,10 +128,10 @@ def requests_csv(runs: Mapping[float, Mapping[str, Run]]) -> str:
             figures = {name.removeprefix("request_"): values for name, values in run.requests.items()}
             count, each = figures["e2e_ms"].shape
             for number, request in product(range(count), range(each)):
-                    values = {name: repr(figures[name][number, request].item()) for name in names}
-                    known = {name: "" if value == "nan" else value for name, value in values.items()}
-                    place = {"load": repr(load), "policy": policy, "cell": str(number), "request": str(request)}
-                    rows.append(place | known)
+                values = {name: repr(figures[name][number, request].item()) for name in names}
+                known = {name: "" if value == "nan" else value for name, value in values.items()}
+                place = {"load": repr(load), "policy": policy, "cell": str(number), "request": str(request)}
+                rows.append(place | known)
     return csv_text(("load", "policy", "cell", "request", *names), rows)
 
 

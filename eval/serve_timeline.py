@@ -69,7 +69,7 @@ class Timeline:
 
     def to_dict(self) -> Summary:
         """Plain values for JSON; ``None`` where a request did not finish."""
-        lists = {name: np.where(np.isnan(values), None, values).tolist() for name, values in self.requests.items()}
+        lists = {name: lists_of(values) for name, values in self.requests.items()}
         return {"requests": lists, "end_ms": self.end_ms, "busy": np.round(self.busy, 4).tolist()}
 
     @classmethod
@@ -84,6 +84,14 @@ class Timeline:
         one.end_ms = float(values["end_ms"])
         one.busy = np.array(values["busy"], dtype=np.float64).reshape(-1, BINS)
         return one
+
+
+def lists_of(values: NDArray[Any]) -> list[Any]:
+    """Numbers of any shape as lists of JSON, ``None`` for NaN."""
+    plain = values.astype(object)
+    plain[np.isnan(values)] = None
+    found: list[Any] = plain.tolist()
+    return found
 
 
 def draw_timelines(timelines: Mapping[str, Timeline]) -> bytes:

@@ -205,3 +205,24 @@ def test_a_channel_that_is_spent_begins_again(model, monkeypatch):
     passes = pass_channels(CONFIG)
     assert (passes[0] != passes[1]).all()
     np.testing.assert_array_equal(passes[2:], passes[:2])
+
+
+class Counting:
+    """Counts the blocks that it has decided on, as its state, and notes where episodes begin."""
+
+    def __init__(self, codec, starts):
+        self.codec, self.starts = codec, starts
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        self.starts.append((0 if state is None else state[0], bool(episode_start[0])))
+        shares = np.full(observation["placement"].shape[::2], 1.0)
+        return self.codec.encode(observation["routed"], shares), (len(self.starts),)
+
+
+def test_a_policy_keeps_its_state_from_pass_to_pass():
+    starts = []
+    scorer = Scorer(lambda env: Counting(env.codec, starts), CONFIG)
+    tokens, _ = generate(scorer, PROMPT, 0, 4)
+    assert len(starts) == 4 * scorer.player(scorer.padded(1)).process.simulator.sizes.num_blocks
+    assert starts == [(number, number == 0) for number in range(len(starts))]
+    assert len(tokens) == 4

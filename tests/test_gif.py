@@ -10,12 +10,15 @@ import pytest
 from conftest import MICRO
 from PIL import Image
 
+from eval import serve_film
 from eval.film import HEIGHT, RACE_LEFT, RACE_LENGTH, RACE_STEP, RACE_TOP, WIDTH, pictures, takes
 from eval.gif import LAST_HELD, MOST_SECONDS, encoded, main
+from eval.serve_film import timelines
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.policies import make_policy
 from wdmoe_env.rendering import palette
 from wdmoe_env.rendering.canvas import Canvas
+from wdmoe_env.serving.process import serving_config
 
 POLICIES = ("vanilla", "wdmoe:0.9")
 CONFIG = EnvConfig(**MICRO, split="test")
@@ -146,3 +149,30 @@ def test_what_is_no_file_is_refused_before_the_first_picture(tmp_path, capsys, m
     assert caught.value.code == 2
     assert "expected a place for a file" in capsys.readouterr().err
     assert victim.read_text() == "mine"
+
+
+def test_one_cell_under_two_policies_in_time(tmp_path, monkeypatch, capsys):
+    """The last picture says how many were answered, and in what time."""
+    requests = {"requests": 3, "slots": 2, "chunk": 4, "prompt_tokens": (3, 6), "answer_tokens": (1, 3)}
+    shown = timelines(("vanilla", "top1"), serving_config({"model": "micro", "serving": requests}, {}), seed=1)
+    written = []
+    monkeypatch.setattr(serve_film, "PICTURES", 3)
+    plain = Canvas.text
+    monkeypatch.setattr(
+        Canvas,
+        "text",
+        lambda self, x, y, text, *rest, **more: written.append(text) or plain(self, x, y, text, *rest, **more),
+    )
+    frames = list(serve_film.pictures(shown))
+    assert len(frames) == 3
+    for one in shown.values():
+        assert f"3 answered, 0 in the system; {one.requests['e2e_ms'].mean():.0f} ms in the mean" in written
+        assert 0.0 <= one.busy.min() <= one.busy.max() <= 1.0 + 1e-9
+        assert one.busy.max() > 0.5
+    slower, faster = (one.end_ms for one in shown.values())
+    assert faster < slower
+    for flags in (["--serve", "--window", "1"], ["--load", "0.5"], ["--serve", "--load", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["--policies", "vanilla", "top1", "--model", "micro", "--out", str(tmp_path / "a.gif"), *flags])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1

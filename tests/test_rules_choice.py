@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from train import rules
+from train import queue_rules, rules
 
 
 def test_the_choice_keeps_its_bounds(monkeypatch, capsys):
@@ -28,3 +30,24 @@ def test_a_grid_without_a_fitting_value_is_said(monkeypatch):
         rules.main(["--model", "micro", "--episodes", "64", "--max-loss-points", "-100"])
     with pytest.raises(SystemExit, match="no price of the grid is as fast as wdmoe"):
         rules.main(["--model", "micro", "--episodes", "64", "--max-loss-points", "100"])
+
+
+def test_a_slope_is_chosen_at_equal_quality(capsys):
+    """Half way to a setting of 0.02 nats and 60 ms stand 80 ms at the rule's 0.01 nats; the other slope has 90."""
+    own, rule = {"paper": (0.0, 100.0)}, {"paper": (0.01, 100.0)}
+    points = {0.0: {0.5: {"paper": (0.01, 90.0)}}, 0.4: {0.2: {"paper": (0.02, 60.0)}, 0.1: {"paper": (0.005, 95.0)}}}
+    assert queue_rules.choose("queue-price", points, own, rule) == (0.4, 0.1)
+    out = capsys.readouterr().out
+    assert "slope 0: E2E over that of wdmoe:0.8 at its added NLL 0.900" in out
+    assert "slope 0.4: E2E over that of wdmoe:0.8 at its added NLL 0.800" in out
+
+
+def test_the_search_plays_training_episodes(monkeypatch, capsys):
+    family = queue_rules.FAMILIES[2]
+    monkeypatch.setattr(queue_rules, "FAMILIES", (replace(family, slopes=(0.5,), levels=(0.9,)),))
+    monkeypatch.setitem(queue_rules.CELL, "requests", 2)
+    rules.main(["--serve", "--model", "micro", "--episodes", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["vanilla-optimal", "wdmoe:0.8"]
+    assert lines[-1] == "wdmoe-queue: slope = 0.5, setting = 0.7"
+    assert queue_rules.process_of("boards", "micro").config.split == "train"

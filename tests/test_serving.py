@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 import wdmoe_env  # noqa: F401
 from wdmoe_env import SERVE_IDS
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.integrations.sb3 import SB3VecEnv
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.policies.registry import make_policy
@@ -25,6 +27,9 @@ from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import Cell
 from wdmoe_env.serving.fits import check_serves, why_not
 from wdmoe_env.serving.passes import Batch, SlotPasses
+from wdmoe_env.serving.play import play as play_many
+from wdmoe_env.serving.process import ServingProcess, serving_config
+from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.serving_config import ServingConfig
 
 SHORT = {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5), "requests": 4}
@@ -373,11 +378,17 @@ def test_arrivals(tmp_path):
         ({"answer_tokens": 8}, "answer_tokens must be .least, greatest."),
         ({"prompt_tokens": (100, 200), "answer_tokens": (1, 100)}, "the context of model"),
         ({"arrivals": "trace:/nowhere.csv"}, "nowhere"),
+        ({"slots": 4096, "chunk": 65536}, r"slots and chunk must fit the memory of .* GiB: 1 x 4096 slots"),
+        ({"slots": 5000}, "slots must be .*4,?096"),
+        ({"horizon_s": 0.0}, "horizon_s must be"),
+        ({"load": float("inf")}, "load must be a finite number"),
+        ({"generate": 1}, "generate must be a bool"),
     ],
 )
 def test_wrong_settings_are_one_sentence(settings, message):
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises((ValueError, TypeError, OSError), match=message) as raised:
         make(model="tiny", serving=settings)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -387,6 +398,10 @@ def test_wrong_settings_are_one_sentence(settings, message):
         ("5,3\n", "line 1: expected input_toks,output_toks,arrival_time_ns"),
         ("5,30,1\n", "at most 9 tokens of prompt and 5 of answer"),
         ("5,3,1\n", "expected 2 requests"),
+        ("0,3,1\n", "a token or more both ways"),
+        ("5,3,-1\n", "a time of at least 0"),
+        ("5,3,nan\n", "a time of at least 0"),
+        ("", "expected 2 requests"),
     ],
 )
 def test_wrong_traces_name_the_line(tmp_path, lines, message):
@@ -438,3 +453,61 @@ def test_models_whose_attention_takes_no_slots_are_refused():
     fits._found.clear()
     with pytest.raises(ValueError, match="its attention does not take a cache of slots"):
         check_serves(model, 12)
+
+
+def test_memory_is_refused_by_the_number_of_cells(monkeypatch):
+    monkeypatch.setattr(fits, "memory_bytes", lambda: 200_000)
+    make()
+    with pytest.raises(ValueError, match="100 x 2 slots with chunks of 4 tokens take"):
+        make(100)
+
+
+def test_texts_said_by_cells_that_end_together_have_one_shape():
+    """However long their answers were."""
+    serving = {"generate": True, "requests": 1, "prompt_tokens": (4, 4), "answer_tokens": (1, 5)}
+    env = make(8, serving=serving)
+    act = make_policy("vanilla", env)
+    observation, _ = env.reset(seed=0)
+    for _ in range(3 * env.unwrapped.num_blocks):
+        observation, *_, info = env.step(act.predict(observation)[0])
+        if "final_info" in info:
+            assert info["final_info"]["request_said"].shape == (8, 1, 5)
+
+
+def test_many_requests_leave_nothing_behind():
+    """Neither objects of the package, nor tensors, nor rows of the cache."""
+    process = ServingProcess(serving_config({"model": "micro", "serving": {**SHORT, "requests": 50}}, {}))
+    policy = make_policy("top1", process)
+    texts = process.simulator.texts
+    texts.own_nll(np.arange(len(texts)))
+
+    def left(seeds):
+        play_many(process, policy, seeds, at_once=4)
+        gc.collect()
+        kinds = (torch.Tensor, PassRollout, Cell, SlotPasses)
+        return [sum(isinstance(one, kind) for one in gc.get_objects()) for kind in kinds]
+
+    before = left(range(2))
+    assert left(range(2, 8)) == before
+
+
+@pytest.mark.parametrize("env_id", SERVE_IDS)
+def test_stable_baselines3_sees_a_vec_env(env_id):
+    env = SB3VecEnv(make(3, env_id=env_id))
+    alone = make(env_id=env_id)
+    assert env.seed(11) == [11, 12, 13]
+    observation, expected = env.reset(), alone.reset(seed=12)[0]
+    assert {name: value.shape for name, value in observation.items()} == {
+        name: (3, *value.shape) for name, value in expected.items()
+    }
+    ended, total = False, 0.0
+    while not ended:
+        actions = np.stack([env.action_space.sample() for _ in range(3)])
+        _, rewards, dones, infos = env.step(actions)
+        _, reward, ended, _, info = alone.step(actions[1])
+        total += reward
+        assert rewards[1] == pytest.approx(reward, rel=1e-4, abs=1e-6)
+        assert bool(dones[1]) == ended
+    assert infos[1]["episode"]["r"] == pytest.approx(total, rel=1e-4)
+    assert infos[1]["terminal_observation"].keys() == expected.keys()
+    np.testing.assert_allclose(infos[1]["request_e2e_ms"], info["request_e2e_ms"], rtol=1e-4)

@@ -1,15 +1,15 @@
 """Choose the two numbers of each rule that sees the queue, on training episodes: ``python -m train.rules --serve``.
 
 A rule has a setting where nobody is in the system, and a slope by which it sharpens with those who are. For each slope
-of a grid a few settings are played, at load 0.95 and under each set of devices. The slope that is taken has the least
-mean E2E at the added NLL of ``wdmoe:0.8``, by mixtures of own routing and its settings as in ``eval.matched``, over the
-E2E of ``wdmoe:0.8`` itself, in the mean over the sets of devices. The bare rule's setting is that of the grid whose
-added NLL is nearest to the same.
+of a grid a few settings are played, at load 0.95 and under each set of devices that is named. The slope that is taken
+has the least mean E2E at the added NLL of ``wdmoe:0.8``, by mixtures of own routing and its settings as in
+``eval.matched``, over the E2E of ``wdmoe:0.8`` itself, in the mean over the sets of devices. The bare rule's setting is
+that of the slope's settings whose added NLL is nearest to the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,8 +26,8 @@ from wdmoe_env.serving.process import ServingProcess, serving_config
 
 MATCHED = 0.8
 """Threshold of the paper's rule at whose added NLL rules are compared."""
-LOAD = 0.95
-DEVICES = ("paper", "boards")
+CELL: dict[str, Any] = {"load": 0.95}
+"""Settings of the cells' requests."""
 PRESENT, ARRIVALS_HZ = 4.0, 12.0
 """Requests in the system, and arrivals in a second, at which settings of all slopes meet; about their means."""
 
@@ -70,12 +70,13 @@ def _threshold(level: float, sharpened: float) -> float:
     return max(1.0 - (1.0 - level) * sharpened, 0.0)
 
 
-PRICES = (0.5, 1.0, 2.0)
+PRICES = (0.5, 1.2)
 FAMILIES = (
-    Family("queue-price", QueuePrice, (0.0, 0.1, 0.3, 1.0, 4.0), PRICES, _price, PRESENT),
-    Family("load-price", LoadPrice, (0.0, 0.1, 0.3, 1.0, 4.0), PRICES, _price, ARRIVALS_HZ),
-    Family("wdmoe-queue", QueueThreshold, (0.0, 0.05, 0.15, 0.4, 1.0), (0.75, 0.85, 0.92), _threshold, PRESENT),
+    Family("queue-price", QueuePrice, (0.0, 0.1, 0.5, 2.0), PRICES, _price, PRESENT),
+    Family("load-price", LoadPrice, (0.1, 0.5, 2.0), PRICES, _price, ARRIVALS_HZ),
+    Family("wdmoe-queue", QueueThreshold, (0.0, 0.05, 0.2, 0.6), (0.75, 0.88), _threshold, PRESENT),
 )
+"""A slope of 0 makes ``load-price`` the same rule as ``queue-price``."""
 
 
 def process_of(devices: str, model: str) -> ServingProcess:
@@ -85,19 +86,20 @@ def process_of(devices: str, model: str) -> ServingProcess:
         devices: name of a set of devices.
         model: of the environment.
     """
-    settings = {"model": model, "split": "train", "devices": devices, "serving": {"load": LOAD}}
+    settings = {"model": model, "split": "train", "devices": devices, "serving": CELL}
     return ServingProcess(serving_config(settings, {}))
 
 
-def search(model: str, episodes: int, seed: int) -> None:
+def search(model: str, devices: Sequence[str], episodes: int, seed: int) -> None:
     """Play the grid and print what it chooses.
 
     Args:
         model: of the environment.
+        devices: names of sets of devices.
         episodes: cells for each point of the grid and set of devices.
         seed: of the cells.
     """
-    processes = {devices: process_of(devices, model) for devices in DEVICES}
+    processes = {name: process_of(name, model) for name in dict.fromkeys(devices)}
     seeds = np.random.default_rng(seed).integers(2**31, size=episodes).tolist()
     count = 2 + sum(len(list(one.points())) for one in FAMILIES)
     print(f"{'':32}{'devices':10}{'e2e_ms':>8}{'added_nll':>11}", flush=True)
@@ -106,11 +108,11 @@ def search(model: str, episodes: int, seed: int) -> None:
         def measured(label: str, make: Callable[[Any], Policy]) -> dict[str, tuple[float, float]]:
             """Added NLL and mean E2E by set of devices; prints them."""
             found = {}
-            for devices, process in processes.items():
+            for name, process in processes.items():
                 figures = play(process, make(process.codec), seeds, ended=bar.update).figures
                 added, e2e_ms = (float(figures[f"request_{name}"].mean()) for name in ("added_nll", "e2e_ms"))
-                print(f"{label:32}{devices:10}{e2e_ms:8.1f}{added:11.4f}", flush=True)
-                found[devices] = added, e2e_ms
+                print(f"{label:32}{name:10}{e2e_ms:8.1f}{added:11.4f}", flush=True)
+                found[name] = added, e2e_ms
             return found
 
         own = measured("vanilla-optimal", partial(RulePolicy, vanilla_optimal))

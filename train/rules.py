@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from wdmoe_env.command import end_with
+from wdmoe_env.config import DEVICE_SETS
 from wdmoe_env.evaluation import Episodes, plan_episodes, run_batch
 from wdmoe_env.policies import rules
 from wdmoe_env.policies.policy import Rule, RulePolicy
@@ -38,14 +39,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m train.rules", description=__doc__)
     parser.add_argument("--model", default="tiny", help="language model (tiny)")
     parser.add_argument("--serve", action="store_true", help="choose the numbers of the rules that see a queue")
-    parser.add_argument("--episodes", type=int, help="training windows, a multiple of 64 (1024), or cells (32)")
+    parser.add_argument("--episodes", type=int, help="training windows, a multiple of 64 (1024), or cells (16)")
+    devices = "with --serve: sets of devices, whose ratios are averaged (paper)"
+    parser.add_argument("--devices", nargs="+", choices=tuple(DEVICE_SETS), default=["paper"], help=devices)
     parser.add_argument("--seed", type=int, default=0, help="seed of windows and channels (0)")
     parser.add_argument("--max-loss-points", type=float, default=0.3, help="accuracy that wdmoe may lose (0.3)")
     options = parser.parse_args(argv)
     if options.serve:
         from train.queue_rules import search
 
-        search(options.model, options.episodes or 32, options.seed)
+        search(options.model, options.devices, options.episodes or 16, options.seed)
         return
 
     env: Any = gym.make_vec(

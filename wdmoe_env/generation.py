@@ -3,7 +3,12 @@
 A pass sends what it reads over the air: all of the prompt, then one token. Time goes on from pass to pass. With I
 blocks in a pass, pass k = 0, 1, ... of a text meets the blocks k * I to k * I + I - 1 of one channel of the same
 devices. That channel has at most ``wdmoe_env.physics.channel.MOST_BLOCKS`` blocks. After its last whole pass it begins
-again from its first block, and so does a recorded channel after the last whole pass of its recording.
+again from its first block, and so does a recorded channel after the last whole pass of its recording. A policy with a
+state keeps it from pass to pass, and the devices keep their heat.
+
+One text at a time goes this way, under any of the settings of transformers' own ``generate``. Many texts at once, whose
+prompts are read in chunks beside answers, are those of ``WDMoE-Serve-v0`` with ``generate=True``, which decodes
+greedily: ``generate`` can hold no such batch. Both give the same greedy tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.rollout.passes import Passes
 from wdmoe_env.rollout.rollout import Rollout
-from wdmoe_env.scoring import Player, Scorer, Terms, channel_generator
+from wdmoe_env.scoring import Memory, Player, Scorer, Terms, channel_generator
 from wdmoe_env.text.windows import TokenWindows
 
 REFUSED = {
@@ -99,13 +104,13 @@ def generate(
         simulator.service(1),
     )
     passes: list[Terms] = []
-    heat = None
+    heat, memory = None, Memory()
     try:
         while forward.block is not None:
             player = scorer.player(scorer.padded(len(forward.block.routed)))
             of_pass = trace.of_pass(len(passes), num_blocks)
             rollout = _pass_rollout(player, forward, of_pass, heat)
-            passes.append(player.play(rollout))
+            passes.append(player.play(rollout, memory))
             heat = rollout.heat
         texts = getattr(forward.result, "sequences", forward.result)  # of ``return_dict_in_generate``
         tokens: list[int] = texts[0, len(prompt) :].tolist()

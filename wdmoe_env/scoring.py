@@ -21,6 +21,7 @@ from wdmoe_env.episodes import check_tokens
 from wdmoe_env.observations import Block, encode_observation
 from wdmoe_env.physics.channel import Channel, ChannelTrace
 from wdmoe_env.physics.latency import Bool, Float
+from wdmoe_env.policies.policy import State
 from wdmoe_env.process import DecisionProcess
 from wdmoe_env.rollout.rollout import Rollout
 from wdmoe_env.text.continuations import Continuation, continuation_windows
@@ -148,6 +149,19 @@ class Scorer:
         return Player(process, self._make_policy and self._make_policy(process))
 
 
+@dataclass(slots=True)
+class Memory:
+    """What a policy keeps from block to block, and from pass to pass of a text that is generated.
+
+    Attributes:
+        state: as ``predict`` returned it; ``None`` before the first block.
+        begun: whether the first block has been decided.
+    """
+
+    state: State = None
+    begun: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Player:
     """A policy for windows of one length, and the process that carries its decisions out.
@@ -170,23 +184,29 @@ class Player:
         simulator = self.process.simulator
         return Rollout(simulator.world, windows, trace, partial(simulator.begin, windows))
 
-    def play(self, rollout: Rollout) -> Terms:
-        """Decide every block of a rollout."""
-        decide = _vanilla if self.policy is None else self._decisions(len(rollout.texts))
+    def play(self, rollout: Rollout, memory: Memory | None = None) -> Terms:
+        """Decide every block of a rollout.
+
+        Args:
+            rollout: that has just begun.
+            memory: of the policy, where the rollout goes on with what it has decided on before; it is written there.
+        """
+        memory = Memory() if memory is None else memory
+        decide = _vanilla if self.policy is None else self._decisions(len(rollout.texts), memory)
         terms = []
         while not rollout.done:
             terms.append(self.process.run(rollout, decide(rollout.block))["reward_terms"])
         return {name: np.stack([block[name] for block in terms]) for name in terms[0]}
 
-    def _decisions(self, count: int) -> Callable[[Block], Decided]:
-        """The policy's decisions on episodes that begin now."""
-        state, start = None, np.ones(count, dtype=bool)
+    def _decisions(self, count: int, memory: Memory) -> Callable[[Block], Decided]:
+        """The policy's decisions on episodes that begin now, or go on."""
 
         def decide(block: Block) -> Decided:
-            nonlocal state, start
-            seen = encode_observation(block)
-            actions, state = self.policy.predict(seen, state=state, episode_start=start, deterministic=True)
-            start = np.zeros(count, dtype=bool)
+            seen, start = encode_observation(block), np.full(count, not memory.begun)
+            actions, memory.state = self.policy.predict(
+                seen, state=memory.state, episode_start=start, deterministic=True
+            )
+            memory.begun = True
             return self.process.codec.decode(actions, (count,))
 
         return decide

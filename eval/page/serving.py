@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def _loads_section(summary: Summary) -> Markup | None:
     lines = load_lines(summary)
     entries = [(name, "disc", f"c{number}") for number, name in enumerate(lines)]
     pictures = [
-        both_sizes(lambda size, keys=keys, label=label: _draw_loads(lines, keys, label, size), LOADS_WIDE, LOADS_NARROW)
+        both_sizes(partial(_draw_loads, lines, keys, label), LOADS_WIDE, LOADS_NARROW)
         for keys, label in (((E2E, TAIL), "E2E in ms: mean, and p95 thin"), ((GOODPUT,), "goodput, 1/s"))
     ]
     return section("Against load", tag("div", pictures, class_="pair"), legend(entries))
@@ -120,7 +121,7 @@ def _timeline_section(timelines: Summary) -> Markup | None:
     for policy, one in shown.items():
         height = HEAD + ROW * (len(one.requests["e2e_ms"]) + len(one.busy)) + GAP + FOOT
         sizes = Size(1160.0, height, left=70.0), Size(368.0, height, left=62.0, right=8.0)
-        drawn = both_sizes(lambda size, one=one: _draw_timeline(one, longest_ms, size), *sizes)
+        drawn = both_sizes(partial(_draw_timeline, one, longest_ms), *sizes)
         parts += [tag("h3", names[policy]), drawn]
     entries = [(name, "disc", color) for name, color in PHASES]
     return section("One cell in time", *parts, legend(entries), tag("p", TIMELINE, class_="note"))

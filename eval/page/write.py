@@ -79,8 +79,9 @@ def page(
     for moved in transfers:
         parts.append(transfer_section({Path(path).name: results.summary for path, results in moved.items()}))
     parts += [serving_sections(results.summary) for _, results in serving]
-    shown = [*saved, *(item for moved in transfers for item in moved.items()), *serving]
-    made = made_section([(name, results.summary) for name, results in shown])
+    shown = [*saved, *(item for moved in transfers for item in moved.items())]
+    summaries = [(name, results.summary) for name, results in shown]
+    made = made_section([*summaries, *((name, results.summary) for name, results in serving)])
     body = tag("body", tag("h1", TITLE), tag("p", LEAD, class_="lead"), parts, made)
     return f'<!doctype html>\n<html lang="en">\n{_head()}\n{body}\n</html>\n'
 

@@ -32,6 +32,12 @@ class SlotCache:
         self._slots, self._positions = slots, positions
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that a token of a slot takes in the layers that have been met."""
+        tensors = [tensor for both in self.layers.values() for tensor in both]
+        return sum(one.shape[1] * one.shape[3] * one.element_size() for one in tensors)
+
     def clear(self, rows: Whole) -> None:
         """Forget what was in some rows (n,)."""
         index = torch.from_numpy(rows)

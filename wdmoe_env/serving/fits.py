@@ -6,6 +6,7 @@ own masks. Whatever the reason, its rows would not be those of a whole forward, 
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Any
 
@@ -24,7 +25,11 @@ TOLERANCE = {torch.float32: 1e-3}
 COARSE = 5e-2
 """Largest difference to a whole forward, by the largest number there; of types with fewer bits, ``COARSE``."""
 
-_found: weakref.WeakKeyDictionary[SplitModel, str] = weakref.WeakKeyDictionary()
+_found: weakref.WeakKeyDictionary[SplitModel, tuple[str, int]] = weakref.WeakKeyDictionary()
+"""By model why it cannot, empty where it can, and the bytes that the cache keeps of a token."""
+
+BYTES_OF_GATE = 64
+"""Of a row and expert, in what is seen, decided and measured of a block, about."""
 
 
 def why_not(model: SplitModel, longest: int) -> str:
@@ -37,9 +42,43 @@ def why_not(model: SplitModel, longest: int) -> str:
     window = attention_window(model.model.config.get_text_config())
     if window is not None and window < longest:
         return f"its attention looks back {window} tokens, and a request may have {longest}"
+    return _tried_once(model)[0]
+
+
+def _tried_once(model: SplitModel) -> tuple[str, int]:
     if model not in _found:
         _found[model] = _tried(model)
     return _found[model]
+
+
+def check_memory(model: SplitModel, slots: int, chunk: int, longest: int, cells: int = 1) -> None:
+    """Refuse slots whose cache, or whose rows, are more than the memory of the machine.
+
+    Args:
+        model: the split model.
+        slots: S of a cell.
+        chunk: tokens C of a prompt in a pass.
+        longest: tokens of the longest request.
+        cells: N.
+
+    Raises:
+        ValueError: they are.
+    """
+    kept = cells * slots * (longest + chunk) * _tried_once(model)[1]
+    rows = cells * slots * chunk * model.num_experts * BYTES_OF_GATE
+    there = memory_bytes()
+    if kept + rows > there:
+        raise ValueError(
+            f"slots and chunk must fit the memory of {there / 2**30:.1f} GiB: {cells} x {slots} slots with chunks of "
+            f"{chunk} tokens take {kept / 2**30:.1f} GiB in the cache and about {rows / 2**30:.1f} GiB beside it"
+        )
+
+
+def memory_bytes() -> int:
+    """Bytes of memory that the machine has; beyond any need where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return 2**62
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_serves(model: SplitModel, longest: int) -> None:
@@ -68,7 +107,7 @@ def attention_window(config: Any) -> int | None:
     return min(known) if known else None
 
 
-def _tried(model: SplitModel) -> str:
+def _tried(model: SplitModel) -> tuple[str, int]:
     length = max(LENGTHS)
     ids = np.linspace(1, model.vocabulary_size - 1, 2 * length, dtype=np.int64).reshape(2, length)
     cache = SlotCache(2, length + length)
@@ -80,11 +119,11 @@ def _tried(model: SplitModel) -> str:
                 _read(model, cache, ids, texts, start, read)
             whole = [model.own_rows(torch.from_numpy(ids[n : n + 1, : LENGTHS[n]]))[0] for n in range(2)]
     except Exception as error:  # whatever a model raises that was not made for such a cache
-        return f"its attention does not take a cache of slots ({type(error).__name__})"
+        return f"its attention does not take a cache of slots ({type(error).__name__})", 0
     difference = max(float((torch.cat(read[n]) - whole[n]).abs().max() / whole[n].abs().max()) for n in range(2))
     if not difference <= TOLERANCE.get(model.dtype, COARSE):
-        return "text read in chunks beside another does not come out as in a whole forward"
-    return ""
+        return "text read in chunks beside another does not come out as in a whole forward", 0
+    return "", cache.bytes_per_token
 
 
 def _read(

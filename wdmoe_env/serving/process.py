@@ -18,6 +18,7 @@ from wdmoe_env.observations import Block, Sizes, encode_observation, observation
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import QUEUE_ENTRIES
+from wdmoe_env.serving.fits import check_memory
 from wdmoe_env.serving.metrics import Served, block_figures, episode_figures
 from wdmoe_env.serving.rollout import PassRollout, view_of
 from wdmoe_env.serving.simulator import Episode, ServingSimulator
@@ -132,8 +133,14 @@ class ServingProcess:
             raise ValueError(str(error).replace("one of ", f"one of {REWARD}, ", 1)) from None
 
     def cache(self, count: int) -> SlotCache:
-        """Room for the keys and values of ``count`` cells."""
-        return SlotCache(count * self._serving.slots, self._serving.longest + self._serving.chunk)
+        """Room for the keys and values of ``count`` cells.
+
+        Raises:
+            ValueError: they are more than the memory of the machine.
+        """
+        serving = self._serving
+        check_memory(self.simulator.source.model, serving.slots, serving.chunk, serving.longest, count)
+        return SlotCache(count * serving.slots, serving.longest + serving.chunk)
 
     def step(self, rollout: PassRollout, decided: Decided) -> ServingTransition:
         """Carry out a decision for the block of n cells, and reward it.

@@ -344,13 +344,12 @@ def trace_now(episodes: Sequence[Episode], num_blocks: int) -> ChannelTrace:
         episodes: n cells.
         num_blocks: I.
     """
-    found = {field.name: _now(episodes, field.name) for field in fields(ChannelTrace)}
-    return ChannelTrace(
-        **{
-            name: None if value is None else np.broadcast_to(value, (num_blocks, *value.shape))
-            for name, value in found.items()
-        }
-    )
+
+    def of_blocks(name: str) -> Any:
+        value = _now(episodes, name)
+        return None if value is None else np.broadcast_to(value, (num_blocks, *value.shape))
+
+    return ChannelTrace(**{field.name: of_blocks(field.name) for field in fields(ChannelTrace)})
 
 
 def scored_tokens(episode: Episode, generate: bool) -> Whole:

@@ -16,7 +16,7 @@ from wdmoe_env.physics.latency import Float
 from wdmoe_env.serving.arrivals import Draws
 from wdmoe_env.serving.capacity import Capacity
 from wdmoe_env.serving.cell import Cell
-from wdmoe_env.serving.fits import check_serves
+from wdmoe_env.serving.fits import check_memory, check_serves
 from wdmoe_env.serving.texts import RequestTexts, check_requests, own_routing
 from wdmoe_env.serving_config import ServingConfig
 from wdmoe_env.simulator import Simulator
@@ -83,15 +83,17 @@ class ServingSimulator:
         service: makes what a pass says of who runs its experts.
 
     Raises:
-        ValueError: settings that do not fit the model, or requests longer than its context.
+        ValueError: settings that do not fit the model, requests longer than its context, or more slots than memory.
     """
 
     def __init__(self, config: EnvConfig) -> None:
         serving = config.serving or ServingConfig()
         self.config, self.serving = config, serving
         Draws(serving, 1).trace  # noqa: B018 (a file that does not fit is said before the model is loaded)
-        check_requests(config, serving, load_model(config.model, config.device, config.dtype).context_length)
-        check_serves(load_model(config.model, config.device, config.dtype), serving.longest)
+        model = load_model(config.model, config.device, config.dtype)
+        check_requests(config, serving, model.context_length)
+        check_serves(model, serving.longest)
+        check_memory(model, serving.slots, serving.chunk, serving.longest)
         base = Simulator(replace(config, serving=None, num_tokens=serving.longest))
         self._base = base  # it closes the runner when it goes
         self.source, self.runner, self.service = base.source, base.runner, base.service

@@ -17,6 +17,7 @@ from wdmoe_env.serving.play import play
 from wdmoe_env.serving.process import ServingProcess
 
 PICTURES = 60
+ROUNDING_MS = 1e-6
 WIDTH, LEFT, RIGHT = 880, 20.0, 860.0
 BARS = 120.0
 HEAD, NAME, ROW, DEVICE, BETWEEN, FOOT = 52, 26, 9.0, 7.0, 14.0, 34
@@ -72,7 +73,7 @@ def _draw(canvas: Canvas, name: str, one: Timeline, top: float, now_ms: float, l
         return BARS + (RIGHT - BARS) * min(time_ms, now_ms) / longest_ms
 
     arrival, e2e = one.requests["arrival_ms"], one.requests["e2e_ms"]
-    done, here = arrival + e2e <= now_ms, arrival <= now_ms
+    done, here = arrival + e2e <= now_ms + ROUNDING_MS, arrival <= now_ms
     canvas.text(LEFT, top + 14, fitted(name, 14, 420), 14, KEPT)
     mean = f"{e2e[done].mean():.0f} ms in the mean" if done.any() else "nothing yet"
     canvas.text(

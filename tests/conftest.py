@@ -44,6 +44,8 @@ SLOW = frozenset(
         "rendering",
         "rollout",
         "scoring",
+        "serving",
+        "serving_eval",
         "suite",
         "suite_build",
         "testbed_faults",

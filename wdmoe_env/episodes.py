@@ -132,19 +132,19 @@ def load_episodes(
     """
     read_tokenizer(model)  # before the model, which may take minutes
     texts = load_texts(text_path(split)) if names_texts(split) else None
-    split_model = load_model(model, device, dtype, experts=experts)
-    if num_tokens > split_model.context_length:
+    loaded = load_model(model, device, dtype, experts=experts)
+    if num_tokens > loaded.context_length:
         raise ValueError(
-            f"num_tokens must be at most {split_model.context_length}, the context of model {model!r}, got {num_tokens}"
+            f"num_tokens must be at most {loaded.context_length}, the context of model {model!r}, got {num_tokens}"
         )
     if texts is not None:
-        windows = _windows_of(split, texts, split_model, num_tokens)
+        windows = _windows_of(split, texts, loaded, num_tokens)
     elif split in DOCUMENT_SPLITS:
-        windows = token_windows(load_documents(split), split_model.tokenizer.encode, num_tokens)
+        windows = token_windows(load_documents(split), loaded.tokenizer.encode, num_tokens)
     else:
         windows = load_suite_windows(model, num_tokens, split, device, dtype).windows
-    check_tokens(split_model, windows.token_ids, windows.targets)
-    return EpisodeSource(split_model, windows, shipped_references(model, device, dtype, windows))
+    check_tokens(loaded, windows.token_ids, windows.targets)
+    return EpisodeSource(loaded, windows, shipped_references(model, device, dtype, windows))
 
 
 @lru_cache(maxsize=4)

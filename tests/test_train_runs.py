@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stable_baselines3.common.logger import KVWriter
 from train_runs import assert_weights, flags, gradient_flags, stock, use_small_settings, weights
 
 from train import agent, sb3
 from train.__main__ import left, main
 from train.arguments import Arguments
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.folder import open_run
+from train.folder import Curves, open_run
 from train.progress import goes_on
 from wdmoe_env.command import end_with
 from wdmoe_env.writing import held_folder, is_temporary
@@ -367,6 +368,26 @@ def test_a_disk_that_fills_up_is_named_and_leaves_the_checkpoint(tmp_path, capsy
     error = capsys.readouterr().err
     assert f"cannot write in {run}: No space left on device" in error
     assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_ctrl_c_lets_a_point_of_the_curves_end(tmp_path):
+    written = []
+
+    class Interrupted(KVWriter):
+        def write(self, key_values, key_excluded, step=0):
+            os.kill(os.getpid(), signal.SIGINT)
+            written.append(step)  # in TensorBoard's writer, this is where a count of events is kept
+
+        def close(self):
+            written.append("closed")
+
+    log = Curves(str(tmp_path), [Interrupted(), Interrupted()])
+    log.record("train/loss", 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        log.dump(7)
+    assert written == [7, 7]
+    log.close()
+    assert written == [7, 7, "closed", "closed"]
 
 
 def test_ctrl_c_before_a_checkpoint_says_that_there_is_none(tmp_path, monkeypatch, capsys):

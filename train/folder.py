@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger, make_output_format
 from train.arguments import CHECKPOINT, Arguments
 from wdmoe_env import __version__
 from wdmoe_env.reading import read_json
-from wdmoe_env.writing import check_file, write_whole
+from wdmoe_env.writing import check_file, uninterrupted, write_whole
 
 RECORD = "arguments.json"
 FILES = (RECORD, CHECKPOINT, "policy.json", "policy.safetensors")
@@ -87,7 +87,25 @@ def curves(run: Path, timesteps: int) -> Logger:
     """
     suffix = f"-{timesteps}" if timesteps else ""
     check_file(run / f"progress{suffix}.csv")
-    return Logger(str(run), [make_output_format(name, str(run), suffix) for name in ("csv", "tensorboard")])
+    return Curves(str(run), [make_output_format(name, str(run), suffix) for name in ("csv", "tensorboard")])
+
+
+class Curves(Logger):
+    """Curves whose points are written whole: Ctrl-C waits for the end of one.
+
+    TensorBoard hands its events to a thread through a queue. An interrupt in the middle of that leaves the queue's
+    count wrong, and the thread dies with a traceback.
+    """
+
+    def dump(self, step: int = 0) -> None:
+        """Write a point."""
+        with uninterrupted():
+            super().dump(step)
+
+    def close(self) -> None:
+        """End the files."""
+        with uninterrupted():
+            super().close()
 
 
 def card(arguments: Arguments, settings: dict[str, Any], timesteps: int, result: dict[str, Any]) -> dict[str, Any]:

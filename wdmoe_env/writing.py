@@ -73,7 +73,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         _remove_left_over(folder)
     with ExitStack() as parts:
         written = [(parts.enter_context(_part(folder / name, content)), name) for name, content in contents.items()]
-        with _uninterrupted():
+        with uninterrupted():
             for (part, file), name in written:
                 if fcntl is None:
                     file.close()  # Windows moves no open file
@@ -357,7 +357,7 @@ def _remove_unlocked(path: Path) -> None:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back until the body is over: files that belong together take their places together."""
     if threading.current_thread() is not threading.main_thread():
         yield

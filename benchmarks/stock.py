@@ -25,7 +25,7 @@ from stable_baselines3 import PPO
 from wdmoe_env import evaluate
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 from wdmoe_env.integrations.stock_file import export_policy
-from wdmoe_env.integrations.token_vec import TokenVecEnv
+from wdmoe_env.integrations.token_vec import TokenVectorEnv
 
 FRONTS = {
     "wdmoe": [f"wdmoe:{threshold}" for threshold in (0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.97)],
@@ -83,7 +83,7 @@ def algorithm(face: str, quality_weight: float, seed: int) -> tuple[PPO, int]:
     """
     name = f"wdmoe_env:WDMoE-{face.capitalize()}-v0"
     batch = gym.make_vec(name, num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", quality_weight=quality_weight)
-    env = TokenVecEnv(batch) if face == "token" else SB3VecEnv(batch)
+    env = SB3VecEnv(TokenVectorEnv(batch) if face == "token" else batch)
     count = env.num_envs * STEPS[face]
     size = count // BATCHES[face]
     settings = {"n_steps": STEPS[face], "batch_size": size, "gamma": 1.0, "gae_lambda": 1.0, **SETTINGS[face]}

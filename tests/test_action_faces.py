@@ -21,7 +21,7 @@ from test_vector_env import CLOSE, make_vec
 
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 from wdmoe_env.integrations.stock_file import export_policy
-from wdmoe_env.integrations.token_vec import TokenVecEnv
+from wdmoe_env.integrations.token_vec import TokenVectorEnv
 from wdmoe_env.policies import make_policy
 from wdmoe_env.policies.price import SPAN, PriceCodec, price_features
 from wdmoe_env.policies.tokens import Ranked, selection_of, token_features
@@ -237,9 +237,9 @@ def test_autoreset_modes(mode):
 
 def test_a_policy_of_a_file_decides_as_in_its_own_environment(tmp_path):
     """The model there and its file in ``WDMoE-v0`` give the same selections."""
-    for face, wrap, count in (("Token", TokenVecEnv, 8), ("Price", SB3VecEnv, 1)):
+    for face, wrap, count in (("Token", TokenVectorEnv, 8), ("Price", lambda batch: batch, 1)):
         batch = make_vec(2, f"WDMoE-{face}-v0", autoreset_mode="SAME_STEP")
-        model = PPO("MlpPolicy", wrap(batch), n_steps=3, batch_size=6, n_epochs=1, seed=1, device="cpu")
+        model = PPO("MlpPolicy", SB3VecEnv(wrap(batch)), n_steps=3, batch_size=6, n_epochs=1, seed=1, device="cpu")
         model.policy.action_net.weight.data *= 300.0  # choices and prices far apart
         path = export_policy(model, tmp_path / face.lower(), note="untrained")
         assert json.loads(path.with_suffix(".json").read_text())["note"] == "untrained"
@@ -262,7 +262,7 @@ def test_a_policy_of_a_file_decides_as_in_its_own_environment(tmp_path):
 
 def test_tokens_are_environments_of_sb3():
     batch = make_vec(2, "WDMoE-Token-v0", autoreset_mode="SAME_STEP")
-    env = TokenVecEnv(batch)
+    env = SB3VecEnv(TokenVectorEnv(batch))
     assert env.num_envs == 16
     env.seed(3)
     observation = env.reset()
@@ -278,10 +278,40 @@ def test_tokens_are_environments_of_sb3():
         assert dones.tolist() == [ended] * 16
     np.testing.assert_allclose([one["episode"]["r"] for one in infos[8:]], total, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(infos[9]["terminal_observation"], last.reshape(8, -1)[1], **CLOSE)
-    with pytest.raises(ValueError, match="needs autoreset_mode='SAME_STEP'"):
-        TokenVecEnv(make_vec(2, "WDMoE-Token-v0"))
-    with pytest.raises(ValueError, match="TokenVecEnv takes WDMoE-Token-v0"):
-        TokenVecEnv(make_vec(2, "WDMoE-Price-v0", autoreset_mode="SAME_STEP"))
+    with pytest.raises(ValueError, match="TokenVectorEnv takes WDMoE-Token-v0"):
+        TokenVectorEnv(make_vec(2, "WDMoE-Price-v0"))
+
+
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
+def test_tokens_are_environments_of_gymnasium(mode):
+    env = TokenVectorEnv(make_vec(2, "WDMoE-Token-v0", autoreset_mode=mode))
+    assert env.num_envs == 16
+    assert env.single_action_space == gym.spaces.Discrete(4)
+    observation, _ = env.reset(seed=3)
+    assert observation in env.observation_space
+    choices, rewards = np.arange(16) % 4, []
+    for _ in range(3):
+        observation, reward, ended, cut, info = env.step(choices)
+        rewards.append(reward)
+    assert ended.all()
+    assert not cut.any()
+    alone = make("WDMoE-Token-v0")
+    alone.reset(seed=4)
+    for reward in rewards:
+        last, _, _, _, own = alone.step(choices[8:])
+        np.testing.assert_allclose(reward[8:], own["token_reward"], rtol=1e-3, atol=1e-5)
+    if mode == "SAME_STEP":
+        np.testing.assert_allclose(info["final_obs"][9], last.reshape(8, -1)[1], **CLOSE)
+    elif mode == "NEXT_STEP":
+        _, reward, ended, *_ = env.step(choices)
+        assert not reward.any()
+        assert not ended.any()
+    else:
+        np.testing.assert_allclose(observation[9], last.reshape(8, -1)[1], **CLOSE)
+        mask = np.repeat([False, True], 8)
+        env.reset(options={"reset_mask": mask})
+        with pytest.raises(ValueError, match="all tokens of an episode or none"):
+            env.reset(options={"reset_mask": np.arange(16) > 3})
 
 
 @pytest.mark.parametrize("settings", [{}, {"per_block": True}, {"action_type": "discrete"}])
@@ -330,7 +360,7 @@ def test_tokens_of_a_cell():
     batch = gym.make_vec(
         "wdmoe_env:WDMoE-Serve-Token-v0", num_envs=2, autoreset_mode="SAME_STEP", **cell, credit_decay=0.0
     )
-    tokens = TokenVecEnv(batch)
+    tokens = SB3VecEnv(TokenVectorEnv(batch))
     observation, _ = env.reset(seed=3)
     tokens.seed(2)
     together, ended, count = tokens.reset(), False, 0

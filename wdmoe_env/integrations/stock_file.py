@@ -20,7 +20,7 @@ def export_policy(model: OnPolicyAlgorithm, path: str | Path, **card: Any) -> Pa
     """Write what PPO or A2C has learned as safetensors and JSON, which ``make_policy`` takes by its path.
 
     Args:
-        model: with an ``MlpPolicy``, on a ``TokenVecEnv``, or on a ``SB3VecEnv`` of ``WDMoE-Price-v0``.
+        model: with an ``MlpPolicy``, on a ``SB3VecEnv`` of ``WDMoE-Price-v0``, or of a ``TokenVectorEnv``.
         path: of the weights; its suffix becomes .safetensors.
         **card: what else the JSON should say.
 
@@ -31,12 +31,12 @@ def export_policy(model: OnPolicyAlgorithm, path: str | Path, **card: Any) -> Pa
         ValueError: another policy, or an environment of discrete prices or of a price for each block.
     """
     env: Any = model.get_env()
-    face, target = env.env.unwrapped, Path(path).with_suffix(".safetensors")
+    target = Path(path).with_suffix(".safetensors")
     layers = [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
     if len(layers) != 2 * len(linear) - 1 or not all(isinstance(layer, nn.Tanh) for layer in layers[1::2]):
         raise ValueError(f"expected an MlpPolicy of linear layers with tanh between them, got {layers}")
-    sizes, config = face.simulator.sizes, face.config
+    sizes, config = env.get_attr("simulator")[0].sizes, env.get_attr("config")[0]
     hidden_size = sizes.hidden_size if config.observe_hidden_states else 0
     described = {"family": type(model).__name__.lower(), "timesteps": model.num_timesteps, **card}
     if isinstance(config, PriceConfig):

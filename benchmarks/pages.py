@@ -2,8 +2,8 @@
 
 A page names its extra as ``pip install 'wdmoe-env[EXTRA]'``, says what its user adds in a paragraph that begins with
 ``**You add:**``, and holds one ``python`` block. A program that trains prints as its last line
-``return: before 1.234, after 2.345, vanilla 1.876; 4096 steps``, and on ``WDMoE-Price-v0`` behind vanilla
-``, best fixed 2.123``.
+``return: before 1.234, after 2.345, vanilla 1.876; 4096 steps``, and on ``WDMoE-Price-v0`` and ``WDMoE-Token-v0``
+behind vanilla ``, best fixed 2.123``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Outcome:
         after: after it.
         vanilla: of the model's own routing at equal shares; at optimal ones where the action holds no shares.
         steps: environment steps of the training.
-        best_fixed: of the best fixed price; ``None`` where the action is no price.
+        best_fixed: of the best fixed rule; ``None`` where the page compares with none.
     """
 
     before: float

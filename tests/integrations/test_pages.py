@@ -18,7 +18,8 @@ EPISODES = 32
 # The scalar environment that an id with another reward comes to under its page's wrapper.
 SCALAR = {
     "WDMoE-MO-v0": ("WDMoE-v0", {"reward": "latency_quality"}),
-    "WDMoE-Price-v0": ("WDMoE-Selection-v0", {}),
+    "WDMoE-Price-v0": ("WDMoE-Selection-v0", {"reward": "latency_divergence"}),
+    "WDMoE-Token-v0": ("WDMoE-Selection-v0", {"reward": "latency_divergence"}),
 }
 
 
@@ -48,6 +49,7 @@ def test_the_program_runs_and_learns(page, site, tmp_path, record_property):
     record_property(RAN, f"{library}: {printed.strip().splitlines()[-1]}")
     assert outcome.vanilla == pytest.approx(vanilla_return(page.env_id), abs=2e-3)
     assert outcome.after > outcome.before
+    assert outcome.best_fixed is None or outcome.after > outcome.best_fixed
     assert outcome.steps > 0
 
 

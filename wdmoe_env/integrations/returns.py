@@ -10,8 +10,11 @@ import gymnasium as gym
 import numpy as np
 
 from wdmoe_env.config import EnvConfig
+from wdmoe_env.policies import make_policy
+from wdmoe_env.policies.rules import DEFAULT_PRICE_PER_MS
 
 FIXED_ACTIONS = np.linspace(-1.0, 1.0, 11)
+FIXED_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 
 Act = Callable[[Any], Any]
 """An observation of a single environment to an action."""
@@ -50,26 +53,32 @@ def vanilla(env: gym.Env[Any, Any]) -> Act:
 
 
 def lines_of_rules(env: gym.Env[Any, Any], episodes: int = 32, seed: int = 0) -> tuple[float, float]:
-    """What a price agent has to beat, on the episodes of ``mean_return``.
+    """What an agent has to beat on the episodes of ``mean_return``.
 
     Args:
-        env: ``WDMoE-Price-v0`` with one price a block, wrapped or not.
+        env: ``WDMoE-Price-v0`` with one price a block, or ``WDMoE-Token-v0``, wrapped or not.
         episodes: how many.
         seed: episode n has the seed ``seed + n``.
 
     Returns:
-        The mean return of the own routing at optimal shares, ``vanilla-optimal``, and of the best fixed price, the best
-        of eleven actions from -1 to 1 on these very episodes: the line of the rule ``marginal-price:PRICE``.
+        The mean return of the own routing at optimal shares, ``vanilla-optimal``, and that of the best fixed rule: of
+        ``marginal-price`` at eleven prices and the paper's ``wdmoe`` at six thresholds, the best on these very
+        episodes.
     """
     config = env.unwrapped.config  # type: ignore[attr-defined]
     shared = {one.name: getattr(config, one.name) for one in fields(EnvConfig)}
-    left_out = {"decision", "action_type"}
-    plain = {name: value for name, value in shared.items() if name not in left_out}
-    own: Any = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=episodes, **plain)
-    routed = _batched_return(own, lambda observation: own.unwrapped.encode_action(observation["routed"] > 0), seed)
-    price = gym.make_vec("wdmoe_env:WDMoE-Price-v0", num_envs=episodes, price_per_ms=config.price_per_ms, **plain)
-    fixed = [np.full((episodes, 1), action, dtype=np.float32) for action in FIXED_ACTIONS]
-    return routed, max(_batched_return(price, lambda _, action=action: action, seed) for action in fixed)  # type: ignore[misc]
+    plain = {name: value for name, value in shared.items() if name not in ("decision", "action_type")}
+    batch: Any = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=episodes, **plain).unwrapped
+    middle = getattr(config, "price_per_ms", DEFAULT_PRICE_PER_MS)
+    prices = [f"marginal-price:{middle * 10.0**action}" for action in FIXED_ACTIONS]
+    thresholds = [f"wdmoe:{threshold}" for threshold in FIXED_THRESHOLDS]
+    own, *fixed = (_rule_return(batch, name, seed) for name in ("vanilla-optimal", *prices, *thresholds))
+    return own, max(fixed)
+
+
+def _rule_return(batch: Any, name: str, seed: int) -> float:
+    policy = make_policy(name, batch)
+    return _batched_return(batch, lambda observation: policy.predict(observation)[0], seed)
 
 
 def _batched_return(envs: Any, act: Act, seed: int) -> float:

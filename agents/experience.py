@@ -7,10 +7,10 @@ choice does to the text shows at the end of the pass, token by token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from torch.nn import functional
 
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.split import SplitModel
+from wdmoe_env.moe.token_scores import divergence
 from wdmoe_env.observations import Block
 from wdmoe_env.physics.heat import initial_heat
 from wdmoe_env.physics.latency import Float, Load, device_load
 from wdmoe_env.policies.distribution import ActionDistribution
-from wdmoe_env.policies.features import Features
+from wdmoe_env.policies.features import Features, ObservationTensors
+from wdmoe_env.policies.inputs import Inputs
 from wdmoe_env.policies.network import TokenSharedNetwork
 from wdmoe_env.relaxed import Draw, RelaxedBlock, observation_tensors, relaxed_block
 from wdmoe_env.simulator import Simulator
@@ -50,7 +52,6 @@ class Choice:
         shares: (N, U) optimal shares for it.
         latency_ms: (N,) block latency.
         vanilla_latency_ms: (N,) that of the own routing at equal shares.
-        deviation: (N, J) mean square of the hidden state less that of the own routing, before the block.
     """
 
     seen: Features
@@ -62,24 +63,73 @@ class Choice:
     shares: Tensor
     latency_ms: Tensor
     vanilla_latency_ms: Tensor
-    deviation: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What an update needs of the draws of N rollouts at one block.
+
+    Attributes:
+        block: its number.
+        inputs: what the network looked at, M pairs.
+        drawn: (M,) 0 or 1, which pairs were drawn.
+        log_prob: (N * J,) log-probability of each token's draws.
+        slope: (M,) gradient of the return by the probability of the pair, without the text's part.
+        at: (N * J,) place of each token among the T * L of the texts; -1 at padding.
+    """
+
+    block: int
+    inputs: Inputs
+    drawn: Tensor
+    log_prob: Tensor
+    slope: Tensor
+    at: Tensor
+
+    @classmethod
+    def of(cls, block: int, choice: Choice, inputs: Inputs, at: Tensor) -> Self:
+        """What is kept of a choice."""
+        return cls(block, inputs, choice.drawn, choice.log_prob, choice.slope, at)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Samples of one block, one behind the other."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("drawn", "log_prob", "slope", "at")
+        whole = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        return cls(parts[0].block, Inputs.joined([part.inputs for part in parts]), *whole)
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """(N * J,) of values (T, L) of the texts; 0 at padding."""
+        return values.flatten()[self.at.clamp_min(0)] * (self.at >= 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """K rollouts of each of W windows; the N = W * K rollouts of a window stand together.
+    """T texts of at most L tokens, each read by K rollouts that stand together.
+
+    A text is a window of tokens, or a request.
 
     Attributes:
-        choices: one for each block.
-        mask: (N, J) True where there is a token.
-        divergence: (N, J) of the predictions from those of the own routing, nats; 0 at padding.
-        added_nll: (N, J) more negative log-likelihood than under the own routing, nats; 0 at padding.
+        samples: draws of every block; the blocks of one pass stand together, in their order.
+        deviations: for each of the I blocks (T, L) mean square of the hidden state less that of the own routing, before
+            the block.
+        mask: (T, L) True where there is a token.
+        divergence: (T, L) of the predictions from those of the own routing, nats; 0 at padding.
+        added_nll: (T, L) more negative log-likelihood than under the own routing, nats; 0 at padding.
+        measured: what the rollouts came to, by name, means over texts; ``reward`` is without the text's part.
+        rewards: I of (T,) rewards of the blocks without the text's part, where each text has its own; else empty.
+        choices: I of them, where the shares are learned too; else empty.
     """
 
-    choices: tuple[Choice, ...]
+    samples: tuple[Sample, ...]
+    deviations: tuple[Tensor, ...]
     mask: Tensor
     divergence: Tensor
     added_nll: Tensor
+    measured: Mapping[str, float]
+    rewards: tuple[Tensor, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 def gather(
@@ -109,6 +159,7 @@ def gather(
     repeated, trace = simulator.draw([make() for make in generators for _ in range(rollouts)], repeated)
     model, view = simulator.source.model, simulator.view(repeated, trace)
     choices: list[Choice] = []
+    apart: list[Tensor] = []
     heat = initial_heat(simulator.config.devices, len(repeated))
     token_ids, mask, targets = simulator.source.tokens(repeated)
     with (
@@ -116,14 +167,26 @@ def gather(
         closing(model.forward(token_ids[::rollouts], mask[::rollouts], _rows, inference=True)) as own,
     ):
         while run.block is not None and own.block is not None:
-            deviation = deviations(run.block.hidden_states, own.block.hidden_states, mask)
+            apart.append(deviations(run.block.hidden_states, own.block.hidden_states, mask))
             block = view.block([run.block], heat)
-            choices.append(choose(network, block, deviation, reward, noise, simulator.config.min_share))
+            seen = observation_tensors(block)
+            choices.append(choose(network, block, seen, reward, noise, simulator.config.min_share))
             heat = view.later_heat(heat, block, *_took(block, choices[-1]))
             run.resume(choices[-1].selection.flatten(0, 1))
             own.resume(None)
-        divergence, added_nll = text_losses(model, run.result, own.result, mask, targets)
-    return Experience(tuple(choices), mask, divergence, added_nll)
+        lost = text_losses(model, run.result, own.result, mask, targets)
+    at = torch.arange(mask.numel())
+    samples = tuple(Sample.of(n, one, network.inputs_of(one.seen), at) for n, one in enumerate(choices))
+    rewards = tuple(choice.reward for choice in choices)
+    return Experience(samples, tuple(apart), mask, *lost, _measured(choices), rewards, tuple(choices))
+
+
+def _measured(choices: Sequence[Choice]) -> dict[str, float]:
+    reward, latency, vanilla = (
+        torch.stack([getattr(choice, name) for choice in choices]).sum(0)
+        for name in ("reward", "latency_ms", "vanilla_latency_ms")
+    )
+    return {"reward": reward.mean().item(), "latency_ratio": (latency / vanilla).mean().item()}
 
 
 def _took(block: Block, choice: Choice) -> tuple[Load, Float]:
@@ -147,14 +210,23 @@ def _rows(rows: Tensor) -> Tensor:
 def choose(
     network: TokenSharedNetwork,
     block: Block,
-    deviation: Tensor,
+    observation: ObservationTensors,
     reward: BlockReward,
     noise: torch.Generator,
     min_share: float,
 ) -> Choice:
-    """Draw for a block, and work out what the draw earns and what every pair would."""
+    """Draw for a block, and work out what the draw earns and what every pair would.
+
+    Args:
+        network: draws.
+        block: N of them.
+        observation: what is seen of it, entries (N, ...).
+        reward: of the block; differentiable.
+        noise: of the draws.
+        min_share: least share of a loaded device.
+    """
     with torch.no_grad():
-        distribution = ActionDistribution(network, observation_tensors(block), "selection")
+        distribution = ActionDistribution(network, observation, "selection")
         seen, logits = distribution.seen, distribution.logits
         drawn = (torch.rand(logits.shape, generator=noise) < logits.sigmoid()).to(logits.dtype)
         log_prob = token_log_probs(seen, logits, drawn)
@@ -173,11 +245,10 @@ def choose(
         shares=outcome.shares,
         latency_ms=outcome.latency_ms.detach(),
         vanilla_latency_ms=outcome.vanilla_latency_ms,
-        deviation=deviation,
     )
 
 
-def token_log_probs(seen: Features, logits: Tensor, drawn: Tensor) -> Tensor:
+def token_log_probs(seen: Features | Inputs, logits: Tensor, drawn: Tensor) -> Tensor:
     """Log-probability (N * J,) of each token's draws: the sum over its pairs; 0 where it has none.
 
     Args:
@@ -186,8 +257,7 @@ def token_log_probs(seen: Features, logits: Tensor, drawn: Tensor) -> Tensor:
         drawn: (M,) 0 or 1.
     """
     of_pair = -functional.binary_cross_entropy_with_logits(logits, drawn, reduction="none")
-    empty = logits.new_zeros(seen.candidates.shape[0] * seen.candidates.shape[1])
-    return empty.index_add(0, torch.from_numpy(seen.pairs.token), of_pair)
+    return logits.new_zeros(seen.num_tokens).index_add(0, seen.token, of_pair)
 
 
 def text_losses(model: SplitModel, rows: Tensor, own: Tensor, mask: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,6 +294,5 @@ def _log_probs(model: SplitModel, rows: Tensor) -> Tensor:
 
 def _compared(here: Tensor, own: Tensor, targets: Tensor) -> Tensor:
     """(2, n, J) divergence of predictions (n, J, V) from the own routing's, and added NLL of the targets (n, J)."""
-    gained = own - here
-    divergence = (own.exp() * gained).sum(-1)
-    return torch.stack([divergence, gained.gather(-1, targets[..., None])[..., 0]])
+    added_nll = (own - here).gather(-1, targets[..., None])[..., 0]
+    return torch.stack([divergence(here, own), added_nll])

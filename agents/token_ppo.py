@@ -6,7 +6,6 @@ is learned from it. The draws of a token are two or three.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.credit import BASELINES, costs_to_go, foretold, text_returns
-from agents.experience import Choice, Experience, token_log_probs
-from wdmoe_env.policies.network import TokenSharedNetwork
+from agents.experience import Experience, Sample, token_log_probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ class Objective:
             )
 
     def advantages(self, experience: Experience) -> list[Tensor]:
-        """Advantages (N, J) of the tokens' draws in every block."""
+        """Advantages of the tokens' draws, for each of the I blocks (T, L)."""
         share = self.divergence_share
         costs = share * experience.divergence + (1.0 - share) * experience.added_nll
         decay = self.decay if self.credit == "token" else None
@@ -77,40 +75,41 @@ class Objective:
             for of_block in self._costs_of_blocks(experience, costs)
         ]
         if not self.pair_prices:
-            rewards = [choice.reward for choice in experience.choices]
+            rewards = list(experience.rewards)
             if self.credit == "episode":
                 rewards = [torch.stack(rewards).sum(0)] * len(rewards)
             texts = [text + reward[:, None] * experience.mask for text, reward in zip(texts, rewards, strict=True)]
         return [self._compared(text) for text in texts]
 
     def _costs_of_blocks(self, experience: Experience, costs: Tensor) -> list[Tensor]:
-        """Costs (N, J) that the draws of each block are told of."""
-        deviations = [choice.deviation for choice in experience.choices]
+        """Costs (T, L) that the draws of each block are told of."""
         if self.critic == "none":
-            return [costs] * len(deviations)
-        return costs_to_go([foretold(one, costs, self.rollouts) for one in deviations], costs, self.trace)
+            return [costs] * len(experience.deviations)
+        before = [foretold(one, costs, self.rollouts) for one in experience.deviations]
+        return costs_to_go(before, costs, self.trace)
 
     def _compared(self, returns: Tensor) -> Tensor:
-        """Advantages (N, J) of returns (N, J): each rollout against the others of its window."""
+        """Advantages (T, L) of returns (T, L): each rollout against the others of its text."""
         grouped = returns.view(-1, self.rollouts, returns.shape[-1])
         return BASELINES[self.baseline](grouped).view_as(returns)
 
-    def value(self, choice: Choice, logits: Tensor, advantages: Tensor) -> Tensor:
-        """Worth of new logits (M,) for the draws of a block, mean over rollouts; what is maximised.
+    def value(self, sample: Sample, logits: Tensor, advantages: Tensor) -> Tensor:
+        """Worth of new logits (M,) for the draws of a block, a sum over rollouts; what is maximised.
 
         Args:
-            choice: what was drawn, and from what.
+            sample: what was drawn, and from what.
             logits: (M,) log-odds of each pair now.
-            advantages: (N, J).
+            advantages: (T, L) of the block.
         """
-        log_ratio = token_log_probs(choice.seen, logits, choice.drawn) - choice.log_prob
+        log_ratio = token_log_probs(sample.inputs, logits, sample.drawn) - sample.log_prob
         if self.clip == "block":
-            whole = log_ratio.view_as(advantages).sum(-1, keepdim=True).expand_as(advantages).flatten()
+            whole = log_ratio.view(-1, sample.inputs.num_rows).sum(-1, keepdim=True)
+            whole = whole.expand(-1, sample.inputs.num_rows).flatten()
             log_ratio = log_ratio - log_ratio.detach() + whole.detach()  # the block's value, the token's slope
-        worth = clipped(log_ratio.exp(), advantages.flatten(), self.clip_range).sum()
+        worth = clipped(log_ratio.exp(), sample.of_tokens(advantages), self.clip_range).sum()
         if self.pair_prices:
-            worth = worth + (choice.slope * logits.sigmoid()).sum()
-        return worth / len(advantages)
+            worth = worth + (sample.slope * logits.sigmoid()).sum()
+        return worth
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
@@ -121,26 +120,3 @@ def clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
 def entropy(logits: Tensor) -> Tensor:
     """Entropy (M,) of draws with such log-odds, nats; by the logits, since the slope of p log p is infinite at 0."""
     return functional.softplus(logits) - logits * logits.sigmoid()
-
-
-def part_of(experience: Experience, network: TokenSharedNetwork, block: int) -> tuple[Choice, Tensor]:
-    """A block of the experience, and the network's logits (M,) for it now, with gradients."""
-    choice = experience.choices[block]
-    read = network.reader(choice.seen.observation, choice.seen.candidates) if network.reader is not None else None
-    return choice, network.expert_logits(choice.seen, read)
-
-
-def worth(
-    objective: Objective,
-    network: TokenSharedNetwork,
-    experience: Experience,
-    advantages: Sequence[Tensor],
-    entropy_weight: float,
-) -> Tensor:
-    """The objective summed over the blocks, with the entropy of the draws."""
-    total = torch.zeros(())
-    for block, of_block in enumerate(advantages):
-        choice, logits = part_of(experience, network, block)
-        total = total + objective.value(choice, logits, of_block)
-        total = total + entropy_weight * entropy(logits).sum() / len(of_block)
-    return total

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from test_vector_env import make_vec
 
 from agents.credit import costs_to_go, foretold, group_relative, leave_one_out, text_returns, with_later_tokens
-from agents.token_ppo import Objective, clipped, token_log_probs
+from agents.experience import Experience, Sample, token_log_probs
+from agents.token_ppo import Objective, clipped
 from train import agent, ppo
 from train.__main__ import main
 from train.arguments import Arguments
@@ -63,8 +64,7 @@ def test_a_ratio_is_clipped_where_it_has_gained_enough():
 
 def bandit(tokens, arms):
     """One block of N rollouts in which token j has ``arms`` pairs."""
-    pairs = SimpleNamespace(token=np.arange(tokens).repeat(arms))
-    return SimpleNamespace(pairs=pairs, candidates=torch.zeros(1, tokens, arms))
+    return SimpleNamespace(token=torch.arange(tokens).repeat_interleave(arms), num_tokens=tokens, num_rows=2)
 
 
 def test_the_log_probability_of_a_token_is_that_of_its_pairs():
@@ -85,23 +85,15 @@ def test_the_best_choice_of_a_bandit_is_found(objective):
     for _ in range(60):
         mask = torch.ones(16, 2, dtype=torch.bool)
         drawn = (torch.rand(16, 2, generator=noise) < logits.detach().sigmoid()).float()
-        seen = bandit(32, 1)
-        seen.candidates = torch.zeros(16, 2, 1)
-        now = logits.detach().expand(16, 2)
-        choice = SimpleNamespace(
-            seen=seen,
-            drawn=drawn.flatten(),
-            log_prob=token_log_probs(seen, now.flatten(), drawn.flatten()),
-            slope=torch.full((32,), -price),
-            reward=-price * drawn.sum(1),
-            deviation=torch.zeros(16, 2),
-        )
-        costs = loss * (1.0 - drawn)
-        experience = SimpleNamespace(choices=[choice], mask=mask, divergence=costs, added_nll=costs)
+        inputs, now = bandit(32, 1), logits.detach().expand(16, 2)
+        log_prob = token_log_probs(inputs, now.flatten(), drawn.flatten())
+        sample = Sample(0, inputs, drawn.flatten(), log_prob, torch.full((32,), -price), torch.arange(32))
+        costs, rewards = loss * (1.0 - drawn), (-price * drawn.sum(1),)
+        experience = Experience((sample,), (torch.zeros(16, 2),), mask, costs, costs, {}, rewards)
         (advantages,) = objective.advantages(experience)
         for _ in range(2):
             optimizer.zero_grad()
-            (-objective.value(choice, logits.expand(16, 2).flatten(), advantages)).backward()
+            (-objective.value(sample, logits.expand(16, 2).flatten(), advantages) / 16).backward()
             optimizer.step()
     assert logits[0] < -1.0
     assert logits[1] > 1.0
@@ -116,7 +108,7 @@ def test_experience_is_that_of_the_environment():
         trainer.network.start.fill_(0.0)
     experience = trainer.experience(3)
     generator = np.random.default_rng([0, 3])
-    windows = trainer.windows[generator.integers(len(trainer.windows), size=4)].repeat(2)
+    windows = trainer.source.windows(generator, 4).repeat(2)
     channels = [np.random.default_rng([0, 3, window]) for window in range(4) for _ in range(2)]
     rollout, latency = env.simulator.start(channels, windows), 0.0
     for choice in experience.choices:
@@ -126,7 +118,7 @@ def test_experience_is_that_of_the_environment():
     np.testing.assert_allclose(sum(choice.latency_ms for choice in experience.choices), latency, rtol=1e-5)
     episode = rollout.finish()
     np.testing.assert_allclose(experience.added_nll.mean(1), episode.nll - episode.reference_nll, atol=1e-5)
-    assert experience.choices[0].deviation.max() < 1e-9 < experience.choices[1].deviation.max()
+    assert experience.deviations[0].max() < 1e-9 < experience.deviations[1].max()
     assert (experience.divergence > -1e-6).all()
     assert len({tuple(choice) for choice in experience.choices[0].selection.flatten(1).tolist()}) == 8
 
@@ -189,7 +181,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, monkey
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (("--env-id", "WDMoE-Bandwidth-v0"), "env_id must be one of WDMoE-Selection-v0, WDMoE-v0 for ppo"),
+        (("--env-id", "WDMoE-Bandwidth-v0"), "env_id must be one of WDMoE-Selection-v0, WDMoE-v0, WDMoE-Serve-Selection-v0"),
         (("--reward", "wlr_device"), "reward must be one of wlr, latency_quality, latency_divergence for ppo"),
         (("--settings", "speed=1"), "settings of ppo are windows, rollouts,"),
         (("--settings", "rollouts"), "settings must be NAME=VALUE with commas between"),

@@ -19,6 +19,8 @@ examples:
   python -m train --env-id WDMoE-v0 --out runs/joint          # learns the bandwidth shares too
   python -m train --algorithm straight-through --hidden-states --reward latency_quality --out runs/gradient
   python -m train --start runs/gradient/policy.safetensors --hidden-states --reward latency_quality --out runs/both
+  python -m train --env-id WDMoE-Serve-v0 --hidden-states --extra-experts 1 --start straight-through-30 \
+      --quality-weight 2 --timesteps 8192 --out runs/serve      # requests that wait for each other
   python -m train --out runs/joint --env-id WDMoE-v0 --resume # goes on after a kill
   python -m train --backend rllib --address auto --env-runners 8 --out runs/rllib # over a Ray cluster
   tensorboard --logdir runs                                   # curves

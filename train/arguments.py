@@ -31,21 +31,36 @@ class Arguments:
     )
     env_id: str = field(default="WDMoE-Selection-v0", metadata={"help": "environment id"})
     model: str = field(default="tiny", metadata={"help": "language model: tiny, micro, or a checkpoint folder"})
-    reward: str = field(default="wlr", metadata={"help": "wlr, wlr_device, latency_quality or latency_divergence"})
-    quality_weight: float = field(default=10.0, metadata={"help": "cost of a nat of added NLL in latency_quality"})
+    reward: str = field(
+        default="",
+        metadata={"help": "wlr, wlr_device, latency_quality, latency_divergence or serving; wlr, or serving on Serve"},
+    )
+    quality_weight: float = field(default=10.0, metadata={"help": "cost of a nat of added NLL, where it is paid for"})
     devices: str = field(default="paper", metadata={"help": "set of devices: paper, or boards that read weights"})
+    load: float = field(default=0.95, metadata={"help": "arrivals by what own routing sustains, on Serve"})
+    serving: str = field(default="", metadata={"help": "further settings on Serve, NAME=VALUE with commas between"})
     num_tokens: int = field(default=32, metadata={"help": "tokens of a window"})
     hidden_states: bool = field(default=False, metadata={"help": "let the actor read the model's hidden states"})
     extra_experts: int = field(default=0, metadata={"help": "experts of a token beside its routed ones to choose from"})
     without_domains: str = field(default="", metadata={"help": "kinds of text to leave out, with commas between"})
     settings: str = field(default="", metadata={"help": "settings to change, NAME=VALUE with commas between"})
     start: str = field(default="", metadata={"help": "policy whose weights to start from: a file, or one that ships"})
-    timesteps: int = field(default=100_000, metadata={"help": "environment steps (blocks), over all environments"})
+    timesteps: int = field(default=100_000, metadata={"help": "environment steps (blocks), of all environments; requests on Serve"})
     seed: int = field(default=0, metadata={"help": "seed of weights, episodes and actions"})
     out: str = field(default="runs/ppo", metadata={"help": "run folder: policy, curves, checkpoint, arguments"})
     checkpoint_every: int = field(default=10_240, metadata={"help": "environment steps between checkpoints"})
     resume: bool = field(default=False, metadata={"help": "go on from the checkpoint in the run folder"})
     progress: bool = field(default=True, metadata={"help": "show a progress bar"})
+
+    def __post_init__(self) -> None:
+        """Take the reward of the environment where none is named."""
+        if not self.reward:
+            object.__setattr__(self, "reward", "serving" if self.serves else "wlr")
+
+    @property
+    def serves(self) -> bool:
+        """Whether the environment is one of requests."""
+        return self.env_id.startswith("WDMoE-Serve-")
 
     def check(self) -> None:
         """Check what the environment will not.
@@ -59,6 +74,8 @@ class Arguments:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
         if self.backend == "rllib" and (self.algorithm != "ppo" or self.without_domains):
             raise ValueError("backend rllib runs the algorithm ppo, and takes no without_domains")
+        if self.serving and not self.serves:
+            raise ValueError(f"serving goes with WDMoE-Serve-v0 or WDMoE-Serve-Selection-v0, got {self.env_id}")
         check_integer("env_runners", self.env_runners, at_least=1)
         check_integer("timesteps", self.timesteps, at_least=1)
         if self.timesteps > MOST_TIMESTEPS:
@@ -84,8 +101,12 @@ def hyperparameters(algorithm: str, env_id: str, reward: str) -> dict[str, Any]:
     return dict(table[env_id][reward])
 
 
-def parsed_settings(text: str) -> dict[str, Any]:
+def parsed_settings(text: str, flag: str = "settings") -> dict[str, Any]:
     """Settings written as ``"credit=episode,rollouts=8"``.
+
+    Args:
+        text: as above.
+        flag: what a message calls them.
 
     Raises:
         ValueError: another form.
@@ -94,7 +115,8 @@ def parsed_settings(text: str) -> dict[str, Any]:
     for entry in filter(None, text.split(",")):
         name, equals, value = entry.partition("=")
         if not name.strip() or not equals or not value.strip():
-            raise ValueError(f"settings must be NAME=VALUE with commas between, such as rollouts=8, got {entry!r}")
+            such = "rollouts=8" if flag == "settings" else "requests=8"
+            raise ValueError(f"{flag} must be NAME=VALUE with commas between, such as {such}, got {entry!r}")
         changed[name.strip()] = parsed_value(value.strip())
     return changed
 

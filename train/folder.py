@@ -46,9 +46,11 @@ def open_run(arguments: Arguments) -> Path:
         raise ValueError(f"expected a checkpoint to resume in {checkpoint}, but there is none")
     if arguments.resume:
         began = read_record(run)
+        defaults = {field.name: field.default for field in dataclasses.fields(arguments)}
         for name, value in dataclasses.asdict(arguments).items():
-            if name not in FREE_ON_RESUME and began.get(name) != value:
-                raise ValueError(f"{run} was begun with {name}={began.get(name)!r}, got {value!r}")
+            before = began.get(name, defaults[name])  # a run of before there was such an argument
+            if name not in FREE_ON_RESUME and before != value:
+                raise ValueError(f"{run} was begun with {name}={before!r}, got {value!r}")
     return checkpoint
 
 

@@ -90,7 +90,9 @@ def windows_without(simulator: Simulator, domains: str) -> NDArray[np.int64]:
     return left
 
 
-def learn(trainer: Updates, arguments: Arguments, checkpoint: Path, done: int, steps: int) -> dict[str, float]:
+def learn(
+    trainer: Updates, arguments: Arguments, checkpoint: Path, done: int, steps: int, log_every: int = LOG_EVERY
+) -> dict[str, float]:
     """Learn for the updates that are left, with curves and checkpoints.
 
     Args:
@@ -99,6 +101,7 @@ def learn(trainer: Updates, arguments: Arguments, checkpoint: Path, done: int, s
         checkpoint: path of it.
         done: updates so far.
         steps: environment steps of an update.
+        log_every: updates between two points of the curves.
 
     Returns:
         What the last update came to, by name; nothing where none was left.
@@ -109,14 +112,15 @@ def learn(trainer: Updates, arguments: Arguments, checkpoint: Path, done: int, s
     updates = -(-arguments.timesteps // steps)
     every = max(1, arguments.checkpoint_every // steps)
     results: dict[str, float] = {}
-    progress = tqdm(total=updates * steps, initial=done * steps, unit="block", disable=not arguments.progress)
+    unit = "request" if arguments.serves else "block"
+    progress = tqdm(total=updates * steps, initial=done * steps, unit=unit, disable=not arguments.progress)
     with closing(curves(Path(arguments.out), done * steps)) as log, progress as bar:
         for number in range(done, updates):
             results = trainer.update(number, progress=number / updates)
             now, last = (number + 1) * steps, number + 1 == updates
             check_weights(trainer.network, now)
             bar.update(steps)
-            if last or (number + 1) % LOG_EVERY == 0:
+            if last or (number + 1) % log_every == 0:
                 bar.set_postfix({name: f"{value:.4g}" for name, value in results.items()})
                 record(log, results, now)
             if last or (number + 1) % every == 0:

@@ -26,6 +26,7 @@ from torch.nn import functional
 from wdmoe_env.moe.finite import check_finite
 from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.routing import RelaxedSelection
+from wdmoe_env.moe.token_scores import divergence
 from wdmoe_env.observations import Block, encode_observation
 from wdmoe_env.optimize.bandwidth import min_max_bandwidth
 from wdmoe_env.optimize.pricing import device_prices
@@ -147,8 +148,7 @@ def relaxed_episodes(
     gained = [logs.gather(-1, targets[..., None])[..., 0] for logs in (own, log_probs)]
     added_nll = mean(gained[0] - gained[1])
     check_finite(source.model.model, "scores of the text", added_nll.numpy(force=True))
-    divergence = functional.kl_div(log_probs, own, reduction="none", log_target=True).sum(-1)
-    return RelaxedEpisodes(tuple(blocks), added_nll, mean(divergence))
+    return RelaxedEpisodes(tuple(blocks), added_nll, mean(divergence(log_probs, own)))
 
 
 def observation_tensors(block: Block) -> dict[str, Tensor]:

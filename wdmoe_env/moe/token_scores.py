@@ -64,8 +64,8 @@ def score_tokens(
     """
     flat_own = None if own_rows is None else own_rows.to(rows.device).flatten(0, 1)
     scores = _score_rows(layer, rows.flatten(0, 1), targets.flatten(), flat_own)
-    nll, correct, *divergence = scores.view(len(scores), *targets.shape).cpu().numpy()
-    return TokenScores(nll.astype(np.float64), correct > 0, *(kl.astype(np.float64) for kl in divergence))
+    nll, correct, *compared = scores.view(len(scores), *targets.shape).cpu().numpy()
+    return TokenScores(nll.astype(np.float64), correct > 0, *(kl.astype(np.float64) for kl in compared))
 
 
 def _score_rows(layer: nn.Linear | None, rows: Tensor, targets: Tensor, own_rows: Tensor | None) -> Tensor:
@@ -79,8 +79,8 @@ def _score_rows(layer: nn.Linear | None, rows: Tensor, targets: Tensor, own_rows
         wanted = target.to(logits.device)
         nll = functional.cross_entropy(logits, wanted, reduction="none")
         correct = logits.gather(1, wanted[:, None])[:, 0] >= logits.amax(dim=1)
-        divergence = () if own is None else (_divergence(logits, _logits(own, layer)),)
-        scores.append(torch.stack((nll, correct.float(), *divergence)))
+        compared = () if own is None else (_divergence(logits, _logits(own, layer)),)
+        scores.append(torch.stack((nll, correct.float(), *compared)))
     return torch.cat(scores, dim=1)
 
 
@@ -90,5 +90,15 @@ def _logits(rows: Tensor, layer: nn.Linear | None) -> Tensor:
 
 def _divergence(logits: Tensor, own_logits: Tensor) -> Tensor:
     """KL (T,) in nats of predictions from the own ones; rounding below 0 is cut."""
-    log_probs, own_log_probs = logits.log_softmax(dim=-1), own_logits.log_softmax(dim=-1)
-    return functional.kl_div(log_probs, own_log_probs, reduction="none", log_target=True).sum(dim=-1).clamp(min=0.0)
+    return divergence(logits.log_softmax(dim=-1), own_logits.log_softmax(dim=-1)).clamp(min=0.0)
+
+
+def divergence(log_probs: Tensor, own_log_probs: Tensor) -> Tensor:
+    """Kullback-Leibler divergence (...) in nats of predictions from those of the own routing.
+
+    Args:
+        log_probs: (..., V) of the tokens that may follow.
+        own_log_probs: (..., V) under the model's own routing.
+    """
+    apart: Tensor = functional.kl_div(log_probs, own_log_probs, reduction="none", log_target=True)
+    return apart.sum(dim=-1)

@@ -18,10 +18,13 @@ Columns = list[NDArray[Any]]
 
 PAIR_FEATURES = 19
 DEVICE_FEATURES = 13
+SERVING_FEATURES = 7
 # Places among the columns of pairs.
 ROUTED, BEST = 2, 3
 TINY = 1e-6
 LARGEST_LOG = 5.0
+# Where requests are served, these are about 1 at a load near 1.
+QUEUE_SCALES = np.log1p([4.0, 4.0, 1000.0, 10.0])
 
 
 def columns_of_pairs(pairs: Pairs, best: Bool, own: Draft) -> Columns:
@@ -83,6 +86,23 @@ def columns_of_devices(pairs: Pairs, own: Draft) -> tuple[Columns, Columns]:
 def columns_of_devices_in(pairs: Pairs, own: Draft, draft: Draft) -> Columns:
     """Three columns (N, U): what a draft asks of a device, and at what price."""
     return [draft.served / _tokens(pairs), _paid(draft), log_ratio(draft.price_ms, own.price_ms)]
+
+
+def columns_of_serving(pairs: Pairs, own: Draft, queue: Float, row_phase: Float) -> Columns:
+    """Seven columns (M,) where requests are served: the four of the queue, the row's phase, rows, and block latency.
+
+    The other columns are free of scale. What a millisecond is worth is not: it is waited for by all who are there.
+
+    Args:
+        pairs: M of N blocks.
+        own: prices at the model's own routing.
+        queue: (N, 4) of the observation.
+        row_phase: (N, J) of the observation.
+    """
+    of_cell = [*(np.log1p(np.maximum(queue, 0.0)) / QUEUE_SCALES).T]
+    size = [log_ratio(_tokens(pairs)[:, 0], 8.0), log_ratio(own.latency_ms, 10.0)]
+    columns = [column[pairs.episode] for column in (*of_cell, *size)]
+    return [*columns[:4], row_phase.ravel()[pairs.token], *columns[4:]]
 
 
 def work_ms(pairs: Pairs, own: Draft) -> Float:

@@ -19,12 +19,16 @@ from wdmoe_env.policies.columns import (
     columns_of_devices_in,
     columns_of_pairs,
     columns_of_pairs_in,
+    columns_of_serving,
     work_ms,
 )
 from wdmoe_env.policies.draft import Draft, balanced_shares, first_drafts, priced
 from wdmoe_env.policies.pairs import Pairs
 
 ObservationTensors = dict[str, Tensor]
+
+ALONE = (0.0, 1.0, 0.0, 0.0)
+"""The queue that a policy of a serving cell sees where there is none: one request, which runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,13 @@ class Features:
         before, behind = self.device_columns
         return self._stacked([*before, *columns_of_devices_in(self.pairs, self.own, self.draft), *behind])
 
+    def of_serving(self, count: int) -> Tensor:
+        """(M, count): the first columns of the queue, the row's phase, and sizes; see ``columns_of_serving``."""
+        rows = self.candidates.shape[:2]
+        queue = self.observation.get("queue", torch.tensor(ALONE).expand(rows[0], -1)).cpu().numpy()
+        phase = self.observation.get("row_phase", torch.zeros(rows)).cpu().numpy()
+        return self._stacked(columns_of_serving(self.pairs, self.own, queue, phase)[:count])
+
     def work_ms(self) -> Tensor:
         """(N, U) latency of each device under the model's own routing at equal shares."""
         return self._tensor(work_ms(self.pairs, self.own).astype(np.float32))
@@ -103,6 +114,21 @@ class Features:
     def balanced_shares(self, selection: Tensor) -> Tensor:
         """(N, U) shares near the optimum for a selection (N, J, E)."""
         return self._tensor(balanced_shares(self.pairs.block, selection.cpu().numpy() > 0.5).astype(np.float32))
+
+    @property
+    def num_rows(self) -> int:
+        """J."""
+        return self.candidates.shape[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """N x J, padding included."""
+        return self.candidates.shape[0] * self.candidates.shape[1]
+
+    @property
+    def token(self) -> Tensor:
+        """(M,) into (N, J), the token of each pair."""
+        return self._tensor(self.pairs.token)
 
     def at_device(self, values: Tensor) -> Tensor:
         """(M, F) of values (N, U, F) of the devices."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from wdmoe_env.actions import LOGIT_SCALE
 from wdmoe_env.observations import Sizes
-from wdmoe_env.policies.columns import BEST, DEVICE_FEATURES, PAIR_FEATURES, ROUTED, TINY
+from wdmoe_env.policies.columns import BEST, DEVICE_FEATURES, PAIR_FEATURES, ROUTED, SERVING_FEATURES, TINY
 from wdmoe_env.policies.features import Features, ObservationTensors
+from wdmoe_env.policies.inputs import HiddenRows, Inputs, hidden_rows
 
 SHARE_FEATURES = 5
 WORK_FEATURES = 2
@@ -37,6 +38,7 @@ BOUNDS = {
     "num_blocks": (0, MOST_OF_A_MODEL),
     "num_experts": (0, MOST_OF_A_MODEL),
     "rounds": (1, 8),
+    "serving_features": (0, SERVING_FEATURES),
 }
 
 
@@ -53,6 +55,8 @@ class Architecture:
         num_blocks: I of that model, whose blocks are read each by weights of its own.
         num_experts: E of that model, likewise.
         rounds: looks that the actor takes; from the second on it sees the prices of its own last answer.
+        serving_features: columns of the queue and of a row's phase that the actor sees, where requests are served; 0
+            for none. Their weights begin at 0.
 
     Raises:
         ValueError: a size out of its bounds, or a reader of hidden states that is for no blocks or no experts.
@@ -64,6 +68,7 @@ class Architecture:
     num_blocks: int = 0
     num_experts: int = 0
     rounds: int = 2
+    serving_features: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -120,19 +125,17 @@ class HiddenStateReader(nn.Module):
 
     def forward(self, observation: ObservationTensors, candidates: Tensor) -> Tensor:
         """(M, width) for the M candidate pairs, in the order of ``nonzero``."""
-        hidden = self.norm(observation["hidden_states"])
-        block = (observation["block"][:, 0] * len(self.bias)).round().long().clamp_max(len(self.bias) - 1)
-        episode, token, expert = candidates.nonzero(as_tuple=True)
-        read = hidden.new_empty(len(episode), self.bias.shape[-1])
-        for index in sorted(set(block.tolist())):
-            here = block == index
-            rows = here[episode]
-            inside = hidden[here]
-            of_token = inside @ self.of_token[index]
-            of_expert = torch.einsum("njh,ehr,erw->njew", inside, self.of_expert[index], self.out[index])
-            place = (here.cumsum(0) - 1)[episode[rows]], token[rows]
-            read[rows] = of_token[place] + of_expert[(*place, expert[rows])] + self.bias[index, expert[rows]]
+        read = observation["hidden_states"].new_empty(int(candidates.sum()), self.bias.shape[-1])
+        for pairs, rows in hidden_rows(observation, candidates, len(self.bias)):
+            read[pairs] = self.read(rows)
         return read
+
+    def read(self, rows: HiddenRows) -> Tensor:
+        """(m, width) for the pairs of tokens at one block."""
+        inside, index = self.norm(rows.hidden), rows.block
+        of_token = inside @ self.of_token[index]
+        of_expert = torch.einsum("th,ehr,erw->tew", inside, self.of_expert[index], self.out[index])
+        return of_token[rows.token] + of_expert[rows.token, rows.expert] + self.bias[index, rows.expert]
 
 
 class TokenSharedNetwork(nn.Module):
@@ -157,6 +160,9 @@ class TokenSharedNetwork(nn.Module):
         self.start = nn.Parameter(torch.tensor([USE_OTHER, USE_ROUTED, USE_BEST]))
         self.share_net = nn.Sequential(_mlp(SHARE_FEATURES, width, width), _small(nn.Linear(width, 1)))
         self.log_std = nn.Parameter(torch.full((1,), INITIAL_LOG_STD))
+        if self.architecture.serving_features:  # drawn from no generator: at 0 they change nothing
+            self.serving_in = nn.Parameter(torch.zeros(width, self.architecture.serving_features))
+            self.serving_line = nn.Parameter(torch.zeros(self.architecture.serving_features))
         self.value_net = nn.Sequential(_mlp(PAIR_FEATURES + WORK_FEATURES, width, width), nn.Linear(width, 1))
 
     def look(self, observation: ObservationTensors) -> tuple[Features, Tensor]:
@@ -180,7 +186,7 @@ class TokenSharedNetwork(nn.Module):
                 seen = seen.redrafted(self.expert_logits(seen, read).sigmoid())
         return seen, read
 
-    def expert_logits(self, seen: Features, read: Tensor | None) -> Tensor:
+    def expert_logits(self, seen: Features | Inputs, read: Tensor | None) -> Tensor:
         """Log-odds (M,) of using each candidate, given what the reader says of it.
 
         Raises:
@@ -190,11 +196,24 @@ class TokenSharedNetwork(nn.Module):
         rows = self.pair_in(pairs) + seen.at_device(self.device_context(seen))
         if read is not None:
             rows = rows + read
+        line = self.pair_line(pairs)[..., 0]
+        if self.architecture.serving_features:
+            serving = seen.of_serving(self.architecture.serving_features)
+            rows, line = rows + serving @ self.serving_in.T, line + serving @ self.serving_line
         kind = (pairs[:, ROUTED] + pairs[:, BEST]).long()
-        logits: Tensor = self.start[kind] + (self.pair_head(self.pair_body(rows)) + self.pair_line(pairs))[..., 0]
+        logits: Tensor = self.start[kind] + (self.pair_head(self.pair_body(rows))[..., 0] + line)
         return check_outputs(logits, "log-odds")
 
-    def device_context(self, seen: Features) -> Tensor:
+    def inputs_of(self, seen: Features) -> Inputs:
+        """What the network looks at, without what it was worked out from; of blocks of one number."""
+        return Inputs.of(seen, self.architecture.serving_features, None if self.reader is None else len(self.reader.bias))
+
+    def logits_of(self, inputs: Inputs) -> Tensor:
+        """Log-odds (M,) of inputs that were kept."""
+        read = None if self.reader is None or inputs.rows is None else self.reader.read(inputs.rows)
+        return self.expert_logits(inputs, read)
+
+    def device_context(self, seen: Features | Inputs) -> Tensor:
         """(N, U, width): each device beside the mean and the most of all."""
         each = self.device_in(seen.of_devices())
         own, mean, most = torch.split(self.device_out.weight, each.shape[-1], dim=1)

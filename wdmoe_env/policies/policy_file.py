@@ -42,7 +42,10 @@ def save_policy(path: Path, network: TokenSharedNetwork, decision: DecisionKind,
     Raises:
         ValueError: a weight is not finite, or the card could not be read again; nothing is written.
     """
-    described = {"network": "token-shared", "decision": decision, **asdict(network.architecture), **card}
+    sizes = asdict(network.architecture)
+    if not sizes["serving_features"]:  # a file of a policy of windows is what it was before there were any
+        del sizes["serving_features"]
+    described = {"network": "token-shared", "decision": decision, **sizes, **card}
     _write(path, network, described)
 
 
@@ -133,8 +136,9 @@ def read_card(path: Path) -> Card:
 
 
 def _token_shared(card: Card, path: Path) -> nn.Module:
+    known = {"serving_features": 0, **card}
     sizes = {
-        size.name: _size(card.get(size.name), size.name, path, *BOUNDS[size.name]) for size in fields(Architecture)
+        size.name: _size(known.get(size.name), size.name, path, *BOUNDS[size.name]) for size in fields(Architecture)
     }
     try:
         return TokenSharedNetwork(Architecture(**sizes))

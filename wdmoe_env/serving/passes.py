@@ -68,6 +68,8 @@ class SlotPasses:
         batch: what it reads.
         service: who runs the experts of its B slots; ``None`` is the model's own runner.
         hidden_states: whether anybody looks at them; else those of ``blocks`` are not spread, and empty.
+        own_rows: (M, H) last hidden states, or logits (M, V), of the same tokens under the own routing, from whose
+            predictions the divergence is wanted; ``None`` where it is not.
     """
 
     def __init__(
@@ -77,12 +79,13 @@ class SlotPasses:
         batch: Batch,
         service: Service | None = None,
         hidden_states: bool = True,
+        own_rows: Tensor | None = None,
     ) -> None:
         self._batch, self._hidden_states = batch, hidden_states
         filled = torch.from_numpy(batch.filled)
         self._from = filled.flatten().nonzero()[:, 0]
         self._to = torch.from_numpy(batch.among_rows)
-        function = partial(_run, model, cache, batch, self._from)
+        function = partial(_run, model, cache, batch, self._from, own_rows)
         self._forward = SplitForward(
             model.model, function, inference=True, service=service or Service(None, tuple(range(len(batch.row))))
         )
@@ -122,7 +125,7 @@ class SlotPasses:
         return np.zeros(len(self._batch.row), dtype=np.int64) if service is None else service.unserved_pairs
 
     def scores(self) -> TokenScores:
-        """NLL (1, M) in nats, and whether the best guess was right, of the tokens in the order of the batch."""
+        """NLL and divergence (1, M) in nats, and whether the best guess was right, of the tokens as in the batch."""
         scores: TokenScores = self._forward.result[0]
         return scores
 
@@ -136,13 +139,15 @@ class SlotPasses:
         self._forward.close()
 
 
-def _run(model: SplitModel, cache: SlotCache, batch: Batch, filled: Tensor, transformer: Any) -> Any:
+def _run(
+    model: SplitModel, cache: SlotCache, batch: Batch, filled: Tensor, own_rows: Tensor | None, transformer: Any
+) -> Any:
     """The forward of a pass; it must not refer to the ``SlotPasses``, or neither would ever be freed."""
     rows = read_rows(model, cache, batch)
     flat = rows.flatten(0, 1)
     tokens = flat.index_select(0, filled.to(flat.device))[None]
     targets = torch.from_numpy(batch.targets).flatten()[filled][None]
-    scores = score_tokens(tokens, targets, model.output_layer)
+    scores = score_tokens(tokens, targets, model.output_layer, None if own_rows is None else own_rows[None])
     if not batch.say:
         return scores, None
     last = rows[torch.arange(len(rows)), torch.from_numpy(batch.count) - 1]

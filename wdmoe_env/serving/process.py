@@ -18,7 +18,6 @@ from wdmoe_env.observations import Block, Sizes, encode_observation, observation
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.cell import QUEUE_ENTRIES
-from wdmoe_env.serving.fits import check_memory
 from wdmoe_env.serving.metrics import Served, block_figures, episode_figures
 from wdmoe_env.serving.rollout import PassRollout, view_of
 from wdmoe_env.serving.simulator import Episode, ServingSimulator
@@ -138,9 +137,7 @@ class ServingProcess:
         Raises:
             ValueError: they are more than the memory of the machine.
         """
-        serving = self._serving
-        check_memory(self.simulator.source.model, serving.slots, serving.chunk, serving.longest, count)
-        return SlotCache(count * serving.slots, serving.longest + serving.chunk)
+        return self.simulator.cache(count)
 
     def step(self, rollout: PassRollout, decided: Decided) -> ServingTransition:
         """Carry out a decision for the block of n cells, and reward it.
@@ -177,12 +174,23 @@ class ServingProcess:
 
     def _seen(self, block: Block, episodes: Sequence[Episode], row_phase: Float) -> Any:
         """What n cells see of a block: entries (n, ...); ``row_phase`` (n, J) is 1 where a row is of an answer."""
-        queue = np.stack([episode.cell.queue() for episode in episodes])
-        return {
-            **encode_observation(block),
-            "queue": np.minimum(queue, MOST_QUEUE).astype(np.float32),
-            "row_phase": row_phase.astype(np.float32),
-        }
+        return seen_in_cells(block, episodes, row_phase)
+
+
+def seen_in_cells(block: Block, episodes: Sequence[Episode], row_phase: Float) -> Observation:
+    """The observation (n, ...) of a block of n cells, with what they see of their queues.
+
+    Args:
+        block: of n cells.
+        episodes: the cells.
+        row_phase: (n, J) 1 where a row is a generated token.
+    """
+    queue = np.stack([episode.cell.queue() for episode in episodes])
+    return {
+        **encode_observation(block),
+        "queue": np.minimum(queue, MOST_QUEUE).astype(np.float32),
+        "row_phase": row_phase.astype(np.float32),
+    }
 
 
 def serving_reward(latency_scale_ms: float, quality_weight: float, terms: Terms) -> Float:

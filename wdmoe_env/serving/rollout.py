@@ -52,6 +52,7 @@ class PassRollout:
         cache: keys and values of all slots.
         episodes: n cells between two passes, none of them done.
         rows: (n,) number of each among the cells of the cache.
+        compares: whether the predictions are compared with those of the own routing.
 
     Attributes:
         rows: as given.
@@ -60,10 +61,20 @@ class PassRollout:
         row_phase: (n, J) 1 where a row is a generated token.
         row_added_nll: (n, J) nats that the token of each row lost to the own routing, over the tokens of its request; 0
             before the last block and at padding.
+        row_divergence: (n, J) nats by which the predictions at each row differ from those of the own routing, as
+            ``row_added_nll``; 0 throughout unless they are compared.
     """
 
-    def __init__(self, simulator: ServingSimulator, cache: SlotCache, episodes: Sequence[Episode], rows: Whole) -> None:
+    def __init__(
+        self,
+        simulator: ServingSimulator,
+        cache: SlotCache,
+        episodes: Sequence[Episode],
+        rows: Whole,
+        compares: bool = False,
+    ) -> None:
         self.simulator, self.rows, self.episodes = simulator, rows, list(episodes)
+        self._compares = compares
         self._cache = cache
         self._read = [self._begin_pass(episode, int(row)) for episode, row in zip(episodes, rows, strict=True)]
         self._set_batch()
@@ -83,7 +94,7 @@ class PassRollout:
         self._batch = self._whole_batch()
         shape = (len(self.rows), self.simulator.sizes.num_tokens)
         self.token_mask, self.row_phase = np.zeros(shape, dtype=bool), np.zeros(shape)
-        self.row_added_nll = np.zeros(shape)
+        self.row_added_nll, self.row_divergence = np.zeros(shape), np.zeros(shape)
         self.token_mask.reshape(-1)[self._batch.among_rows] = True
         self.row_phase.reshape(-1)[self._batch.among_rows] = self._generated()
         self._num_tokens = self.token_mask.sum(axis=-1)
@@ -130,9 +141,42 @@ class PassRollout:
 
     def _start(self) -> None:
         service = self.simulator.service(len(self._batch.row))
-        hidden = self.world.config.observe_hidden_states
-        self._passes = SlotPasses(self.simulator.source.model, self._cache, self._batch, service, hidden)
+        own = self._own_rows() if self._compares else None
+        hidden = self.world.config.observe_hidden_states or self._compares
+        self._passes = SlotPasses(self.simulator.source.model, self._cache, self._batch, service, hidden, own)
         self._look()
+
+    def _own_rows(self) -> torch.Tensor:
+        """(M, H) last hidden states of the batch's tokens under the own routing."""
+        slot, at = self._tokens()
+        return self.simulator.texts.own_rows(self._requests("window"))[torch.from_numpy(slot), torch.from_numpy(at)]
+
+    def _tokens(self) -> tuple[Whole, Whole]:
+        """Of each token (M,) of the batch, its busy slot and its place in the request's text."""
+        batch = self._batch
+        at = (batch.start[:, None] + np.arange(batch.token_ids.shape[1]))[batch.filled]
+        return np.repeat(np.arange(len(batch.row)), batch.count), at
+
+    def _requests(self, name: str) -> Whole:
+        """(B,) what the request in each busy slot is about: its window, prompt or answer."""
+        cell = self._batch.place // self.simulator.serving.slots
+        request = np.concatenate([read.request for read in self._read])[self._batch.place]
+        requests = [self.episodes[n].cell.requests for n in cell]
+        return np.array([getattr(one, name)[r] for one, r in zip(requests, request, strict=True)])
+
+    @property
+    def hidden_states(self) -> torch.Tensor:
+        """(n * J, H) what the rows hold before the block; 0 at padding."""
+        return self._passes.blocks[0].hidden_states
+
+    @property
+    def row_texts(self) -> tuple[Whole, Whole]:
+        """(n, J) number of each row's request in its cell, and the row's place in the request's text; -1 at padding."""
+        request, place = np.full((2, *self.token_mask.shape), -1, dtype=np.int64)
+        slot, at = self._tokens()
+        busy = np.concatenate([read.request for read in self._read])[self._batch.place]
+        request.reshape(-1)[self._batch.among_rows], place.reshape(-1)[self._batch.among_rows] = busy[slot], at
+        return request, place
 
     def _look(self) -> None:
         try:
@@ -240,21 +284,21 @@ class PassRollout:
     def _score(self) -> Float:
         """(B, 2) nats that the tokens of each busy slot lost, those of the prompt and those of the answer."""
         batch, model = self._batch, self.simulator.source.model
-        nll = self._passes.scores().nll[0]
+        scores = self._passes.scores()
+        nll = scores.nll[0]
         check_finite(model.model, "scores of the text", nll)
-        slot = np.repeat(np.arange(len(batch.row)), batch.count)
-        at = (batch.start[:, None] + np.arange(batch.token_ids.shape[1]))[batch.filled]
+        slot, at = self._tokens()
         cell = batch.place // self.simulator.serving.slots
         request = np.concatenate([read.request for read in self._read])[batch.place]
-        requests = [self.episodes[n].cell.requests for n in cell]
-        window = np.array([one.window[r] for one, r in zip(requests, request, strict=True)])
-        prompt = np.array([one.prompt[r] for one, r in zip(requests, request, strict=True)])
+        window, prompt = self._requests("window"), self._requests("prompt")
         difference = nll - self.simulator.texts.own_nll(window)[slot, at]
         of_answer = at + 1 >= prompt[slot]  # what is predicted is the token behind
         if self.simulator.serving.generate:  # the document's next tokens are no measure of a text that left it
             difference = np.where(of_answer, 0.0, difference)
         scored = np.array([self._scored(self.episodes[n], one) for n, one in zip(cell, request, strict=True)])
         self.row_added_nll.reshape(-1)[batch.among_rows] = difference / scored[slot]
+        if scores.divergence is not None:
+            self.row_divergence.reshape(-1)[batch.among_rows] = scores.divergence[0] / scored[slot]
         added = np.zeros((len(batch.row), 2))
         np.add.at(added, (slot, of_answer.astype(np.int64)), difference)
         return added

@@ -14,6 +14,7 @@ from wdmoe_env.physics.channel import ChannelTrace
 from wdmoe_env.physics.heat import initial_heat, later_heat
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.serving.arrivals import Draws
+from wdmoe_env.serving.cache import SlotCache
 from wdmoe_env.serving.capacity import Capacity
 from wdmoe_env.serving.cell import Cell
 from wdmoe_env.serving.fits import check_memory, check_serves
@@ -107,6 +108,16 @@ class ServingSimulator:
     def __reduce__(self) -> tuple[type[ServingSimulator], tuple[EnvConfig]]:
         """Rebuild from the configuration: the model is named, never copied."""
         return ServingSimulator, (self.config,)
+
+    def cache(self, count: int) -> SlotCache:
+        """Room for the keys and values of ``count`` cells.
+
+        Raises:
+            ValueError: they are more than the memory of the machine.
+        """
+        serving = self.serving
+        check_memory(self.source.model, serving.slots, serving.chunk, serving.longest, count)
+        return SlotCache(count * serving.slots, serving.longest + serving.chunk)
 
     def begin(self, generator: np.random.Generator) -> Episode:
         """Draw an episode: its requests, then its channel.

@@ -56,6 +56,10 @@ class RequestTexts:
         """M."""
         return len(self.windows)
 
+    def own_rows(self, index: Whole) -> torch.Tensor:
+        """Last hidden states (n, L, H), or logits, of windows (n,) under the model's own routing; kept likewise."""
+        return self.source.own_predictions.rows(self._whole[index])
+
     def own_nll(self, index: Whole) -> Float:
         """NLL (n, L) in nats of each token of windows (n,) under the model's own routing; kept within bounds.
 

@@ -135,8 +135,8 @@ class Cells:
             "passes": sum(len(one.cells) for one in self.passes) / count,
         }
         mask = torch.arange(serving.longest) < by_text[:, None]
-        lost = (values * by_text[:, None] for values in (self.divergence, self.added_nll))
-        return Experience(tuple(samples), tuple(self.deviations), mask, *lost, measured)
+        divergence, added_nll = (values * by_text[:, None] for values in (self.divergence, self.added_nll))
+        return Experience(tuple(samples), tuple(self.deviations), mask, divergence, added_nll, measured)
 
     def _behind(self) -> list[Float]:
         """Requests behind each pass, of its cells (n,)."""

@@ -181,7 +181,10 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, monkey
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (("--env-id", "WDMoE-Bandwidth-v0"), "env_id must be one of WDMoE-Selection-v0, WDMoE-v0, WDMoE-Serve-Selection-v0"),
+        (
+            ("--env-id", "WDMoE-Bandwidth-v0"),
+            "env_id must be one of WDMoE-Selection-v0, WDMoE-v0, WDMoE-Serve-Selection-v0",
+        ),
         (("--reward", "wlr_device"), "reward must be one of wlr, latency_quality, latency_divergence for ppo"),
         (("--settings", "speed=1"), "settings of ppo are windows, rollouts,"),
         (("--settings", "rollouts"), "settings must be NAME=VALUE with commas between"),

@@ -45,7 +45,9 @@ class Arguments:
     without_domains: str = field(default="", metadata={"help": "kinds of text to leave out, with commas between"})
     settings: str = field(default="", metadata={"help": "settings to change, NAME=VALUE with commas between"})
     start: str = field(default="", metadata={"help": "policy whose weights to start from: a file, or one that ships"})
-    timesteps: int = field(default=100_000, metadata={"help": "environment steps (blocks), of all environments; requests on Serve"})
+    timesteps: int = field(
+        default=100_000, metadata={"help": "environment steps (blocks), of all environments; requests on Serve"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of weights, episodes and actions"})
     out: str = field(default="runs/ppo", metadata={"help": "run folder: policy, curves, checkpoint, arguments"})
     checkpoint_every: int = field(default=10_240, metadata={"help": "environment steps between checkpoints"})

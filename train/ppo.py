@@ -1,6 +1,7 @@
 """Train a policy by its reward alone: PPO with ratios, clips and advantages of each token.
 
-Reads top to bottom: settings, network, updates, saving. Every update draws its texts, channels and noise from (seed, number of the update), so that a killed run which is resumed ends with the weights of one that was not.
+Reads top to bottom: settings, network, updates, saving. Every update draws its texts, channels and noise from (seed,
+number of the update), so that a killed run which is resumed ends with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -215,7 +216,10 @@ def train_ppo(arguments: Arguments, settings: dict[str, Any]) -> Path:
         results = learn(trainer, arguments, checkpoint, done, steps, 1 if arguments.serves else LOG_EVERY)
         updates = max(done, -(-arguments.timesteps // steps))
         save_policy(
-            path, trainer.network, decision if trainer.joint else "selection", card(arguments, settings, updates * steps, {"last_update": results})
+            path,
+            trainer.network,
+            decision if trainer.joint else "selection",
+            card(arguments, settings, updates * steps, {"last_update": results}),
         )
     env.close()
     return path

@@ -85,9 +85,10 @@ class Inputs:
         if read:
             states, experts = torch.cat([one.hidden for one in read]), torch.cat([one.expert for one in read])
             rows = HiddenRows(read[0].block, states, torch.cat(places), experts)
-        whole = (torch.cat([getattr(part, name) for part in parts]) for name in ("pairs", "devices"))
-        serving = torch.cat([part.serving for part in parts])
-        return cls(parts[0].num_rows, *whole, torch.cat(device), torch.cat(token), serving, rows)
+        pairs, whole_devices, serving = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("pairs", "devices", "serving")
+        )
+        return cls(parts[0].num_rows, pairs, whole_devices, torch.cat(device), torch.cat(token), serving, rows)
 
     @property
     def num_tokens(self) -> int:

@@ -206,7 +206,9 @@ class TokenSharedNetwork(nn.Module):
 
     def inputs_of(self, seen: Features) -> Inputs:
         """What the network looks at, without what it was worked out from; of blocks of one number."""
-        return Inputs.of(seen, self.architecture.serving_features, None if self.reader is None else len(self.reader.bias))
+        return Inputs.of(
+            seen, self.architecture.serving_features, None if self.reader is None else len(self.reader.bias)
+        )
 
     def logits_of(self, inputs: Inputs) -> Tensor:
         """Log-odds (M,) of inputs that were kept."""

@@ -177,7 +177,7 @@ class ServingProcess:
         return seen_in_cells(block, episodes, row_phase)
 
 
-def seen_in_cells(block: Block, episodes: Sequence[Episode], row_phase: Float) -> Observation:
+def seen_in_cells(block: Block, episodes: Sequence[Episode], row_phase: Float) -> dict[str, Any]:
     """The observation (n, ...) of a block of n cells, with what they see of their queues.
 
     Args:

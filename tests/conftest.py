@@ -46,6 +46,7 @@ SLOW = frozenset(
         "scoring",
         "serving",
         "serving_eval",
+        "serving_ppo",
         "suite",
         "suite_build",
         "testbed_faults",

@@ -126,7 +126,7 @@ class Cells:
         ]
         rows = np.stack([episode.cell.requests.rows for episode in self.episodes])  # (W * K, R)
         by_text = torch.from_numpy(rows.reshape(-1, self.rollouts, serving.requests).swapaxes(1, 2).reshape(-1))
-        e2e_ms = 1e3 * np.mean([episode.cell.system_s() for episode in self.episodes])
+        e2e_ms = 1e3 * float(np.mean([episode.cell.system_s() for episode in self.episodes]))
         measured = {
             "reward": -e2e_ms / serving.latency_scale_ms,
             "e2e_ms": e2e_ms,

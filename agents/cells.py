@@ -79,7 +79,7 @@ class Cells:
         samples = []
         while not rollout.done:
             number = rollout.blocks_done
-            states = rollout.hidden_states.float().view(*filled.shape, -1)[filled]
+            states = rollout.hidden_states.float()[filled]
             apart = (states - self.own_states[number][own[place >= 0], place[place >= 0]]).square().mean(-1)
             self.deviations[number].view(-1)[at[at >= 0]] = apart
             samples.append(self._run_block(network, rollout, noise, number, at))

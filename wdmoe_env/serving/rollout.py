@@ -166,8 +166,8 @@ class PassRollout:
 
     @property
     def hidden_states(self) -> torch.Tensor:
-        """(n * J, H) what the rows hold before the block; 0 at padding."""
-        return self._passes.blocks[0].hidden_states
+        """What the rows hold before the block, (n, J, H); 0 at padding."""
+        return self._passes.blocks[0].hidden_states.view(*self.token_mask.shape, -1)
 
     @property
     def row_texts(self) -> tuple[Whole, Whole]:

@@ -316,12 +316,10 @@ def register_runner(kind: str, factory: Factory | str) -> None:
     _RUNNERS.register(kind, factory)
 
 
-def _local(argument: str) -> ExpertRunner:
-    if argument:
-        raise ValueError(f"runner 'local' takes nothing behind a colon, got {argument!r}")
+def _local(_: str) -> ExpertRunner:
     return LocalRunner()
 
 
 _RUNNERS: NamedFactories[Factory] = NamedFactories(
-    "runner", {"local": _local, "testbed": "wdmoe_env.testbed.station:testbed_runner"}
+    "runner", {"local": _local, "testbed": "wdmoe_env.testbed.station:testbed_runner"}, bare=("local",)
 )

@@ -7,11 +7,13 @@ runs the same pass. Both tell their resident memory after it, and the most that 
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ def in_own_process(name: str, keywords: dict[str, Any]) -> dict[str, float]:
     Raises:
         RuntimeError: it failed.
     """
-    command = [sys.executable, "-m", "benchmarks.station", json.dumps([name, keywords])]
+    command = [sys.executable, "-m", "benchmarks.station", "--one", json.dumps([name, keywords])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     if done.returncode:
         raise RuntimeError(f"the measurement of {name} failed: {done.stderr[-2000:]}")
@@ -75,8 +77,14 @@ def in_own_process(name: str, keywords: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print both, and their ratio; 1 where it misses its target."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.station", description=__doc__)
+    parser.add_argument("--one", metavar="JSON", help="name and keywords of the only process to measure, as a list")
+    chosen = parser.parse_args(argv)
+    if chosen.one is not None:
+        print(json.dumps(measure(*json.loads(chosen.one))))
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         weights = save(Path(folder))
         whole = in_own_process("WDMoE-v0", {"model": folder, "devices": {"count": 1}})
@@ -90,7 +98,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(*json.loads(sys.argv[1]))))
-    else:
-        sys.exit(main())
+    sys.exit(main())

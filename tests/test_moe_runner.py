@@ -236,7 +236,7 @@ def test_a_runner_lives_as_long_as_its_simulator(kind):
     [
         ("locl", "did you mean 'local'"),
         ("local:8", "takes nothing behind a colon, got '8'"),
-        ("", "must be one of local, testbed, got ''"),
+        ("", "must be one of local, testbed.*, got ''"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(name, message):

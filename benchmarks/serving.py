@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -170,4 +171,6 @@ def _rows(settings: Settings) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_memory(int(sys.argv[1]))))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description="Memory over many requests.")
+    parser.add_argument("requests", type=int, help="requests of one episode, such as 10000")
+    print(json.dumps(measure_memory(parser.parse_args().requests)))

@@ -10,6 +10,7 @@ import ast
 import inspect
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -84,8 +85,16 @@ def _linked_files(page: File) -> set[str]:
     """Files that a page links and that are not on the site yet."""
     targets = (match["target"] for match in LINK.finditer(page.content_string) if match["target"])
     files = {_file(page.src_uri, target) for target in targets}
-    inside = {f"{file}/{path.name}" for file in files for path in (ROOT / file).glob("*") if _readable(path)}
+    inside = {deeper for file in files for deeper in _inside(file)}
     return {file for file in files | inside if _uri(file).startswith("source/") and (ROOT / file).exists()}
+
+
+def _inside(folder: str) -> Iterator[str]:
+    """What can be shown of a folder and of the folders in it; nothing of a file."""
+    for path in (ROOT / folder).glob("*"):
+        if _readable(path):
+            yield f"{folder}/{path.name}"
+            yield from _inside(f"{folder}/{path.name}")
 
 
 def _readable(path: Path) -> bool:

@@ -279,7 +279,7 @@ def test_a_setting_matters(lm_64):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"repetition_penalti": 1.2}, "got 'repetition_penalti'; the nearest known are repetition_penalty"),
+        ({"repetition_penalti": 1.2}, "got 'repetition_penalti'; did you mean 'repetition_penalty'?"),
         ({"custom_generate": "folder"}, "the setting custom_generate is not taken, since it runs code from elsewhere"),
         ({"do_sample": True, "num_beams": 16}, "num_tokens must be at least 112, a pass over 16 sequences of 7 tokens"),
         ({"num_beams": 16}, "num_tokens must be at least 112, a pass over 16 sequences of 7 tokens"),

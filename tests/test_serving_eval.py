@@ -226,6 +226,18 @@ def test_rules_drop_more_where_more_wait(name):
         assert (both[n] == own[n]).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "queue", "price"),
+    [("queue-price:0.3", [1, 3, 0, 9], 0.3 * (1 + 0.5 * 4)), ("load-price:0.3", [1, 3, 0, 8], 0.3 * (1 + 0.25 * 8))],
+)
+def test_the_price_grows_by_the_slope_of_its_page(name, queue, price):
+    env = gym.make_vec("wdmoe_env:WDMoE-Serve-v0", num_envs=2, serving={"slots": 2, "requests": 3})
+    observation, _ = env.reset(seed=0)
+    seen = {**observation, "queue": np.array([queue, queue], dtype=np.float32)}
+    found, expected = (make_policy(one, env).predict(seen)[0] for one in (name, f"marginal-price:{price}"))
+    np.testing.assert_array_equal(found, expected)
+
+
 def total_system_s(order, block_s=0.1):
     """Time in the system of three requests served in some order of slowness: (block time by request in the slot)."""
     requests = Requests(np.array([0.0, 0.1, 0.2]), np.zeros(3, int), np.array([4, 4, 4]), np.array([4, 4, 4]))

@@ -72,7 +72,15 @@ class QueuePrice:
 
 
 class LoadPrice(QueuePrice):
-    """The marginal price, raised by the rate of arrivals over the last second."""
+    """The marginal price, raised by the rate of arrivals over the last second.
+
+    Args:
+        price_per_ms: gate weight that a millisecond is worth where nobody arrives.
+        slope: part of it that each request a second adds.
+    """
+
+    def __init__(self, price_per_ms: float = DEFAULT_PRICE_PER_MS, slope: float = LOAD_SLOPE) -> None:
+        super().__init__(price_per_ms, slope)
 
     def __call__(self, block: Block, queue: Float) -> tuple[Bool, Float]:
         """Decide for a block (N episodes) and its queues (N, 4)."""

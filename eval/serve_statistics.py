@@ -1,8 +1,8 @@
 """Statistics of cells that serve requests: paired intervals, and E2E at equal added NLL.
 
-Every figure is one of requests. Those of one cell wait for each other, and those of one document lose alike, so that a
-resample draws cells and documents, both with replacement, and a request counts as often as its cell times as often as
-its document (the pigeonhole bootstrap, Owen 2007). All policies have the same resamples.
+Every figure is one of requests. Requests of one cell wait for each other, and those of one document lose alike. So a
+resample draws cells and documents, both with replacement. A request counts as often as its cell was drawn, times as
+often as its document (the pigeonhole bootstrap, Owen 2007). All policies have the same resamples.
 """
 
 from __future__ import annotations

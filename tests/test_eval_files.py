@@ -7,15 +7,13 @@ import errno
 import json
 import os
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from interrupted import interrupted
 from test_eval_cli import refused
 
 from eval import lm_eval
@@ -416,25 +414,13 @@ def test_the_tasks_of_the_suite_go_into_a_folder(here, capsys):
 
 
 def test_ctrl_c_is_one_line_and_nothing_half_done(here):
-    command = [sys.executable, "-m", "eval", "--model", "micro", "--num-tokens", "8", "--policies", "top1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    flags = ["--episodes", str(MOST_EPISODES), "--batch-size", "1", "--out", str(here / "deep" / "run")]
-    process = subprocess.Popen(
-        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    )
-    try:
-        seen = ""
-        while "vanilla" not in seen:  # the bar: episodes are running
-            character = process.stderr.read(1)
-            assert character, seen
-            seen += character
+    def is_held():
         assert (here / "deep" / "run").is_dir()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)  # long, for a machine at work
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130
+
+    arguments = ["eval", "--model", "micro", "--num-tokens", "8", "--policies", "top1", "--batch-size", "1"]
+    arguments += ["--episodes", str(MOST_EPISODES), "--out", str(here / "deep" / "run")]
+    code, out, err = interrupted(arguments, "vanilla", is_held)  # the bar: episodes are running
+    assert code == 130
     assert out == ""
     assert err.splitlines()[-1] == "python -m eval: interrupted; what was not complete is not written"
     assert "Traceback" not in err

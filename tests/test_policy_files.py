@@ -21,9 +21,6 @@ from wdmoe_env.policies.learned import LearnedPolicy, load_policy
 from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 from wdmoe_env.policies.policy_file import read_card, save_flat_policy, save_policy
 
-FOLLOW_THE_CHANNEL = ("spectral_efficiency", "unit_latency")
-RULES_OF_ROUTED = ("vanilla", "vanilla-optimal", "top1", "greedy", "wdmoe", "wdmoe-selection", "fractional")
-
 
 @pytest.fixture(scope="module")
 def env():
@@ -33,12 +30,6 @@ def env():
 @pytest.fixture
 def observation(env):
     return env.reset(seed=0)[0]
-
-
-def decide(name, env, observation):
-    actions, _ = make_policy(name, env).predict(observation)
-    assert env.action_space.contains(actions)
-    return env.decode_action(actions)
 
 
 def test_saved_policy_acts_alike(tmp_path, env, observation):

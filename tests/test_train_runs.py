@@ -7,12 +7,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interrupted import interrupted
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.logger import KVWriter
@@ -404,28 +403,10 @@ def test_ctrl_c_before_a_checkpoint_says_that_there_is_none(tmp_path, monkeypatc
 
 def test_ctrl_c_is_one_line_and_leaves_the_last_checkpoint(tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "train", "--algorithm", "straight-through", "--timesteps", str(10**9)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [*command, "--model", "micro", "--num-tokens", "8", "--out", str(run), "--checkpoint-every", "16"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
-    try:
-        seen = ""
-        while "_loss=" not in seen:  # the bar's first figures: some updates are over
-            character = process.stderr.read(1)
-            assert character, seen
-            seen += character
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)  # long, for a machine at work
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130
+    arguments = ["train", "--algorithm", "straight-through", "--timesteps", str(10**9), "--model", "micro"]
+    arguments += ["--num-tokens", "8", "--out", str(run), "--checkpoint-every", "16"]
+    code, out, err = interrupted(arguments, "_loss=")  # the bar's first figures: some updates are over
+    assert code == 130
     assert out == ""
     assert "Traceback" not in err
     told = f"--resume goes on from the last checkpoint in {run}"

@@ -15,7 +15,7 @@ from wdmoe_env import __version__
 from wdmoe_env.checks import shown
 from wdmoe_env.optional import optional
 from wdmoe_env.testbed.inventory import Host, Inventory
-from wdmoe_env.testbed.security import channel_credentials, is_loopback, split_address
+from wdmoe_env.testbed.security import channel_credentials
 from wdmoe_env.testbed.wire import (
     PROTOCOL,
     SERVICE,
@@ -263,8 +263,3 @@ class DeviceLink:
                 await retry(self)
             except DeviceError as error:
                 self.away = str(error)
-
-
-def exposed(inventory: Inventory) -> bool:
-    """Whether some device of an inventory is not on this machine."""
-    return not all(is_loopback(split_address(device.address)[0]) for device in inventory.devices)

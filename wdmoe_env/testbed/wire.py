@@ -31,7 +31,6 @@ MOST_MESSAGE_BYTES = 64 * 2**20
 """Default bound of a message, in bytes."""
 
 MOST_ROWS = 2**20
-MOST_WIDTH = 2**20
 
 _DTYPES = {str(one).removeprefix("torch."): one for one in (torch.float32, torch.float16, torch.bfloat16, torch.int8)}
 _BITS_OF = {"int8": 8, "int4": 4}

@@ -1,10 +1,11 @@
 """One block under way: a call to each device that has work, all at once, with a deadline.
 
-Pace: rows count as received by a device when their payload would have crossed at the rate that the channel and the
-share give, or when they are really there if that is later; the device waits for that moment, which its clock tells. An
-answer counts as received likewise. So what the wire and its software need is hidden behind the air where it is shorter,
-as on a radio, and shows where it is longer. Where the kernel shapes the links nothing waits:
-the wire is as slow itself.
+Pace: all payloads are on the air from the moment of the decision. Rows count as received by a device when their payload
+would have crossed at the rate that the channel and the share give, or when they are really there if that is later; the
+device waits for that moment, which its clock tells. An answer counts as received likewise, from the moment when its
+computing ended. So nothing happens before its moment, and what the wire and its software need is hidden behind the air
+where it is shorter, as on a radio, and shows where it is longer. Where the kernel shapes the links nothing waits: the
+wire is as slow itself.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _Message:
     """A call that is written and can be sent.
 
     Attributes:
-        written_s: when it was; from then on its payload is on the air.
+        written_s: when it was.
     """
 
     part: Part
@@ -84,7 +85,7 @@ class BlockOnAir:
         held: bool,
     ) -> None:
         self._station, self._call, self._plan = station, call, plan
-        # The longest first: the others' messages are written while its payload is on the air.
+        # The longest first, so that its message is there while the others' are written.
         self._parts = sorted(parts, key=lambda part: -plan.of(part.device).total_s)
         self._paced, self._held = pace is not None, held and pace is not None
         self._records = {part.device: self._record(part) for part in parts}
@@ -131,7 +132,7 @@ class BlockOnAir:
         )
 
     async def _calls(self, messages: Sequence[_Message], until_s: float) -> None:
-        """Send all messages, which are on the air since they were written, whatever the wire needs."""
+        """Send all messages at once."""
         tasks = [asyncio.ensure_future(self._serve(message, until_s)) for message in messages]
         try:
             await asyncio.gather(*tasks)
@@ -147,12 +148,12 @@ class BlockOnAir:
         request = part.request(self._call, number, digest)
         filler = max(0, pace.payload_bytes - len(request.rows.data) - len(request.rows.scale))
         request.reply_filler_bytes, request.compute_s = filler, pace.compute_s
-        written_s = time.monotonic()
-        request.not_before_s = written_s + pace.downlink_s + link.offset_s if self._held else 0.0
+        request.not_before_s = self._began_s + pace.downlink_s + link.offset_s if self._held else 0.0
         content = request.SerializeToString() + zeros_field(FILLER_OF_REQUEST, filler)
         _check_bound(link, len(content))
         record = self._records[part.device]
-        record.serialise_ms, record.down_bytes = MS * (time.monotonic() - began_s), len(content)
+        written_s = time.monotonic()
+        record.serialise_ms, record.down_bytes = MS * (written_s - began_s), len(content)
         return _Message(part, link, pace, record, number, digest, content, written_s)
 
     async def _serve(self, message: _Message, until_s: float) -> None:
@@ -176,14 +177,17 @@ class BlockOnAir:
         Raises:
             DeviceError: it did not serve in time or rightly.
         """
-        link, sent_s = message.link, message.written_s
+        link = message.link
         answer = await link.call("Run", message.content, until_s - time.monotonic())
         came_s = time.monotonic()
         message.record.up_bytes = len(answer)
         reply, sums = self._read(answer, message)
-        link.heard(sent_s, came_s, reply)
-        end_s = max(came_s, reply.sent_s - link.offset_s + message.pace.uplink_s) if self._held else came_s
-        _write_times(message.record, reply, link.offset_s, sent_s, came_s, end_s)
+        link.heard(message.written_s, came_s, reply)
+        end_s = came_s
+        if self._held:
+            end_s = max(came_s, reply.ended_s - link.offset_s + message.pace.uplink_s)
+        message.record.serialise_ms += MS * (reply.decode_s + reply.encode_s + time.monotonic() - came_s)
+        _write_times(message.record, reply, link.offset_s, self._began_s, end_s)
         if end_s > until_s:
             raise DeviceError("late", f"{link.host.name} did not answer in time")
         return sums, end_s
@@ -223,13 +227,12 @@ class BlockOnAir:
         return answer, record, Measurement(latency_s / scale, latencies, served.numpy(), late)
 
 
-def _write_times(record: DeviceRecord, reply: Any, offset_s: float, sent_s: float, came_s: float, end_s: float) -> None:
-    """Where the time of a call went."""
-    record.serialise_ms += MS * (reply.decode_s + reply.encode_s + time.monotonic() - came_s)
-    record.send_ms = MS * (reply.ready_s - offset_s - sent_s)
+def _write_times(record: DeviceRecord, reply: Any, offset_s: float, began_s: float, end_s: float) -> None:
+    """Where the time of a call went, from the start of the block until it counted as received."""
+    record.send_ms = MS * (reply.ready_s - offset_s - began_s)
     record.queue_ms = MS * reply.queue_s
     record.compute_ms = MS * (reply.ended_s - reply.began_s)
-    record.receive_ms = MS * (end_s - reply.sent_s + offset_s)
+    record.receive_ms = MS * (end_s - reply.ended_s + offset_s)
 
 
 def _check_bound(link: DeviceLink, size: int) -> None:

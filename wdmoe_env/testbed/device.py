@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import wdmoe_env
 from wdmoe_env.moe.runner import expert_widths
@@ -104,7 +106,7 @@ class DeviceServer:
         self._state = STATES["JOINING"]
         self._speed = (0.0, 0.0)
         self._digest = b""
-        self._processor = asyncio.Lock()
+        self._processor, self._free_s = asyncio.Lock(), 0.0
         self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "wdmoe-device")
         self._health = health.HealthServicer()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -245,25 +247,40 @@ class DeviceServer:
         reply = RunReply(request=request.request, block=request.block, digest=self._digest, received_s=received_s)
         filler = zeros_field(FILLER_OF_REPLY, request.reply_filler_bytes)
         reply.decode_s = time.perf_counter() - began_s
+        reply.ready_s = max(request.not_before_s, time.monotonic())
         await _until(request.not_before_s)
-        reply.ready_s = time.monotonic()
-        async with self._processor:
-            reply.began_s = time.monotonic()
-            outputs = await self._computed(request, run)
-            computed_s = time.monotonic()
-        await _until(reply.began_s + request.compute_s)
-        reply.ended_s = time.monotonic()
-        reply.queue_s, reply.compute_s = reply.began_s - reply.ready_s, computed_s - reply.began_s
+        outputs = await self._paced(request, reply, run)
         return _written(reply, outputs, request.rows.dtype) + filler
 
-    async def _computed(self, request: Any, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What a call gives: here where it takes a moment, since a thread takes longer; else in a thread."""
+    async def _paced(self, request: Any, reply: Any, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What a call gives, not before its moment.
+
+        Stretched computing counts as on a processor of the device alone: from the rows or the end of the call before
+        on, for as long as it was to take or needed of a processor. What else kept the program waiting is not counted.
+        """
+        async with self._processor:
+            began_s = time.monotonic()
+            outputs, reply.compute_s = await self._computed(request, run)
+            ended_s = time.monotonic()
+            if request.compute_s > 0:
+                began_s = max(reply.ready_s, self._free_s)
+                ended_s = began_s + max(request.compute_s, reply.compute_s)
+            self._free_s = ended_s
+        await _until(ended_s)
+        reply.queue_s, reply.began_s, reply.ended_s = began_s - reply.ready_s, began_s, ended_s
+        return outputs
+
+    async def _computed(self, request: Any, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+        """What a call gives, and its seconds of a processor.
+
+        It runs here where that takes a moment, since to wake a thread takes longer; else in a thread.
+        """
         weights = self.weights
         assert weights is not None
         outer, inner = expert_widths(weights.modules[request.block])
         if 6.0 * len(request.pair_row) * outer * inner <= MOMENT_S * self._speed[0]:
-            return run()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+            return _timed(run)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _timed, run)
 
     def _check_bounds(self, request: Any) -> None:
         """Refuse a call that would hold the device up, or ask for more than the bound of a message.
@@ -280,19 +297,26 @@ class DeviceServer:
             raise ValueError(f"expected an answer of at most {self._settings.most_bytes} bytes, asked for {answer}")
 
 
-def _pairs(request: Any) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+def _pairs(request: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Rows, experts and weights of the pairs of a request.
 
     Raises:
         ValueError: lists of different lengths, or weights that are not finite.
     """
-    row = torch.tensor(list(request.pair_row), dtype=torch.int64)
-    expert, weight = list(request.pair_expert), torch.tensor(list(request.pair_weight), dtype=torch.float32)
+    row, expert = (np.array(numbers, dtype=np.int64) for numbers in (request.pair_row, request.pair_expert))
+    weight = np.array(request.pair_weight, dtype=np.float32)
     if not len(row) == len(expert) == len(weight):
         raise ValueError(f"expected as many rows as experts and weights, got {len(row)}, {len(expert)}, {len(weight)}")
-    if not bool(weight.isfinite().all()):
+    if not np.isfinite(weight).all():
         raise ValueError("expected finite weights of the pairs, got others")
     return row, expert, weight
+
+
+def _timed(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
+    """What it gives, and the seconds of a processor that it took."""
+    began_s = time.thread_time()
+    outputs = run()
+    return outputs, time.thread_time() - began_s
 
 
 async def _until(moment_s: float) -> None:

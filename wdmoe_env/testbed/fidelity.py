@@ -105,7 +105,7 @@ def _rate_errors(records: Sequence[BlockRecord], way: str) -> dict[str, float]:
 def _difference(records: Sequence[BlockRecord]) -> dict[str, Any]:
     """What a block took longer than its pace, in parts, of the device that was last; wall-clock ms."""
     rows = [_parts(record) for record in records if record.devices]
-    names = ("block", "writing_calls", "down", "queue_and_compute", "up", "after_the_last_answer")
+    names = ("block", "down", "queue_and_compute", "up", "after_the_last_answer")
     values: Float = np.array(rows) if rows else np.zeros((0, len(names)))
     parts = {
         name: {"median": float(np.median(column)), "p90": float(np.percentile(column, 90))}
@@ -124,9 +124,7 @@ def _parts(record: BlockRecord) -> tuple[float, ...]:
     down, up = last.send_ms - last.paced_send_ms, last.receive_ms - last.paced_receive_ms
     longer = record.latency_ms - record.expected_ms
     after = record.latency_ms - last.total_ms
-    known = last.send_ms + last.queue_ms + last.compute_ms + last.receive_ms
-    writing = last.total_ms - known
-    return longer, writing, down, longer - writing - down - up - after, up, after
+    return longer, down, longer - down - up - after, up, after
 
 
 def fidelity_page(report: Report) -> str:

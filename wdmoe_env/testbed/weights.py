@@ -7,17 +7,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wdmoe_env.moe.blank import BlankModel, blank_model, read_config
 from wdmoe_env.moe.partial import HeldExperts, each_expert, load_device_experts
-from wdmoe_env.moe.runner import expert_widths, order_weights, run_experts
+from wdmoe_env.moe.runner import expert_widths, order_weights, run_expert, run_experts
 from wdmoe_env.moe.zoo import load_model, model_folder
 from wdmoe_env.testbed.wire import bytes_of
 
@@ -64,16 +65,24 @@ class DeviceWeights:
         return digest_of(self.digests)
 
     def prepared(
-        self, block: int, rows: Tensor, row: Tensor, expert: Sequence[int], weight: Tensor
+        self,
+        block: int,
+        rows: Tensor,
+        row: NDArray[np.int64],
+        expert: NDArray[np.int64],
+        weight: NDArray[np.float32],
     ) -> Callable[[], Tensor]:
         """A call that gives the weighted sums (R, H) of the experts' outputs; all that can be done before is done.
+
+        A device that has slept runs from memory what others' programs drove out of the caches, so that few operations
+        on few libraries are faster here than they look.
 
         Args:
             block: of the model.
             rows: (R, H) hidden states.
-            row: (P,) int64 row of each pair.
-            expert: P numbers of experts.
-            weight: (P,) weight of each pair's output.
+            row: (P,) row of each pair.
+            expert: (P,) number of its expert.
+            weight: (P,) weight of its output.
 
         Raises:
             ValueError: no such block, an expert that is not held, a row that is not there, or a pair that comes twice.
@@ -81,25 +90,30 @@ class DeviceWeights:
         if not 0 <= block < len(self.held):
             raise ValueError(f"expected a block of 0 to {len(self.held) - 1}, got {block}")
         place = {number: at for at, number in enumerate(self.held[block])}
-        missing = sorted(set(expert) - place.keys())
+        numbers = expert.tolist()
+        missing = sorted(set(numbers) - place.keys())
         if missing:
             raise ValueError(f"expected experts {list(place)} of block {block}, which are held, got {missing[0]}")
-        column = torch.tensor([place[number] for number in expert], dtype=torch.int64)
-        if len(row) and not 0 <= int(row.min()) <= int(row.max()) < len(rows):
-            raise ValueError(f"expected pairs of rows 0 to {len(rows) - 1}, got {int(row.min())} to {int(row.max())}")
-        selection = torch.zeros(len(rows), len(place), dtype=torch.bool)
+        if len(row) and not 0 <= row.min() <= row.max() < len(rows):
+            raise ValueError(f"expected pairs of rows 0 to {len(rows) - 1}, got {row.min()} to {row.max()}")
+        column = [place[number] for number in numbers]
+        selection = np.zeros((len(rows), len(place)), dtype=np.bool_)
         selection[row, column] = True
-        if int(selection.sum()) != len(row):
+        if np.count_nonzero(selection) != len(row):
             raise ValueError("expected each pair of row and expert once, got one twice")
-        weights = torch.zeros(len(rows), len(place), dtype=torch.float32)
+        weights = np.zeros(selection.shape, dtype=np.float32)
         weights[row, column] = weight
-        weights, module = weights.to(rows.dtype), self.modules[block]
+        return partial(_run, self.modules[block], rows, selection, torch.from_numpy(weights).to(rows.dtype))
 
-        def run() -> Tensor:
-            with torch.inference_mode():
-                return run_experts(module, rows, selection, weights)
 
-        return run
+def _run(module: Any, rows: Tensor, selection: NDArray[np.bool_], weights: Tensor) -> Tensor:
+    """Weighted sums (R, H) of the experts of a module: as of ``run_experts``, or with less where one expert has all."""
+    if not len(rows):
+        return rows
+    with torch.inference_mode():
+        if selection.shape[1] == 1 and selection.all():
+            return run_expert(module, 0, rows) * weights
+        return run_experts(module, rows, torch.from_numpy(selection), weights)
 
 
 def load_weights(model: str, held: Held | None, dtype: str, devices: int = 0, device: int = 0) -> DeviceWeights:
@@ -193,8 +207,7 @@ def speed_of(weights: DeviceWeights, seconds: float = 0.05) -> tuple[float, floa
 
 def _runs_per_second(weights: DeviceWeights, block: int, expert: int, rows: int, seconds: float) -> float:
     values = torch.zeros(rows, weights.hidden_size, dtype=DTYPES[weights.dtype])
-    call = (block, values, torch.arange(rows), [expert] * rows, torch.ones(rows))
-    run = weights.prepared(*call)
+    run = weights.prepared(block, values, np.arange(rows), np.full(rows, expert), np.ones(rows, dtype=np.float32))
     run()
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < seconds or not count:

@@ -85,8 +85,8 @@ class BlockOnAir:
         held: bool,
     ) -> None:
         self._station, self._call, self._plan = station, call, plan
-        # The longest first, so that its message is there while the others' are written.
-        self._parts = sorted(parts, key=lambda part: -plan.of(part.device).total_s)
+        # First what is to be there first.
+        self._parts = sorted(parts, key=lambda part: plan.of(part.device).downlink_s)
         self._paced, self._held = pace is not None, held and pace is not None
         self._records = {part.device: self._record(part) for part in parts}
         self._sums: list[tuple[Part, torch.Tensor]] = []
@@ -178,7 +178,7 @@ class BlockOnAir:
             DeviceError: it did not serve in time or rightly.
         """
         link = message.link
-        answer = await link.call("Run", message.content, until_s - time.monotonic())
+        answer = await link.run(message.content, until_s - time.monotonic())
         came_s = time.monotonic()
         message.record.up_bytes = len(answer)
         reply, sums = self._read(answer, message)

@@ -1,6 +1,7 @@
 """A device: it serves the experts that it holds to whoever may call it, and keeps nothing between calls.
 
-``Describe`` says what it holds and can do, ``Run`` runs the experts of one block on the rows of one call. A call that
+``Describe`` says what it holds and can do, ``Run`` runs the experts of one block on the rows of one call, and
+``RunMany`` does that for one call after the other. A call that
 is no such message, or asks for what is not held, is refused in one sentence, and the device goes on.
 """
 
@@ -108,6 +109,7 @@ class DeviceServer:
         self._digest = b""
         self._processor, self._free_s = asyncio.Lock(), 0.0
         self._threads = ThreadPoolExecutor(CALLS_AT_ONCE, "wdmoe-device")
+        self._waiting: set[asyncio.Future[bytes]] = set()
         self._health = health.HealthServicer()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -134,6 +136,8 @@ class DeviceServer:
             await self._ended.wait()
         finally:
             self._state = STATES["DRAINING"]
+            for message in self._waiting:  # of streams in which nothing runs
+                message.cancel()
             await self._health.enter_graceful_shutdown()
             await server.stop(STOP_S)
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -163,6 +167,7 @@ class DeviceServer:
         handlers = {
             "Describe": grpc.unary_unary_rpc_method_handler(self._describe),
             "Run": grpc.unary_unary_rpc_method_handler(self._run),
+            "RunMany": grpc.stream_stream_rpc_method_handler(self._run_many),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -227,6 +232,23 @@ class DeviceServer:
         except (ValueError, DecodeError) as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, " ".join(str(error).split())[:500])
         raise AssertionError("abort does not return")
+
+    async def _run_many(self, _: Any, context: Any) -> None:
+        """Answer ``RunMany``."""
+        while True:
+            message = asyncio.ensure_future(context.read())
+            self._waiting.add(message)
+            try:
+                request = await message
+            except asyncio.CancelledError:
+                if self._state != STATES["DRAINING"]:
+                    raise
+                request = b""  # answered by saying that the device ends
+            finally:
+                self._waiting.discard(message)
+            if request is grpc.aio.EOF:
+                return
+            await context.write(await self._run(request, context))
 
     async def _answer(self, message: bytes, received_s: float) -> bytes:
         """The answer to a ``RunRequest``.

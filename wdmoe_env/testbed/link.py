@@ -91,6 +91,8 @@ class DeviceLink:
     _channel: Any = None
     _calls: dict[str, Any] = field(default_factory=dict)
     _retry: asyncio.Task[None] | None = None
+    _stream: Any = None
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def connect(self) -> None:
         """Make the channel; in the loop's thread.
@@ -104,11 +106,13 @@ class DeviceLink:
             credentials = channel_credentials(self.inventory.tls)
             self._channel = grpc.aio.secure_channel(self.host.address, credentials, options=_OPTIONS)
         self._calls = {name: self._channel.unary_unary(f"/{SERVICE}/{name}") for name in ("Describe", "Run")}
+        self._calls["RunMany"] = self._channel.stream_stream(f"/{SERVICE}/RunMany")
 
     async def close(self) -> None:
         """Stop asking and let go of the channel."""
         if self._retry is not None:
             self._retry.cancel()
+        self._drop_stream()
         if self._channel is not None:
             await self._channel.close()
 
@@ -128,6 +132,49 @@ class DeviceLink:
         except grpc.aio.AioRpcError as error:
             raise DeviceError(*self._what_failed(error)) from None
         return answer
+
+    async def run(self, message: bytes, timeout_s: float) -> bytes:
+        """The answer to a ``RunRequest``: in the stream that stays open, or by a call where that is in use.
+
+        Args:
+            message: the request.
+            timeout_s: how long it may take, in seconds.
+
+        Raises:
+            DeviceError: there was none.
+        """
+        if self._turn.locked():
+            return await self.call("Run", message, timeout_s)
+        async with self._turn:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await self._answer(message)
+            except TimeoutError:
+                self._drop_stream()
+                raise DeviceError("late", f"{self.host.name} did not answer in time") from None
+            except grpc.aio.AioRpcError as error:
+                self._drop_stream()
+                raise DeviceError(*self._what_failed(error)) from None
+            except BaseException:  # the block was given up: an answer that comes now is nobody's
+                self._drop_stream()
+                raise
+
+    async def _answer(self, message: bytes) -> bytes:
+        """The next answer of the stream, which is opened where it is not."""
+        if self._stream is None or self._stream.done():
+            self._stream = self._calls["RunMany"]()
+        stream = self._stream
+        await stream.write(message)
+        answer = await stream.read()
+        if answer is grpc.aio.EOF:
+            raise DeviceError("gone", f"{self.host.name} ended the stream of calls")
+        return bytes(answer)
+
+    def _drop_stream(self) -> None:
+        """Open another for the next call."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()
 
     def _what_failed(self, error: Any) -> tuple[str, str]:
         """Outcome and reason of a call that failed."""
@@ -218,7 +265,7 @@ class DeviceLink:
         """
         rows = TensorMessage(dtype="float32", shape=(0, self.description.hidden_size))
         request = RunRequest(rows=rows, digest=self.description.digest)
-        await self.call("Run", request.SerializeToString(), CALL_S)
+        await self.run(request.SerializeToString(), CALL_S)
 
     async def _rate(self, padding: int, reply_padding: int) -> float:
         """Bit/s of a padded call, its empty part left out."""

@@ -101,9 +101,7 @@ class BlockOnAir:
         """
         self._began_s = time.monotonic()
         until_s = self._began_s + self._plan.deadline_s
-        # Written here and not in the loop's thread, which would have to be woken and knows nothing of the rows.
-        messages = [self._written(part) for part in self._parts if not self._station.links[part.device].away]
-        self._station.wait_for(self._calls(messages, until_s))
+        self._station.wait_for(self._calls(until_s))
         end_s = max(self._ends_s.values(), default=self._began_s)
         outputs, served = self._gathered()
         _sleep_until(end_s)
@@ -131,10 +129,14 @@ class BlockOnAir:
             paced_receive_ms=MS * pace.uplink_s,
         )
 
-    async def _calls(self, messages: Sequence[_Message], until_s: float) -> None:
-        """Send all messages at once."""
-        tasks = [asyncio.ensure_future(self._serve(message, until_s)) for message in messages]
+    async def _calls(self, until_s: float) -> None:
+        """Make all calls at once."""
+        tasks = []
         try:
+            for part in self._parts:
+                if not self._station.links[part.device].away:
+                    tasks.append(asyncio.ensure_future(self._serve(self._written(part), until_s)))
+                    await asyncio.sleep(0)  # it is sent before the next is written
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -145,7 +147,8 @@ class BlockOnAir:
         began_s, number = time.monotonic(), self._station.number()
         link, pace = self._station.links[part.device], self._plan.of(part.device)
         digest = link.digest or b""
-        request = part.request(self._call, number, digest)
+        with torch.inference_mode():
+            request = part.request(self._call, number, digest)
         filler = max(0, pace.payload_bytes - len(request.rows.data) - len(request.rows.scale))
         request.reply_filler_bytes, request.compute_s = filler, pace.compute_s
         request.not_before_s = self._began_s + pace.downlink_s + link.offset_s if self._held else 0.0

@@ -277,8 +277,9 @@ class DeviceServer:
     async def _paced(self, request: Any, reply: Any, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What a call gives, not before its moment.
 
-        Stretched computing counts as on a processor of the device alone: from the rows or the end of the call before
-        on, for as long as it was to take or needed of a processor. What else kept the program waiting is not counted.
+        Stretched computing counts as on a processor of the device alone: from when the rows were there and the last
+        call's numbers were made, for as long as it was to take, or as it needed of a processor if that is longer.
+        What else kept this program waiting does not count, since a message on its way back may still make up for it.
         """
         async with self._processor:
             began_s = time.monotonic()
@@ -287,7 +288,7 @@ class DeviceServer:
             if request.compute_s > 0:
                 began_s = max(reply.ready_s, self._free_s)
                 ended_s = began_s + max(request.compute_s, reply.compute_s)
-            self._free_s = ended_s
+            self._free_s = began_s + reply.compute_s
         await _until(ended_s)
         reply.queue_s, reply.began_s, reply.ended_s = began_s - reply.ready_s, began_s, ended_s
         return outputs

@@ -24,11 +24,11 @@ class DeviceRecord:
         down_bytes: of the call.
         up_bytes: of the answer.
         serialise_ms: writing the call and reading the answer at the base station, reading and writing at the device.
-        send_ms: from sending the call until its rows counted as received.
+        send_ms: from the start of the block until its rows counted as received.
         paced_send_ms: what that was to take; 0 without a pace.
-        queue_ms: waiting for a processor of the device.
+        queue_ms: waiting for other calls of the device; without a stretch, for a processor as well.
         compute_ms: computing, with what was stretched.
-        receive_ms: from sending the answer until it counted as received.
+        receive_ms: from the end of the computing until the answer counted as received.
         paced_receive_ms: what that was to take.
         total_ms: from the start of the block until the answer counted as received.
     """

@@ -49,23 +49,25 @@ def batch_of(cells: int, slots: int, chunk: int, longest: int, seed: int = 0) ->
     prompts[0] = True
     read = np.where(prompts, chunk, 1)
     start = generator.integers(0, longest - chunk, size=count)
-    ids = generator.integers(1, 4096, size=(count, chunk))
+    ids = generator.integers(1, 4096, size=read.sum())
     return Batch(rows, rows, start, read, ids, ids, chunk, count * chunk)
 
 
 def stock_pass(model: Any, layer: Any, cache: SlotCache, batch: Batch) -> None:
     """The untouched model on the same padded batch with the same cache, and the scores of its tokens."""
-    width = batch.token_ids.shape[1]
+    width = int(batch.count.max())
+    filled = np.arange(width) < batch.count[:, None]
+    padded = np.zeros(filled.shape, dtype=np.int64)
+    padded[filled] = batch.token_ids
     with torch.inference_mode():
         hidden = model.base_model(
-            input_ids=torch.from_numpy(batch.token_ids),
+            input_ids=torch.from_numpy(padded),
             attention_mask=attention_mask(batch.start, width, torch.float32),
             position_ids=torch.from_numpy(batch.start[:, None] + np.arange(width)),
             past_key_values=PassCache(cache, batch.row, batch.start, width),
             use_cache=True,
         ).last_hidden_state
-        filled = torch.from_numpy(batch.filled)
-        score_tokens(hidden[filled][None], torch.from_numpy(batch.targets)[filled][None], layer)
+        score_tokens(hidden[torch.from_numpy(filled)][None], torch.from_numpy(batch.targets)[None], layer)
 
 
 def paused_pass(model: SplitModel, cache: SlotCache, batch: Batch) -> None:
@@ -80,7 +82,7 @@ def one_by_one(model: SplitModel, cache: SlotCache, batch: Batch) -> None:
     """A pass for each slot."""
     for n in range(len(batch.row)):
         here, width = slice(n, n + 1), int(batch.count[n])
-        ids = batch.token_ids[here, :width]
+        ids = batch.token_ids[batch.slot == n]
         place = np.zeros(1, dtype=np.int64)
         one = Batch(batch.row[here], place, batch.start[here], batch.count[here], ids, ids, width, width)
         paused_pass(model, cache, one)

@@ -18,6 +18,7 @@ import wdmoe_env  # noqa: F401
 from wdmoe_env import SERVE_IDS
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.integrations.sb3 import SB3VecEnv
+from wdmoe_env.moe.runner import Service
 from wdmoe_env.moe.split import SplitModel
 from wdmoe_env.moe.zoo import load_model
 from wdmoe_env.policies.registry import make_policy
@@ -96,11 +97,11 @@ def read_some(model, cache, texts, lengths, running, generator, chunk):
     rows = np.array(list(running))
     text, start = np.array(list(running.values())).T
     count = np.minimum(generator.integers(1, chunk + 1, size=len(rows)), lengths[text] - start)
-    at = np.minimum(start[:, None] + np.arange(count.max()), texts.shape[1] - 1)
-    ids = texts[text[:, None], at]
+    ids = np.concatenate([texts[n, at : at + read] for n, at, read in zip(text, start, count, strict=True)])
     batch = Batch(rows, rows, start, count, ids, ids, chunk, 100 * chunk)
-    for slot, begun, read, part in zip(rows, start, count, read_logits(model, cache, batch), strict=True):
-        yield int(slot), int(begun + read), part[:read]
+    parts = read_logits(model, cache, batch).split(count.tolist())
+    for slot, begun, read, part in zip(rows, start, count, parts, strict=True):
+        yield int(slot), int(begun + read), part
 
 
 def fill(cache, slot, value):
@@ -114,7 +115,7 @@ def read_logits(model, cache, batch):
     from wdmoe_env.serving.passes import read_rows
 
     with neutral_modes("cpu", inference=True):
-        rows = read_rows(model, cache, batch)
+        rows = read_rows(model, cache, batch.token_ids, batch.layout)
         return rows if model.output_layer is None else model.output_layer(rows)
 
 
@@ -309,7 +310,8 @@ def test_a_cell_that_leaves_a_pass_does_not_touch_the_others():
             two, _ = env.reset(seed=[None, 50, None], options={"reset_mask": np.array([False, True, False])})
         one, expected, *_ = reference.step(act.predict(one)[0])
         two, found, *_ = env.step(act.predict(two)[0])
-        np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], rtol=1e-4)  # a batch of other rows rounds otherwise
+        # A batch of other rows rounds otherwise, in nats, whatever a reward comes to.
+        np.testing.assert_allclose(found[[0, 2]], expected[[0, 2]], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("env_id", SERVE_IDS)
@@ -426,9 +428,46 @@ def test_settings_of_other_ids():
     )
 
 
+def test_a_pass_has_a_row_for_each_token_where_half_would_be_padding():
+    """Worked by hand: a chunk of four tokens beside two answers of one, and beside another chunk."""
+    begun, rows = np.array([0, 5, 7]), np.array([2, 4, 6])
+    mixed = Batch(rows, rows, begun, np.array([4, 1, 1]), np.arange(6), np.arange(6), 4, 32)
+    assert mixed.layout.slot.tolist() == [0, 0, 0, 0, 1, 2]
+    assert mixed.layout.row.tolist() == [2, 2, 2, 2, 4, 6]
+    assert mixed.layout.start.tolist() == mixed.position.tolist() == [0, 1, 2, 3, 5, 7]
+    assert mixed.among_rows.tolist() == [8, 9, 10, 11, 16, 24]
+    chunks = Batch(rows, rows, begun, np.array([4, 4, 1]), np.arange(9), np.arange(9), 4, 32)
+    assert chunks.layout.count.tolist() == [4, 4, 1]
+    assert chunks.layout.filled.sum() == 9
+
+
+def test_pairs_that_fail_are_counted_for_their_slot():
+    """In a pass with a row for each token."""
+
+    class Fails:
+        def open(self, model):
+            pass
+
+        def close(self):
+            pass
+
+        def run(self, call):
+            called.append(call.episodes.tolist())
+            raise ConnectionError
+
+    called, model = [], load_model("micro", "cpu", "float32")
+    rows, ids = np.arange(3), np.arange(1, 7)
+    batch = Batch(rows, rows, np.array([0, 5, 7]), np.array([4, 1, 1]), ids, ids, 4, 12)
+    passes = SlotPasses(model, SlotCache(3, 12), batch, Service(Fails(), ()))
+    passes.resume(None)
+    assert called[0] == [0, 0, 0, 0, 1, 2]
+    assert passes.unserved_pairs().tolist() == [4 * model.top_k, model.top_k, model.top_k]
+    passes.close()
+
+
 def test_passes_keep_to_their_protocol():
     model = load_model("micro", "cpu", "float32")
-    ids = np.array([[1, 2]])
+    ids = np.array([1, 2])
     batch = Batch(np.array([1]), np.array([1]), np.array([0]), np.array([2]), ids, ids, 3, 6)
     passes = SlotPasses(model, SlotCache(2, 8), batch)
     block = passes.blocks[0]

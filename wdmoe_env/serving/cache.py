@@ -1,4 +1,4 @@
-"""Keys and values of all slots in one place, for passes of one padded batch.
+"""Keys and values of all slots in one place, for passes of one batch.
 
 A slot's request lies at positions 0, 1, ... of its row, whatever else runs, so that nothing has to be moved when a
 request ends: the next one overwrites its row from the left. A pass reads only as many positions as the longest of its
@@ -69,15 +69,14 @@ class PassCache(Cache):  # type: ignore[misc]
 
     Args:
         store: keys and values of all slots.
-        rows: (n,) that the pass is about, ascending.
+        rows: (n,) slot of each row of the batch; a slot may have several, which see each other's tokens.
         start: (n,) tokens that each holds before the pass.
-        width: tokens w of the padded batch.
+        width: tokens w of the longest row.
     """
 
     def __init__(self, store: SlotCache, rows: Whole, start: Whole, width: int) -> None:
         super().__init__(layers=[])
         self._store, self._width = store, width
-        self._whole = len(rows) == store._slots
         self._rows = torch.from_numpy(rows)
         self._at = torch.from_numpy(start)[:, None] + torch.arange(width)
         self.length = int(start.max()) + width
@@ -98,7 +97,7 @@ class PassCache(Cache):  # type: ignore[misc]
     def _kept(self, store: Tensor, new: Tensor) -> Tensor:
         rows = self._rows.to(store.device)
         store[rows[:, None], :, self._at.to(store.device)] = new.transpose(1, 2)
-        return store[:, :, : self.length] if self._whole else store[rows, :, : self.length]
+        return store[rows, :, : self.length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before the pass of the longest row."""
@@ -110,7 +109,7 @@ def attention_mask(start: Whole, width: int, dtype: torch.dtype) -> Tensor:
 
     Args:
         start: (n,) tokens that each row holds before the pass.
-        width: tokens w of the padded batch.
+        width: tokens w of the longest row.
         dtype: of the model.
     """
     last = start[:, None] + np.arange(width)

@@ -16,7 +16,7 @@ import torch
 from wdmoe_env.moe.finite import name_of
 from wdmoe_env.moe.split import SplitModel, neutral_modes
 from wdmoe_env.serving.cache import SlotCache
-from wdmoe_env.serving.passes import Batch, read_rows
+from wdmoe_env.serving.passes import Layout, read_rows
 
 LENGTHS = (9, 6)
 TURNS = ((0,), (0, 1), (1,), (0, 1), (0, 1), (0, 1), (0, 1))
@@ -140,9 +140,8 @@ def _read(
         return
     count = np.array([min(3 - n, LENGTHS[n] - start[n]) for n in left])
     begin, rows = np.array([start[n] for n in left]), np.array(left)
-    at = np.minimum(begin[:, None] + np.arange(count.max()), ids.shape[1] - 1)
-    tokens = ids[rows[:, None], at]
-    batch = Batch(rows, rows, begin, count, tokens, tokens, int(count.max()), 2 * int(count.max()))
-    for n, one, part in zip(left, count, read_rows(model, cache, batch), strict=True):
-        read[n].append(part[:one])
+    tokens = np.concatenate([ids[n, start[n] : start[n] + one] for n, one in zip(left, count, strict=True)])
+    found = read_rows(model, cache, tokens, Layout(np.arange(len(rows)), rows, begin, count))
+    for n, one, end in zip(left, count, np.cumsum(count), strict=True):
+        read[n].append(found[end - one : end])
         start[n] += int(one)

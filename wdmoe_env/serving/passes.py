@@ -1,9 +1,14 @@
-"""A pass over what runs in the slots of n cells, paused at each MoE block: one padded batch on the stock forward."""
+"""A pass over what runs in the slots of n cells, paused at each MoE block: one padded batch on the stock forward.
+
+Where prompts are read beside answers, most of a batch with a row for each slot is padding: an answer has one token, a
+prompt's chunk has many. Such a pass takes a row for each token instead. All rows of a slot read the same keys, and a
+mask lets each token see itself and what lies before it, so that both layouts compute the same.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,15 +28,15 @@ from wdmoe_env.serving.cache import PassCache, SlotCache, attention_mask
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What a pass reads, slot by slot: n cells of S slots, a pass of J = S x C rows each.
+    """What a pass reads: n cells of S slots, a pass of J = S x C rows each. Tokens stand slot by slot.
 
     Attributes:
         row: (B,) of each busy slot in the cache.
         place: (B,) its number among the n x S slots of these cells.
         start: (B,) tokens that the cache holds of it.
         count: (B,) tokens that the pass reads of it.
-        token_ids: (B, w) those tokens; 0 behind them.
-        targets: (B, w) the tokens that follow them.
+        token_ids: (M,) those tokens.
+        targets: (M,) the tokens that follow them.
         chunk: C.
         num_rows: n x J.
         say: whether the model's best guess after each slot's last token is asked for.
@@ -48,15 +53,58 @@ class Batch:
     say: bool = False
 
     @property
-    def filled(self) -> Bool:
-        """(B, w) where there is a token."""
-        return np.arange(self.token_ids.shape[1]) < self.count[:, None]
+    def slot(self) -> Whole:
+        """(M,) number of each token's slot among the B busy ones."""
+        return np.repeat(np.arange(len(self.row)), self.count)
+
+    @property
+    def position(self) -> Whole:
+        """(M,) place of each token in its request's text."""
+        return self.start[self.slot] + self._number
 
     @property
     def among_rows(self) -> Whole:
-        """(M,) number of each token among the n x J rows, in the order of the batch."""
-        width = np.arange(self.token_ids.shape[1])
-        return (self.place[:, None] * self.chunk + width)[self.filled]
+        """(M,) number of each token among the n x J rows."""
+        return self.place[self.slot] * self.chunk + self._number
+
+    @property
+    def _number(self) -> Whole:
+        """(M,) of each token among those of its slot."""
+        return np.arange(len(self.token_ids)) - (np.cumsum(self.count) - self.count)[self.slot]
+
+    @property
+    def layout(self) -> Layout:
+        """How the model is given the tokens: a row for each, where a row for each slot would be padding for half."""
+        if 2 * len(self.token_ids) <= len(self.row) * self.count.max():
+            return Layout(self.slot, self.row[self.slot], self.position, np.ones_like(self.position))
+        return Layout(np.arange(len(self.row)), self.row, self.start, self.count)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Rows of a padded batch, each of tokens that follow each other in a slot.
+
+    Attributes:
+        slot: (P,) number of the slot among the B busy ones.
+        row: (P,) of the slot in the cache.
+        start: (P,) place of the first token in the request's text.
+        count: (P,) tokens.
+    """
+
+    slot: Whole
+    row: Whole
+    start: Whole
+    count: Whole
+
+    @property
+    def width(self) -> int:
+        """Tokens w of the longest row."""
+        return int(self.count.max())
+
+    @property
+    def filled(self) -> Bool:
+        """(P, w) where there is a token."""
+        return np.arange(self.width) < self.count[:, None]
 
 
 class SlotPasses:
@@ -66,7 +114,8 @@ class SlotPasses:
         model: the split model.
         cache: keys and values of all slots; what the pass reads is written there.
         batch: what it reads.
-        service: who runs the experts of its B slots; ``None`` is the model's own runner.
+        service: who runs the experts, and at what bits; its episodes are the B busy slots, whatever it says. ``None``
+            is the model's own runner.
         hidden_states: whether anybody looks at them; else those of ``blocks`` are not spread, and empty.
         own_rows: (M, H) last hidden states, or logits (M, V), of the same tokens under the own routing, from whose
             predictions the divergence is wanted; ``None`` where it is not.
@@ -81,14 +130,13 @@ class SlotPasses:
         hidden_states: bool = True,
         own_rows: Tensor | None = None,
     ) -> None:
-        self._batch, self._hidden_states = batch, hidden_states
-        filled = torch.from_numpy(batch.filled)
-        self._from = filled.flatten().nonzero()[:, 0]
+        self._batch, self._hidden_states, self._layout = batch, hidden_states, batch.layout
+        layout = self._layout
+        self._from = torch.from_numpy(np.flatnonzero(layout.filled))
         self._to = torch.from_numpy(batch.among_rows)
-        function = partial(_run, model, cache, batch, self._from, own_rows)
-        self._forward = SplitForward(
-            model.model, function, inference=True, service=service or Service(None, tuple(range(len(batch.row))))
-        )
+        function = partial(_run, model, cache, batch, layout, own_rows)
+        service = replace(service or Service(None, ()), sequences=tuple(layout.slot.tolist()))
+        self._forward = SplitForward(model.model, function, inference=True, service=service)
 
     @property
     def blocks(self) -> Sequence[BlockInput]:
@@ -121,8 +169,10 @@ class SlotPasses:
 
     def unserved_pairs(self) -> NDArray[np.int64]:
         """Pairs (B,) of each busy slot that were selected in the last block and not served."""
-        service = self._forward.service
-        return np.zeros(len(self._batch.row), dtype=np.int64) if service is None else service.unserved_pairs
+        unserved, service = np.zeros(len(self._batch.row), dtype=np.int64), self._forward.service
+        if service is not None:
+            np.add.at(unserved, self._layout.slot, service.unserved_pairs)
+        return unserved
 
     def scores(self) -> TokenScores:
         """NLL and divergence (1, M) in nats, and whether the best guess was right, of the tokens as in the batch."""
@@ -140,43 +190,44 @@ class SlotPasses:
 
 
 def _run(
-    model: SplitModel, cache: SlotCache, batch: Batch, filled: Tensor, own_rows: Tensor | None, transformer: Any
+    model: SplitModel, cache: SlotCache, batch: Batch, layout: Layout, own_rows: Tensor | None, transformer: Any
 ) -> Any:
     """The forward of a pass; it must not refer to the ``SlotPasses``, or neither would ever be freed."""
-    rows = read_rows(model, cache, batch)
-    flat = rows.flatten(0, 1)
-    tokens = flat.index_select(0, filled.to(flat.device))[None]
-    targets = torch.from_numpy(batch.targets).flatten()[filled][None]
-    scores = score_tokens(tokens, targets, model.output_layer, None if own_rows is None else own_rows[None])
+    rows = read_rows(model, cache, batch.token_ids, layout)
+    targets = torch.from_numpy(batch.targets)[None]
+    scores = score_tokens(rows[None], targets, model.output_layer, None if own_rows is None else own_rows[None])
     if not batch.say:
         return scores, None
-    last = rows[torch.arange(len(rows)), torch.from_numpy(batch.count) - 1]
+    last = rows[torch.from_numpy(np.cumsum(batch.count) - 1)]
     logits = last if model.output_layer is None else model.output_layer(last)
     return scores, logits.argmax(dim=-1).numpy(force=True)
 
 
-def read_rows(model: SplitModel, cache: SlotCache, batch: Batch) -> Tensor:
-    """Run the batch on the cache.
+def read_rows(model: SplitModel, cache: SlotCache, token_ids: Whole, layout: Layout) -> Tensor:
+    """Run tokens on the cache.
 
     Args:
         model: the split model; its experts are chosen as its context says.
         cache: keys and values of all slots.
-        batch: what to read.
+        token_ids: (M,) in the order of the layout.
+        layout: their rows.
 
     Returns:
-        Last hidden states (B, w, H), or logits (B, w, V) where these are more than one layer of them.
+        Last hidden states (M, H), or logits (M, V) where these are more than one layer of them.
     """
-    width = batch.token_ids.shape[1]
-    position = np.minimum(batch.start[:, None] + np.arange(width), model.context_length - 1)
+    filled, width = layout.filled, layout.width
+    padded = np.zeros(filled.shape, dtype=np.int64)
+    padded[filled] = token_ids
+    position = np.minimum(layout.start[:, None] + np.arange(width), model.context_length - 1)
     inputs = {
-        "input_ids": torch.from_numpy(batch.token_ids).to(model.device),
-        "attention_mask": attention_mask(batch.start, width, model.dtype).to(model.device),
+        "input_ids": torch.from_numpy(padded).to(model.device),
+        "attention_mask": attention_mask(layout.start, width, model.dtype).to(model.device),
         "position_ids": torch.from_numpy(position).to(model.device),
-        "past_key_values": PassCache(cache, batch.row, batch.start, width),
+        "past_key_values": PassCache(cache, layout.row, layout.start, width),
         "use_cache": True,
     }
     if model.output_layer is None:
-        logits: Tensor = model.model(**inputs).logits
-        return logits
-    hidden: Tensor = model.model.base_model(**inputs).last_hidden_state
-    return hidden
+        rows: Tensor = model.model(**inputs).logits
+    else:
+        rows = model.model.base_model(**inputs).last_hidden_state
+    return rows.flatten(0, 1)[torch.from_numpy(np.flatnonzero(filled)).to(rows.device)]

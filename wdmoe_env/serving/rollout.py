@@ -108,15 +108,15 @@ class PassRollout:
             np.concatenate([getattr(read, name) for read in self._read])[place] for name in ("start", "count")
         )
         cell, slot = np.divmod(place, serving.slots)
-        at = start[:, None] + np.minimum(np.arange(count.max()), count[:, None] - 1)
         window = np.array([self.episodes[n].cell.requests.window[r] for n, r in zip(cell, request[place], strict=True)])
+        at = np.concatenate([np.arange(first, first + n) for first, n in zip(start, count, strict=True)])
         batch = Batch(
             row=self.rows[cell] * serving.slots + slot,
             place=place,
             start=start,
             count=count,
-            token_ids=windows.token_ids[window[:, None], at],
-            targets=windows.targets[window[:, None], at],
+            token_ids=windows.token_ids[np.repeat(window, count), at],
+            targets=windows.targets[np.repeat(window, count), at],
             chunk=serving.chunk,
             num_rows=len(self.rows) * self.simulator.sizes.num_tokens,
             say=serving.generate,
@@ -127,17 +127,17 @@ class PassRollout:
 
     def _feed_said(self, batch: Batch, cell: Whole, request: Whole) -> None:
         """Put what the model said in place of the document's tokens."""
+        last = np.cumsum(batch.count) - 1  # of each slot: a generated token is read alone
         for n, (here, one) in enumerate(zip(cell, request, strict=True)):
             episode = self.episodes[here]
             number = batch.start[n] - episode.cell.requests.prompt[one]
             if number >= 0 and episode.said is not None:
-                batch.token_ids[n] = episode.said[one, number]
+                batch.token_ids[last[n]] = episode.said[one, number]
 
     def _generated(self) -> NDArray[np.bool_]:
         """(M,) whether each token of the batch is one of an answer."""
         prompt = np.concatenate([read.prompt for read in self._read])[self._batch.place]
-        at = self._batch.start[:, None] + np.arange(self._batch.token_ids.shape[1])
-        return (at >= prompt[:, None])[self._batch.filled]
+        return np.asarray(self._batch.position >= prompt[self._batch.slot])
 
     def _start(self) -> None:
         service = self.simulator.service(len(self._batch.row))
@@ -148,14 +148,8 @@ class PassRollout:
 
     def _own_rows(self) -> torch.Tensor:
         """(M, H) last hidden states of the batch's tokens under the own routing."""
-        slot, at = self._tokens()
-        return self.simulator.texts.own_rows(self._requests("window"))[torch.from_numpy(slot), torch.from_numpy(at)]
-
-    def _tokens(self) -> tuple[Whole, Whole]:
-        """Of each token (M,) of the batch, its busy slot and its place in the request's text."""
-        batch = self._batch
-        at = (batch.start[:, None] + np.arange(batch.token_ids.shape[1]))[batch.filled]
-        return np.repeat(np.arange(len(batch.row)), batch.count), at
+        slot, at = torch.from_numpy(self._batch.slot), torch.from_numpy(self._batch.position)
+        return self.simulator.texts.own_rows(self._requests("window"))[slot, at]
 
     def _requests(self, name: str) -> Whole:
         """(B,) what the request in each busy slot is about: its window, prompt or answer."""
@@ -173,9 +167,10 @@ class PassRollout:
     def row_texts(self) -> tuple[Whole, Whole]:
         """(n, J) number of each row's request in its cell, and the row's place in the request's text; -1 at padding."""
         request, place = np.full((2, *self.token_mask.shape), -1, dtype=np.int64)
-        slot, at = self._tokens()
-        busy = np.concatenate([read.request for read in self._read])[self._batch.place]
-        request.reshape(-1)[self._batch.among_rows], place.reshape(-1)[self._batch.among_rows] = busy[slot], at
+        batch = self._batch
+        busy = np.concatenate([read.request for read in self._read])[batch.place]
+        request.reshape(-1)[batch.among_rows] = busy[batch.slot]
+        place.reshape(-1)[batch.among_rows] = batch.position
         return request, place
 
     def _look(self) -> None:
@@ -206,8 +201,8 @@ class PassRollout:
         """What the n x J rows read, 0 at padding, and what follows."""
         batch, shape = self._batch, self.token_mask.shape
         ids, targets = np.zeros((2, *shape), dtype=np.int64)
-        ids.reshape(-1)[batch.among_rows] = batch.token_ids[batch.filled]
-        targets.reshape(-1)[batch.among_rows] = batch.targets[batch.filled]
+        ids.reshape(-1)[batch.among_rows] = batch.token_ids
+        targets.reshape(-1)[batch.among_rows] = batch.targets
         return TokenWindows(ids, targets, self.token_mask, ("",) * len(ids))
 
     @property
@@ -287,7 +282,7 @@ class PassRollout:
         scores = self._passes.scores()
         nll = scores.nll[0]
         check_finite(model.model, "scores of the text", nll)
-        slot, at = self._tokens()
+        slot, at = batch.slot, batch.position
         cell = batch.place // self.simulator.serving.slots
         request = np.concatenate([read.request for read in self._read])[batch.place]
         window, prompt = self._requests("window"), self._requests("prompt")

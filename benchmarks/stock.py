@@ -1,12 +1,14 @@
-"""``python -m benchmarks.stock token``: stock PPO on the token or the price environment, measured as it learns.
+"""``python -m benchmarks.stock token``: stock PPO on an environment of tokens or of prices, measured as it learns.
 
     python -m benchmarks.stock token --blocks 40000 --out runs/stock/token
     python -m benchmarks.stock price --blocks 32000 --out runs/stock/price
+    python -m benchmarks.stock serve-price --blocks 36000 --devices paper --out runs/stock/serve-price
 
-Trains PPO of Stable-Baselines3 with an ``MlpPolicy`` on training windows. Every ``--every`` blocks it measures the
-policy in ``WDMoE-v0`` on ``--episodes`` windows of a split, and sets its latency against what rules need at the same
-added NLL: ``wdmoe:THRESHOLD`` and ``marginal-price:PRICE``, with straight lines between. ``OUT.safetensors``
-is the policy, and its card ``OUT.json`` holds the curve.
+Trains PPO of Stable-Baselines3 with an ``MlpPolicy`` on training windows, or on cells that serve requests. Every
+``--every`` decisions it measures the policy on ``--episodes`` windows or cells of a split, and sets its latency, or
+mean E2E, against what rules need at the same added NLL: ``wdmoe:THRESHOLD`` and ``marginal-price:PRICE``, with straight
+lines between. A decision is a block, or with ``serve-price`` a pass. ``OUT.safetensors`` is the policy, and its card
+``OUT.json`` holds the curve.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +25,59 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3 import PPO
 
+from eval.serve import measure
 from wdmoe_env import evaluate
+from wdmoe_env.config import DEVICE_SETS
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 from wdmoe_env.integrations.stock_file import export_policy
 from wdmoe_env.integrations.token_vec import TokenVectorEnv
+from wdmoe_env.serving.process import serving_config
 
 FRONTS = {
     "wdmoe": [f"wdmoe:{threshold}" for threshold in (0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.97)],
-    "marginal-price": [f"marginal-price:{price}" for price in (0.5, 0.7, 1, 1.5, 2, 3)],
+    "marginal-price": [f"marginal-price:{price}" for price in (0.3, 0.5, 0.7, 1, 1.5, 2, 3)],
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "token": {"learning_rate": 1e-3, "n_epochs": 4},
     "price": {"learning_rate": 3e-4, "n_epochs": 8, "policy_kwargs": {"log_std_init": -1.0}},
+    # A pass is waited for by those who come later: some tens of passes on, nothing of it is left.
+    "serve-price": {
+        "learning_rate": 3e-4,
+        "n_epochs": 8,
+        "policy_kwargs": {"log_std_init": -1.0},
+        "gamma": 0.97,
+        "gae_lambda": 0.95,
+    },
 }
+FACES = {"token": "Token", "price": "Price", "serve-price": "Serve-Price"}
 NUM_ENVS = 32
-STEPS = {"token": 6, "price": 12}
-BATCHES = {"token": 8, "price": 6}
+STEPS = {"token": 6, "price": 12, "serve-price": 48}
+BATCHES = {"token": 8, "price": 6, "serve-price": 6}
 SEED = 777
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("face", choices=("token", "price"))
+    parser.add_argument("face", choices=tuple(FACES))
     parser.add_argument("--blocks", type=int, default=40_000)
     parser.add_argument("--every", type=int, default=8_000)
     parser.add_argument("--quality-weight", type=float, default=10.0)
+    parser.add_argument("--devices", choices=tuple(DEVICE_SETS), default="paper")
     parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(argv)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    model, tokens = algorithm(chosen.face, chosen.quality_weight, chosen.seed)
-    fronts = {name: front(rules, chosen.split, chosen.episodes) for name, rules in FRONTS.items()}
+    face = Face(chosen.face, chosen.devices, chosen.split, chosen.episodes)
+    model, tokens = face.algorithm(chosen.quality_weight, chosen.seed)
+    fronts = {name: face.front(rules) for name, rules in FRONTS.items()}
     curve: list[dict[str, float]] = []
     learning_s = 0.0
     while True:
         path = export_policy(model, chosen.out, curve=curve)
-        latency_ms, added_nll = measured([path], chosen.split, chosen.episodes)[str(path)]
+        latency_ms, added_nll = face.measured([str(path)])[str(path)]
         against = {f"against_{name}": latency_ms / line(added_nll) for name, line in fronts.items()}
         point = {"blocks": model.num_timesteps // tokens, "latency_ms": latency_ms, "added_nll": added_nll, **against}
         curve.append({**point, "processor_s": learning_s})
@@ -73,35 +90,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         learning_s += time.process_time() - began
 
 
-def algorithm(face: str, quality_weight: float, seed: int) -> tuple[PPO, int]:
-    """PPO on a face, and the steps that Stable-Baselines3 counts for a block.
+@dataclass(frozen=True, slots=True)
+class Face:
+    """An environment to learn in, and the episodes to measure on.
 
-    Args:
-        face: ``"token"`` or ``"price"``.
-        quality_weight: of the reward ``"latency_divergence"``.
-        seed: of weights, episodes and actions.
+    Attributes:
+        name: one of ``FACES``.
+        devices: name of a set of devices.
+        split: of the texts to measure on.
+        episodes: windows, or cells.
     """
-    name = f"wdmoe_env:WDMoE-{face.capitalize()}-v0"
-    batch = gym.make_vec(name, num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", quality_weight=quality_weight)
-    env = SB3VecEnv(TokenVectorEnv(batch) if face == "token" else batch)
-    count = env.num_envs * STEPS[face]
-    size = count // BATCHES[face]
-    settings = {"n_steps": STEPS[face], "batch_size": size, "gamma": 1.0, "gae_lambda": 1.0, **SETTINGS[face]}
-    return PPO("MlpPolicy", env, seed=seed, device="cpu", **settings), env.num_envs // NUM_ENVS
 
+    name: str
+    devices: str
+    split: str
+    episodes: int
 
-def measured(policies: list[Any], split: str, episodes: int) -> dict[str, tuple[float, float]]:
-    """Mean latency in ms and mean added NLL of policies on the same episodes of a split."""
-    found = evaluate(policies, {"split": split}, episodes=episodes, seed=SEED, progress=False).measurements
-    return {name: (float(one["latency_ms"].mean()), float(one["added_nll"].mean())) for name, one in found.items()}
+    def algorithm(self, quality_weight: float, seed: int) -> tuple[PPO, int]:
+        """PPO, and the steps that Stable-Baselines3 counts for a decision.
 
+        Args:
+            quality_weight: of the reward ``"latency_divergence"``, or ``"serving"``.
+            seed: of weights, episodes and actions.
+        """
+        name = f"wdmoe_env:WDMoE-{FACES[self.name]}-v0"
+        settings = {"quality_weight": quality_weight, "devices": self.devices}
+        batch = gym.make_vec(name, num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", **settings)
+        env = SB3VecEnv(TokenVectorEnv(batch) if self.name == "token" else batch)
+        steps = STEPS[self.name]
+        size = env.num_envs * steps // BATCHES[self.name]
+        of_face = {"n_steps": steps, "batch_size": size, "gamma": 1.0, "gae_lambda": 1.0, **SETTINGS[self.name]}
+        return PPO("MlpPolicy", env, seed=seed, device="cpu", **of_face), env.num_envs // NUM_ENVS
 
-def front(rules: list[str], split: str, episodes: int) -> Any:
-    """From added NLL to the latency in ms that a family of rules needs, from own routing at optimal shares on."""
-    points = measured(["vanilla-optimal", *rules], split, episodes)
-    line = sorted((points[name][1], points[name][0]) for name in ("vanilla-optimal", *rules))
-    added_nll, latency_ms = np.array(line).T
-    return lambda at: float(np.interp(at, added_nll, latency_ms))
+    def measured(self, policies: list[str]) -> dict[str, tuple[float, ...]]:
+        """Mean latency in ms, or mean E2E, and mean added NLL of policies on the same episodes."""
+        settings = {"split": self.split, "devices": self.devices}
+        if self.name == "serve-price":
+            runs = measure(policies, serving_config(settings, {}), self.episodes, SEED)
+            figures = ("request_e2e_ms", "request_added_nll")
+            return {name: tuple(float(run.requests[one].mean()) for one in figures) for name, run in runs.items()}
+        found = evaluate(list(policies), settings, episodes=self.episodes, seed=SEED, progress=False).measurements
+        return {name: (float(one["latency_ms"].mean()), float(one["added_nll"].mean())) for name, one in found.items()}
+
+    def front(self, rules: list[str]) -> Any:
+        """From added NLL to the ms that a family of rules needs, from own routing at optimal shares on."""
+        points = self.measured(["vanilla-optimal", *rules])
+        line = sorted((points[name][1], points[name][0]) for name in ("vanilla-optimal", *rules))
+        added_nll, latency_ms = np.array(line).T
+        return lambda at: float(np.interp(at, added_nll, latency_ms))
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ def evaluate(options: argparse.Namespace, command: str) -> int:
 
 def serve(options: argparse.Namespace, command: str) -> int:
     """Evaluate on cells that serve requests, and write the folder; what an earlier run has measured stands."""
+    from eval.provenance import code_hash
     from eval.serve import ServeEvaluation, plan_of, summary_of
     from eval.serve_parts import Parts
     from eval.serve_report import files_of, terminal
@@ -166,7 +167,7 @@ def serve(options: argparse.Namespace, command: str) -> int:
             check_folder(out)
             folder = held.enter_context(held_folder(out))
             evaluation = ServeEvaluation(plan_of(options, read_settings(options.config)))
-            parts = Parts(folder, evaluation.plan.to_dict(), evaluation.sha256)
+            parts = Parts(folder, evaluation.plan.to_dict(), evaluation.sha256 | {"the code": code_hash()})
             others = {path for path in folder.iterdir() if not is_temporary(path.name)} - parts.paths
             if others and not options.overwrite:
                 raise ValueError(f"expected a new or empty folder for the results, got {out} (--overwrite replaces)")

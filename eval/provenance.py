@@ -10,6 +10,7 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib import resources
 from importlib.metadata import version
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -97,6 +98,25 @@ def located_environment(environment: EnvConfig) -> EnvConfig:
 def file_hash(path: Traversable) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def code_hash(package: Traversable | None = None) -> str:
+    """SHA-256 of all Python files of a package, by name: rules and physics are figures of a result too.
+
+    Args:
+        package: its folder; ``None`` is that of ``wdmoe_env``.
+    """
+    digest = hashlib.sha256()
+
+    def add(folder: Traversable, name: str) -> None:
+        for entry in sorted(folder.iterdir(), key=lambda one: one.name):
+            if entry.is_dir():
+                add(entry, f"{name}{entry.name}/")
+            elif entry.name.endswith(".py"):
+                digest.update(f"{name}{entry.name} {file_hash(entry)}\n".encode())
+
+    add(resources.files(wdmoe_env) if package is None else package, "")
+    return digest.hexdigest()
 
 
 def beside_hashes(model: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from eval.members import short_names
-from eval.serve_timeline import BINS, Timeline
+from eval.serve_timeline import BINS, PHASES, Timeline
 from wdmoe_env.config import EnvConfig
 from wdmoe_env.policies import make_policy, reads_hidden_states
 from wdmoe_env.rendering.canvas import Area, Canvas, Picture, fitted
@@ -21,7 +21,8 @@ ROUNDING_MS = 1e-6
 WIDTH, LEFT, RIGHT = 880, 20.0, 860.0
 BARS = 120.0
 HEAD, NAME, ROW, DEVICE, BETWEEN, FOOT = 52, 26, 9.0, 7.0, 14.0, 34
-PHASES: tuple[tuple[str, Colour], ...] = (("waits", BAR), ("prompt is read", KEPT), ("answer is generated", DROPPED))
+COLOURS: tuple[Colour, ...] = (BAR, KEPT, DROPPED)
+"""Of the phases of a request."""
 
 
 def timelines(policies: tuple[str, ...], config: EnvConfig, seed: int) -> dict[str, Timeline]:
@@ -81,7 +82,7 @@ def _draw(canvas: Canvas, name: str, one: Timeline, top: float, now_ms: float, l
     )
     top += NAME
     canvas.text(LEFT, top + 10, "requests", 11, MUTED)
-    for (_, colour), (left, width) in zip(PHASES, one.bars(), strict=True):
+    for colour, (left, width) in zip(COLOURS, one.bars(), strict=True):
         for number in np.flatnonzero(np.isfinite(width) & (left <= now_ms)):
             start, end = at(left[number]), at(left[number] + width[number])
             canvas.rectangle(Area(start, top + ROW * number, max(end - start, 1.0), ROW - 2), colour)
@@ -101,7 +102,7 @@ def _draw(canvas: Canvas, name: str, one: Timeline, top: float, now_ms: float, l
 
 def _draw_legend(canvas: Canvas, middle: float) -> None:
     left = BARS
-    for name, colour in PHASES:
+    for name, colour in zip(PHASES, COLOURS, strict=True):
         canvas.rectangle(Area(left, middle - 5, 10, 10), colour)
         canvas.text(left + 16, middle, name, 12, MUTED, anchor="lm")
         left += 150

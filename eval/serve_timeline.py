@@ -16,7 +16,9 @@ from eval.statistics import Float, Summary
 BINS = 120
 """Parts of an episode's time by which the load of devices is kept."""
 KEPT = ("arrival_ms", "queue_ms", "ttft_ms", "e2e_ms")
-PHASES = (("waiting", "0.75"), ("prompt", "tab:blue"), ("answer", "tab:orange"))
+PHASES = ("waiting", "prompt", "answer")
+"""What the bars of a request stand for, in order."""
+COLORS = ("0.75", "tab:blue", "tab:orange")
 
 
 class Timeline:
@@ -101,7 +103,7 @@ def draw_timelines(timelines: Mapping[str, Timeline]) -> bytes:
     longest_ms = max(one.end_ms for one in timelines.values())
     for number, (name, one) in enumerate(timelines.items()):
         above, below = panels[2 * number, 0], panels[2 * number + 1, 0]
-        for (label, color), (left, width) in zip(PHASES, one.bars(), strict=True):
+        for label, color, (left, width) in zip(PHASES, COLORS, one.bars(), strict=True):
             known = np.isfinite(width)
             above.barh(np.flatnonzero(known), width[known], left=left[known], color=color, label=label, height=0.8)
         above.invert_yaxis()

@@ -260,6 +260,36 @@ def test_a_policy_of_a_file_decides_as_in_its_own_environment(tmp_path):
             )
 
 
+def test_a_price_for_a_pass_is_kept_for_all_its_blocks(tmp_path):
+    """The model on its own environment and its file, block by block, serve the same requests at the same times."""
+    cell = {"model": "micro", "serving": SHORT_CELL}
+    batch = gym.make_vec("wdmoe_env:WDMoE-Serve-Price-v0", num_envs=2, autoreset_mode="SAME_STEP", **cell)
+    model = PPO("MlpPolicy", SB3VecEnv(batch), n_steps=3, batch_size=6, n_epochs=1, seed=1, device="cpu")
+    model.policy.action_net.weight.data *= 300.0  # prices far apart
+    path = export_policy(model, tmp_path / "pass-price")
+    own = gym.make("wdmoe_env:WDMoE-Serve-Price-v0", **cell)
+    blocks = gym.make("wdmoe_env:WDMoE-Serve-Selection-v0", **cell)
+    policy, (observation, _), (seen, _) = make_policy(path, blocks), own.reset(seed=7), blocks.reset(seed=7)
+    state, ended, actions = None, False, []
+    while not ended:
+        actions.append(model.predict(observation, deterministic=True)[0])
+        observation, reward, ended, _, info = own.step(actions[-1])
+        total = 0.0
+        for _ in range(blocks.unwrapped.num_blocks):
+            action, state = policy.predict(seen, state)
+            seen, one, *_, last = blocks.step(action)
+            total += one
+        assert total == pytest.approx(reward, rel=1e-6)
+    assert np.ptp(actions) > 0.5
+    np.testing.assert_allclose(last["request_e2e_ms"], info["request_e2e_ms"], rtol=1e-6)
+    with pytest.raises(ValueError, match="expected an observation with a queue"):
+        make_policy(path, make("WDMoE-v0")).predict(make("WDMoE-v0").reset(seed=0)[0])
+    card = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(card | {"slots": 0}))
+    with pytest.raises(ValueError, match="expected slots in"):
+        make_policy(path, blocks)
+
+
 def test_tokens_are_environments_of_sb3():
     batch = make_vec(2, "WDMoE-Token-v0", autoreset_mode="SAME_STEP")
     env = SB3VecEnv(TokenVectorEnv(batch))

@@ -121,7 +121,10 @@ def test_a_policy_that_ships_is_small_says_where_it_is_from_and_acts(name):
         ({"hidden_size": 32}, "expected num_blocks and num_experts of at least 1 .*, got 0 and 0 in "),
         ({"network": "flat", "layers": [200, 72]}, "expected the decision joint of a flat network in .*'selection'"),
         ({"network": "flat", "decision": "joint", "layers": [2] * 10_000}, "expected layers in .*, 2 to 16 sizes"),
-        ({"network": "pickle"}, "expected a network in .*, one of token-shared, flat, token, price, got 'pickle'"),
+        (
+            {"network": "pickle"},
+            "expected a network in .*, one of token-shared, flat, token, price, pass-price, got 'pickle'",
+        ),
         ({"network": "flat", "decision": "joint", "layers": [10**9, 2]}, "expected layers"),
         (
             {"network": "flat", "decision": "joint", "layers": "many"},

@@ -15,15 +15,21 @@ from wdmoe_env.config import EnvConfig
 from wdmoe_env.metrics import blocks_as_one
 from wdmoe_env.observations import Block, Sizes
 from wdmoe_env.physics.latency import Float
-from wdmoe_env.policies.price import PRICE, PriceCodec, num_price_features, price_features, priced_selection
+from wdmoe_env.policies.price import (
+    PRICE,
+    QUEUE_FEATURES,
+    PriceCodec,
+    num_price_features,
+    price_features,
+    priced_selection,
+    queue_features,
+)
 from wdmoe_env.price_env import FAR, PriceConfig, PriceFace
 from wdmoe_env.serve_env import WDMoEServeEnv, WDMoEServeVectorEnv
 from wdmoe_env.serving.metrics import BLOCK_METRICS
 from wdmoe_env.serving.process import REWARD, ServingProcess, ServingTransition, serving_config
 from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.serving.simulator import Episode
-
-QUEUE_FEATURES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +79,8 @@ class ServePriceProcess(ServingProcess):
         """What the agents of n cells see before a pass: (n, F); see ``WDMoEServePriceEnv``."""
         features = price_features(block, self.simulator.sizes.num_blocks, self.config.price_per_ms)
         queue = np.stack([episode.cell.queue() for episode in episodes])
-        slots = self._serving.slots
-        of_queue = (
-            np.log1p(queue[:, 0]),
-            np.minimum(queue[:, 0] / slots, MOST_QUEUE_FEATURE),
-            queue[:, 1] / slots,
-            np.minimum(queue[:, 2] / 1e3, MOST_QUEUE_FEATURE),
-            np.log1p(queue[:, 3]),
-            row_phase.sum(axis=-1) / np.maximum(block.token_mask.sum(axis=-1), 1),
-        )
-        return np.concatenate([features, np.stack(of_queue, axis=-1).astype(np.float32)], axis=-1)
-
-
-MOST_QUEUE_FEATURE = 10.0
+        of_queue = queue_features(queue, row_phase, block.token_mask, self._serving.slots)
+        return np.concatenate([features, of_queue], axis=-1)
 
 
 class ServePriceFace(PriceFace):
@@ -104,8 +99,7 @@ class WDMoEServePriceEnv(ServePriceFace, WDMoEServeEnv):  # type: ignore[misc]
     blocks are those of the pass.
 
     The observation is one flat float32 ``Box``: the entries of ``wdmoe_env.policies.price.price_features`` for the
-    first block, then of the queue: ln(1 + requests that wait); that number over the slots; requests that run over the
-    slots; age of the oldest in s; ln(1 + arrivals in the last second); share of the tokens that are of an answer.
+    first block, then those of ``queue_features`` there.
 
     Args:
         config: a ``ServePriceConfig``, its dict, or nothing.

@@ -12,14 +12,15 @@ from eval.page.chart import Axis, Size, both_sizes, grid, legend, picture, polyl
 from eval.page.html import Child, Markup, section, table, tag
 from eval.serve_report import COLUMNS, Lines, load_lines, mixture_text
 from eval.serve_statistics import E2E, GOODPUT, TAIL
-from eval.serve_timeline import BINS, Timeline
+from eval.serve_timeline import BINS, PHASES, Timeline
 from eval.statistics import Float, Summary
 
 INTERVALS = (E2E, TAIL, "added_nll", "e2e_ratio_iqm")
 """Figures whose interval is shown."""
 ROW, HEAD, GAP, FOOT = 9.0, 8.0, 10.0, 44.0
 LOADS_WIDE, LOADS_NARROW = Size(560.0, 340.0, left=66.0), Size(368.0, 300.0, left=62.0, right=8.0)
-PHASES = (("waiting", "c9"), ("prompt", "c0"), ("answer", "c1"))
+COLORS = ("c9", "c0", "c1")
+"""Of the phases of a request."""
 
 
 def serving_sections(summary: Summary) -> Markup:
@@ -123,14 +124,14 @@ def _timeline_section(timelines: Summary) -> Markup | None:
         sizes = Size(1160.0, height, left=70.0), Size(368.0, height, left=62.0, right=8.0)
         drawn = both_sizes(partial(_draw_timeline, one, longest_ms), *sizes)
         parts += [tag("h3", names[policy]), drawn]
-    entries = [(name, "disc", color) for name, color in PHASES]
+    entries = [(name, "disc", color) for name, color in zip(PHASES, COLORS, strict=True)]
     return section("One cell in time", *parts, legend(entries), tag("p", TIMELINE, class_="note"))
 
 
 def _draw_timeline(one: Timeline, longest_ms: float, size: Size) -> Markup:
     x = Axis(0.0, longest_ms, size.left, size.width - size.right)
     bars = []
-    for (_, color), (left, width) in zip(PHASES, one.bars(), strict=True):
+    for color, (left, width) in zip(COLORS, one.bars(), strict=True):
         for number in np.flatnonzero(np.isfinite(width)):
             bars.append(_box(x(left[number]), x(left[number] + width[number]), HEAD + ROW * number, color, 1.0))
     top = HEAD + ROW * len(one.requests["e2e_ms"]) + GAP

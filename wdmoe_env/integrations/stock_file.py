@@ -20,7 +20,8 @@ def export_policy(model: OnPolicyAlgorithm, path: str | Path, **card: Any) -> Pa
     """Write what PPO or A2C has learned as safetensors and JSON, which ``make_policy`` takes by its path.
 
     Args:
-        model: with an ``MlpPolicy``, on a ``SB3VecEnv`` of ``WDMoE-Price-v0``, or of a ``TokenVectorEnv``.
+        model: with an ``MlpPolicy``, on a ``SB3VecEnv`` of ``WDMoE-Price-v0``, ``WDMoE-Serve-Price-v0`` or of a
+            ``TokenVectorEnv``.
         path: of the weights; its suffix becomes .safetensors.
         **card: what else the JSON should say.
 
@@ -41,9 +42,13 @@ def export_policy(model: OnPolicyAlgorithm, path: str | Path, **card: Any) -> Pa
     described = {"family": type(model).__name__.lower(), "timesteps": model.num_timesteps, **card}
     if isinstance(config, PriceConfig):
         if config.per_block or config.action_type != "box":
-            raise ValueError("expected one price a block, of a Box, got an environment of other actions")
+            raise ValueError("expected one price a step, of a Box, got an environment of other actions")
         described["price_per_ms"] = config.price_per_ms
-        save_stock_policy(target, "price", linear, sizes.num_blocks, 0, described)
+        if config.serving is None:
+            save_stock_policy(target, "price", linear, sizes.num_blocks, 0, described)
+        else:
+            described["slots"] = config.serving.slots
+            save_stock_policy(target, "pass-price", linear, sizes.num_blocks, 0, described)
         return target
     if linear[0].in_features != num_token_features(sizes, bool(hidden_size)):
         raise ValueError(f"expected a policy of one token, got one that reads {linear[0].in_features} numbers")

@@ -17,8 +17,8 @@ from wdmoe_env.policies.flat import FlatPolicy, flattened_sizes
 from wdmoe_env.policies.network import TokenSharedNetwork, check_sizes
 from wdmoe_env.policies.policy import Policy, StatelessPolicy
 from wdmoe_env.policies.policy_file import read_policy
-from wdmoe_env.policies.price import num_price_features
-from wdmoe_env.policies.stock import PricePolicy, TokenPolicy
+from wdmoe_env.policies.price import QUEUE_FEATURES, num_price_features
+from wdmoe_env.policies.stock import PassPricePolicy, PricePolicy, TokenPolicy
 from wdmoe_env.policies.tokens import CHOICE_NAMES, num_token_features
 
 
@@ -80,9 +80,15 @@ def _price_policy(network: nn.Module, card: Card, codec: ActionCodec, name: str)
     return PricePolicy(network, codec, card["num_blocks"], float(card["price_per_ms"]))
 
 
+def _pass_price_policy(network: nn.Module, card: Card, codec: ActionCodec, name: str) -> Policy:
+    _check_stock(card, codec.sizes, name, num_price_features(codec.sizes) + QUEUE_FEATURES, 1)
+    return PassPricePolicy(network, codec, card["num_blocks"], float(card["price_per_ms"]), card["slots"])
+
+
 STOCK: dict[str, Callable[[nn.Module, Card, ActionCodec, str], Policy]] = {
     "token": _token_policy,
     "price": _price_policy,
+    "pass-price": _pass_price_policy,
 }
 """From network, card, codec and name to a policy that a stock algorithm learned."""
 

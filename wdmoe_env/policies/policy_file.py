@@ -64,7 +64,12 @@ def save_flat_policy(path: Path, layers: list[nn.Linear], card: Card) -> None:
 
 
 def save_stock_policy(
-    path: Path, kind: Literal["token", "price"], layers: list[nn.Linear], num_blocks: int, hidden_size: int, card: Card
+    path: Path,
+    kind: Literal["token", "price", "pass-price"],
+    layers: list[nn.Linear],
+    num_blocks: int,
+    hidden_size: int,
+    card: Card,
 ) -> None:
     """Write a perceptron that was learned on a token or a price environment; see ``wdmoe_env.policies.stock``.
 
@@ -74,7 +79,8 @@ def save_stock_policy(
         layers: linear layers, tanh between them.
         num_blocks: I of the environment.
         hidden_size: H where hidden states are among the features, else 0.
-        card: what else the file should say; a price policy's has ``price_per_ms``, the price of the action 0.
+        card: what else the file should say; a price policy's has ``price_per_ms``, the price of the action 0, and one
+            of passes has ``slots`` too.
 
     Raises:
         ValueError: see ``save_policy``.
@@ -167,6 +173,11 @@ def _price(card: Card, path: Path) -> nn.Module:
     return _token(card, path)
 
 
+def _pass_price(card: Card, path: Path) -> nn.Module:
+    _size(card.get("slots"), "slots", path, 1, MOST_UNITS)
+    return _price(card, path)
+
+
 def _layers(card: Card, path: Path) -> list[int]:
     layers = card.get("layers")
     if not isinstance(layers, list) or not 2 <= len(layers) <= MOST_LAYERS:
@@ -179,6 +190,7 @@ NETWORKS: dict[str, Callable[[Card, Path], nn.Module]] = {
     "flat": _flat,
     "token": _token,
     "price": _price,
+    "pass-price": _pass_price,
 }
 
 

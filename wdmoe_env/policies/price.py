@@ -28,6 +28,9 @@ SPAN = math.log(10.0)
 
 QUANTILES = np.linspace(0.1, 0.9, 9)
 FEATURES_OF_BLOCK = 4
+QUEUE_FEATURES = 6
+MOST_OF_QUEUE = 10.0
+"""What a cell's queue is told by is cut there."""
 FURTHEST = 2.0
 """Break-even prices beyond twice the range of actions are cut there: all of them are out of reach."""
 
@@ -155,6 +158,32 @@ def price_features(block: Block, num_blocks: int, middle: float) -> NDArray[np.f
         at_device / t_ms[:, None],
     )
     return np.concatenate(columns, axis=-1, dtype=np.float32, casting="same_kind")
+
+
+def queue_features(queue: Float, row_phase: Float, token_mask: NDArray[np.bool_], slots: int) -> NDArray[np.float32]:
+    """What an agent sees of a cell's queue when it chooses a price for a pass, scaled to about one.
+
+    In this order: ln(1 + requests that wait); that number over the slots; requests that run over the slots; age of the
+    oldest in s; ln(1 + arrivals in the last second); share of the tokens that are of an answer.
+
+    Args:
+        queue: (N, 4) of the observation.
+        row_phase: (N, J) of the observation.
+        token_mask: (N, J) True where there is a token.
+        slots: S of a cell.
+
+    Returns:
+        (N, 6).
+    """
+    columns = (
+        np.log1p(queue[:, 0]),
+        np.minimum(queue[:, 0] / slots, MOST_OF_QUEUE),
+        queue[:, 1] / slots,
+        np.minimum(queue[:, 2] / 1e3, MOST_OF_QUEUE),
+        np.log1p(queue[:, 3]),
+        row_phase.sum(axis=-1) / np.maximum(token_mask.sum(axis=-1), 1),
+    )
+    return np.stack(columns, axis=-1).astype(np.float32)
 
 
 def _break_even(weights: Float, pair_ms: Float, weaker: NDArray[np.bool_], middle: float) -> Float:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from wdmoe_env.actions import ActionCodec, ExpertsPart, settled_plan
 from wdmoe_env.observations import Block, decode_observation
-from wdmoe_env.physics.latency import Bool
+from wdmoe_env.physics.latency import Bool, Float
 from wdmoe_env.policies.network import check_outputs
-from wdmoe_env.policies.policy import StatelessPolicy
-from wdmoe_env.policies.price import PRICE, PriceCodec, price_features, priced_selection
+from wdmoe_env.policies.policy import ObservationMapping, State, StatelessPolicy, batched, first
+from wdmoe_env.policies.price import PRICE, PriceCodec, price_features, priced_selection, queue_features
 from wdmoe_env.policies.tokens import selection_of, token_features
 
 
@@ -63,27 +63,33 @@ class StockPolicy(StatelessPolicy):
             deterministic: whether to take the most probable choices.
 
         Raises:
-            ValueError: it reads hidden states and there are none; see ``outputs``.
+            ValueError: it reads hidden states and there are none; see ``outputs_of``.
         """
         block = decode_observation(batch)
         if self.hidden_size and block.hidden_states is None:
             raise ValueError("expected an observation with hidden_states, which this policy reads, got one without")
         if not self.hidden_size:
             block = replace(block, hidden_states=None)
-        plan = settled_plan(block, {ExpertsPart.name: self.selection(block, deterministic)}, min_share=0.0)
-        return self.codec.encode(plan.selection, plan.shares)
+        return at_solved_shares(self.codec, block, self.selection(block, deterministic))
 
-    def outputs(self, features: NDArray[np.float32]) -> Tensor:
-        """Of the network on features (..., F).
 
-        Raises:
-            ValueError: another number of features, or outputs that are not finite.
-        """
-        expected = next(self.network.parameters()).shape[1]
-        if features.shape[-1] != expected:
-            raise ValueError(f"this policy reads {expected} numbers, got {features.shape[-1]}: another environment's")
-        with torch.no_grad():
-            return check_outputs(self.network(torch.from_numpy(features)), "outputs")
+def at_solved_shares(codec: ActionCodec, block: Block, selection: Bool) -> Any:
+    """Actions of a selection (N, J, E) of a block, at the shares that are best for what the environment will run."""
+    plan = settled_plan(block, {ExpertsPart.name: selection}, min_share=0.0)
+    return codec.encode(plan.selection, plan.shares)
+
+
+def outputs_of(network: nn.Module, features: NDArray[np.float32]) -> Tensor:
+    """Outputs (..., O) of a network on features (..., F).
+
+    Raises:
+        ValueError: another number of features, or outputs that are not finite.
+    """
+    expected = next(network.parameters()).shape[1]
+    if features.shape[-1] != expected:
+        raise ValueError(f"this policy reads {expected} numbers, got {features.shape[-1]}: another environment's")
+    with torch.no_grad():
+        return check_outputs(network(torch.from_numpy(features)), "outputs")
 
 
 class TokenPolicy(StockPolicy):
@@ -96,7 +102,7 @@ class TokenPolicy(StockPolicy):
             block: of N episodes.
             deterministic: whether to take the most probable choice.
         """
-        logits = self.outputs(token_features(block, self.num_blocks))
+        logits = outputs_of(self.network, token_features(block, self.num_blocks))
         if deterministic:
             return selection_of(block, logits.argmax(-1).numpy())
         drawn = logits.softmax(-1).flatten(0, 1).multinomial(1)
@@ -124,5 +130,60 @@ class PricePolicy(StockPolicy):
             block: of N episodes.
             deterministic: of no effect.
         """
-        action = self.outputs(price_features(block, self.num_blocks, self._middle)).numpy()
+        action = outputs_of(self.network, price_features(block, self.num_blocks, self._middle)).numpy()
         return priced_selection(block, self._prices.decode(action, (len(action),))[PRICE][:, 0])
+
+
+class PassPricePolicy:
+    """Chooses the price of a millisecond for a pass of a cell that serves requests, and keeps it for all its blocks.
+
+    The state is that price. See ``wdmoe_env.serve_price_env``.
+
+    Args:
+        network: from features to an action.
+        codec: of the environment that it acts in.
+        num_blocks: I.
+        middle: price of the action 0, gate weight per millisecond.
+        slots: S of the cell that it learned in.
+    """
+
+    def __init__(self, network: nn.Module, codec: ActionCodec, num_blocks: int, middle: float, slots: int) -> None:
+        self.network, self.codec, self.num_blocks = network, codec, num_blocks
+        self._prices, self._middle, self._slots = PriceCodec(codec.sizes, middle), middle, slots
+
+    def predict(
+        self,
+        observation: ObservationMapping,
+        state: State = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, State]:
+        """Actions of observations, at the price of greatest density in any case; see ``Policy``.
+
+        Raises:
+            ValueError: the observation has no queue; see ``batched`` and ``outputs_of``.
+        """
+        batch, single = batched(observation, self.codec)
+        if "queue" not in batch:
+            raise ValueError(
+                "expected an observation with a queue, which this policy reads, got one without: it learned to serve "
+                "requests, as in WDMoE-Serve-v0"
+            )
+        block = replace(decode_observation(batch), hidden_states=None)
+        price = np.full(len(block.index), np.nan) if state is None else np.array(state[0])
+        begins = np.isnan(price) | (block.index == 0)
+        if episode_start is not None:
+            begins |= np.asarray(episode_start, dtype=bool)
+        if begins.any():
+            price = np.where(begins, self._price(block, batch), price)
+        actions = at_solved_shares(self.codec, block, priced_selection(block, price))
+        return (first(actions) if single else actions), (price,)
+
+    def _price(self, block: Block, batch: dict[str, Any]) -> Float:
+        """Prices (N,) for passes of which these are the first blocks."""
+        queue, phase = (np.asarray(batch[name], dtype=np.float64) for name in ("queue", "row_phase"))
+        of_queue = queue_features(queue, phase, block.token_mask, self._slots)
+        features = np.concatenate([price_features(block, self.num_blocks, self._middle), of_queue], axis=-1)
+        action = outputs_of(self.network, features).numpy()
+        price: Float = self._prices.decode(action, (len(action),))[PRICE][:, 0]
+        return price

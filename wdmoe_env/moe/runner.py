@@ -28,7 +28,7 @@ ExpertFunction = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 _Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(inputs, weight (E, outputs, inputs), bias (E, outputs)) of a fused layer -> outputs."""
 
-_GROUPED_MAX_TOKENS = 256  # on the CPU; above, what a layer of all experts puts out no longer stays in its caches
+_GROUPED_MOST_HIDDEN = 2**18  # tokens x width, on the CPU; above, what a layer of all experts puts out outgrows caches
 
 UNREACHABLE = (ConnectionError, TimeoutError)
 """What a runner may raise where nothing at all was served; the pass goes on. Any other exception ends it."""
@@ -164,7 +164,7 @@ def run_experts(
 
 def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     """Name of the faster strategy for a block's input (T, H), as measured in ``docs/performance.md``."""
-    if hidden_states.is_cpu and len(hidden_states) > _GROUPED_MAX_TOKENS:
+    if hidden_states.is_cpu and len(hidden_states) * expert_widths(experts)[1] > _GROUPED_MOST_HIDDEN:
         return "slices"
     weight = experts.down_proj
     size = weight.element_size()

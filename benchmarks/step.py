@@ -148,32 +148,14 @@ def overhead(settings: Settings, stock: dict[str, Any], num_envs: int, target: s
 def throughput(settings: Settings, stock: Any) -> list[Row]:
     """Environment steps per second of the batched environment over other ways to step many."""
     size = 8 if settings.quick else 64
-    native, selection = (
-        gym.make_vec(f"wdmoe_env:{name}", num_envs=size, autoreset_mode="DISABLED")
-        for name in ("WDMoE-v0", "WDMoE-Selection-v0")
-    )
+    native = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=size, autoreset_mode="DISABLED")
     native.reset(seed=0)
     source = native.simulator.source
     began = time.perf_counter()
     if not settings.quick:
         source.reference_nll(np.arange(len(source.windows)))
     whole_split = time.perf_counter() - began
-    single = make(1)
-    dummy = DummyVecEnv([partial(make, 1) for _ in range(size)])
-    sync = SyncVectorEnv([partial(make, 1) for _ in range(size)], autoreset_mode="Disabled")
-    sync.num_blocks = dummy.num_blocks = native.num_blocks
-    sync.encode_action = native.encode_action
-    reference = ReferenceEnv(stock)
-    alternatives = {
-        "native": lambda: episode_seconds(native) / size,
-        "the single environment": lambda: episode_seconds(single),
-        "Gymnasium's SyncVectorEnv": lambda: episode_seconds(sync) / size,
-        "SB3's DummyVecEnv": lambda: dummy_seconds(dummy, native) / size,
-        "native, shares solved": lambda: episode_seconds(selection) / size,
-        "a straightforward implementation": clocked(lambda: reference_episode(reference, 0)),
-    }
-    single.reset(seed=0), dummy.seed(0), sync.reset(seed=0), selection.reset(seed=0)
-    taken = in_turn(alternatives, settings.seconds(60.0))
+    taken = in_turn(ways_to_step(native, size, stock), settings.seconds(60.0))
     rate = {name: native.num_blocks / seconds for name, seconds in taken.items()}
     section = f"throughput, N = {size}, {_threads()}"
     found = [Row(section, name, value, "1/s") for name, value in rate.items()]
@@ -187,6 +169,26 @@ def throughput(settings: Settings, stock: Any) -> list[Row]:
     if not settings.quick:
         found.append(Row(section, "own routing of all windows, once in a process", whole_split, "s"))
     return found
+
+
+def ways_to_step(native: Any, size: int, stock: Any) -> dict[str, Timed]:
+    """Seconds of an episode of one environment in each way, the batched environment ``native`` first."""
+    selection = gym.make_vec("wdmoe_env:WDMoE-Selection-v0", num_envs=size, autoreset_mode="DISABLED")
+    single = make(1)
+    dummy = DummyVecEnv([partial(make, 1) for _ in range(size)])
+    sync = SyncVectorEnv([partial(make, 1) for _ in range(size)], autoreset_mode="Disabled")
+    sync.num_blocks = dummy.num_blocks = native.num_blocks
+    sync.encode_action = native.encode_action
+    reference = ReferenceEnv(stock)
+    single.reset(seed=0), dummy.seed(0), sync.reset(seed=0), selection.reset(seed=0)
+    return {
+        "native": lambda: episode_seconds(native) / size,
+        "the single environment": lambda: episode_seconds(single),
+        "Gymnasium's SyncVectorEnv": lambda: episode_seconds(sync) / size,
+        "SB3's DummyVecEnv": lambda: dummy_seconds(dummy, native) / size,
+        "native, shares solved": lambda: episode_seconds(selection) / size,
+        "a straightforward implementation": clocked(lambda: reference_episode(reference, 0)),
+    }
 
 
 def boards(settings: Settings) -> list[Row]:

@@ -33,18 +33,10 @@ from wdmoe_env.policies.pairs import Pairs
 from wdmoe_env.policies.policy_file import save_flat_policy, save_policy
 from wdmoe_env.policies.rules import problem_of
 
+pytest_plugins = ("policy_envs",)
+
 FOLLOW_THE_CHANNEL = ("spectral_efficiency", "unit_latency")
 RULES_OF_ROUTED = ("vanilla", "vanilla-optimal", "top1", "greedy", "wdmoe", "wdmoe-selection", "fractional")
-
-
-@pytest.fixture(scope="module")
-def env():
-    return make_vec(16, autoreset_mode="SAME_STEP").unwrapped
-
-
-@pytest.fixture
-def observation(env):
-    return env.reset(seed=0)[0]
 
 
 def decide(name, env, observation):

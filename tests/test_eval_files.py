@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from eval_runs import refused
 from interrupted import interrupted
-from test_eval_cli import refused
 
 from eval import lm_eval
 from eval.__main__ import main

@@ -21,15 +21,7 @@ from wdmoe_env.policies.learned import LearnedPolicy, load_policy
 from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 from wdmoe_env.policies.policy_file import read_card, save_flat_policy, save_policy
 
-
-@pytest.fixture(scope="module")
-def env():
-    return make_vec(16, autoreset_mode="SAME_STEP").unwrapped
-
-
-@pytest.fixture
-def observation(env):
-    return env.reset(seed=0)[0]
+pytest_plugins = ("policy_envs",)
 
 
 def test_saved_policy_acts_alike(tmp_path, env, observation):

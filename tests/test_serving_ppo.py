@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_vector_env import make_vec
+from train_runs import assert_refused
 
 from agents import cells
 from agents.delay import expected_behind, requests_behind
@@ -181,7 +182,4 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, monkey
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, capsys, more, sentence):
-    assert main([*flags(tmp_path / "run"), *more]) == 2
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert error.count("\n") == 1
+    assert_refused([*flags(tmp_path / "run"), *more], sentence, capsys)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from train import agent
+from train.__main__ import main
 
 SMALL = {"num_envs": 8, "n_steps": 4, "batch_size": 16, "n_epochs": 2, "learning_rate": 3e-3, "gamma": 0.0}
 
@@ -48,3 +49,11 @@ def assert_weights(one, other, same):
 
 def gradient_flags(out, *more):
     return flags(out, "--algorithm", "straight-through", "--timesteps", "48", *more)
+
+
+def assert_refused(arguments, sentence, capsys):
+    """The command says in one sentence what is wrong, and exits with 2."""
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-# make demo   train a policy on the model that ships; compare it with one that ships and the analytical optimizer
+# make demo   train a policy on cells that serve requests; compare it under load with rules and one that ships
 # make testbed  eight devices on this machine: a table of three policies, and how far the simulation is from it
 # make check  style, types and the fast tests, in under two minutes: for the loop of work
 # make test   the test suite, in a virtual environment of its own; programs of pages that train are left to make integrations
@@ -27,11 +27,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m train --algorithm straight-through --hidden-states --extra-experts 1 --reward latency_quality \
-		--quality-weight 10 --timesteps 57600 --out $(DEMO)/policy
-	$(BIN)/python -m eval --policies vanilla vanilla-optimal top1 random greedy wdmoe wdmoe-selection \
-		wdmoe-history marginal-price fractional straight-through-10 $(DEMO)/policy/policy.safetensors \
-		--episodes 256 --out $(DEMO)/eval
+	$(BIN)/python -m train --env-id WDMoE-Serve-Selection-v0 --devices paper --load 0.95 --hidden-states --extra-experts 1 \
+		--start straight-through-10 --quality-weight 2 --settings windows=4,learning_rate=5e-4 --timesteps 768 \
+		--out $(DEMO)/policy
+	echo '{"devices": "paper"}' > $(DEMO)/paper.json
+	$(BIN)/python -m eval --serve --config $(DEMO)/paper.json --load 0.95 --episodes 32 --policies wdmoe:0.8 wdmoe:0.9 \
+		queue-price straight-through-10 $(DEMO)/policy/policy.safetensors --out $(DEMO)/eval
 
 testbed: $(READY)
 	$(BIN)/python -m wdmoe_env.testbed fidelity --devices 8 --bandwidth-hz 2.5e6 --episodes 4 \

@@ -226,7 +226,7 @@ def test_a_policy_is_set_against_the_rule_at_its_own_quality():
     assert (row["family"], row["front_value"]) == ("wdmoe", pytest.approx(95.0))
 
 
-@pytest.mark.parametrize("name", ["queue-price:0.3", "wdmoe-queue:0.6", "load-price:0.3"])
+@pytest.mark.parametrize("name", ["queue-price:0.3", "wdmoe-queue:0.6", "load-price:1"])
 def test_rules_drop_more_where_more_wait(name):
     env = gym.make_vec("wdmoe_env:WDMoE-Serve-v0", num_envs=2, serving={"slots": 2, "requests": 3})
     observation, _ = env.reset(seed=0)
@@ -244,7 +244,7 @@ def test_rules_drop_more_where_more_wait(name):
 
 @pytest.mark.parametrize(
     ("name", "queue", "price"),
-    [("queue-price:0.3", [1, 3, 0, 9], 0.3 * (1 + 0.5 * 4)), ("load-price:0.3", [1, 3, 0, 8], 0.3 * (1 + 0.25 * 8))],
+    [("queue-price:0.3", [1, 3, 0, 9], 0.3 * (1 + 0.5 * 4)), ("load-price:0.3", [1, 3, 0, 8], 0.3 * (1 + 0.1 * 8))],
 )
 def test_the_price_grows_by_the_slope_of_its_page(name, queue, price):
     env = gym.make_vec("wdmoe_env:WDMoE-Serve-v0", num_envs=2, serving={"slots": 2, "requests": 3})

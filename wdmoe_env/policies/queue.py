@@ -21,12 +21,14 @@ from wdmoe_env.policies.policy import StatelessPolicy
 
 PRICE_SLOPE = 0.5
 """s of ``queue-price``, by each request in the system."""
-THRESHOLD_SLOPE = 0.5
+THRESHOLD_SLOPE = 0.6
 """s of ``wdmoe-queue``, by each request in the system."""
-LOAD_SLOPE = 0.25
+LOAD_SLOPE = 0.1
 """s of ``load-price``, by each request a second."""
-DEFAULT_PRICE_PER_MS = 0.3
-DEFAULT_THRESHOLD = 0.7
+DEFAULT_PRICE_PER_MS = 0.4
+DEFAULT_LOAD_PRICE_PER_MS = 0.55
+DEFAULT_THRESHOLD = 0.15
+"""Settings where no number is given, chosen with the slopes by ``python -m train.rules --serve``."""
 
 QueueRule = Callable[[Block, Float], tuple[Bool, Float]]
 """From a block of N episodes and their queues (N, 4) to a selection (N, J, E) and shares (N, U)."""
@@ -79,7 +81,7 @@ class LoadPrice(QueuePrice):
         slope: part of it that each request a second adds.
     """
 
-    def __init__(self, price_per_ms: float = DEFAULT_PRICE_PER_MS, slope: float = LOAD_SLOPE) -> None:
+    def __init__(self, price_per_ms: float = DEFAULT_LOAD_PRICE_PER_MS, slope: float = LOAD_SLOPE) -> None:
         super().__init__(price_per_ms, slope)
 
     def __call__(self, block: Block, queue: Float) -> tuple[Bool, Float]:

@@ -8,6 +8,7 @@ is no such message, or asks for what is not held, is refused in one sentence, an
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import selectors
 import signal
@@ -374,6 +375,7 @@ def run_device(settings: DeviceSettings, load: Callable[[], DeviceWeights]) -> N
     def ready(server: DeviceServer) -> None:
         weights = server.weights
         assert weights is not None
+        gc.freeze()  # what is loaded stays, and a collection that walks it all would hold up calls
         count = sum(map(len, weights.held))
         size = f"{weights.num_bytes / 2**20:.1f} MiB"
         print(

@@ -179,7 +179,8 @@ class DeviceLink:
     def _what_failed(self, error: Any) -> tuple[str, str]:
         """Outcome and reason of a call that failed."""
         codes = grpc.StatusCode
-        outcomes = {codes.DEADLINE_EXCEEDED: "late", codes.UNAVAILABLE: "gone"}
+        # INTERNAL is gRPC's own word for a message that could not be sent, as in a stream whose end was not heard yet.
+        outcomes = {codes.DEADLINE_EXCEEDED: "late", codes.UNAVAILABLE: "gone", codes.INTERNAL: "gone"}
         outcome = outcomes.get(error.code(), "refused")
         detail = " ".join(str(error.details()).split())[:300]
         if outcome == "late":

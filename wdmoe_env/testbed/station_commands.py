@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -170,6 +171,7 @@ def _comparison(options: argparse.Namespace, inventory: Path) -> Iterator[Any]:
     if any(map(reads_hidden_states, options.policies)):
         settings["observe_hidden_states"] = True
     comparison = Comparison(config_of(inventory, settings), options.policies, options.seed)
+    gc.freeze()  # a collection that walks all that is loaded takes some 0.3 s, which would be measured
     try:
         yield comparison
     finally:

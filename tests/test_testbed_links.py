@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import permutations
 from pathlib import Path
 
 import gymnasium as gym
@@ -91,7 +91,7 @@ def needs_kernel():
 
 
 def fidelity(out, *arguments):
-    """The command of a report of one policy and one device more or less, in a process of its own."""
+    """The command of a report, in a process of its own; of what is said twice, the last counts."""
     command = [sys.executable, "-m", "wdmoe_env.testbed", "fidelity", "--model", "micro", "--bandwidth-hz", "10e6"]
     return subprocess.Popen(
         [*command, "--out", str(out), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -139,8 +139,8 @@ def until(condition, what):
 def test_the_kernel_shapes_the_links(tmp_path):
     """Programs hold nothing back: that payloads take their time, and whose take less, is the doing of token buckets."""
     needs_kernel()
-    policies = ("vanilla", "vanilla-optimal", "wdmoe:0.8", "straight-through-10", "top1")
-    arguments = ("--model", "tiny", "--shaping", "kernel", "--devices", "2", "--episodes", "1", "--policies", *policies)
+    run = ("--model", "tiny", "--shaping", "kernel", "--devices", "2", "--episodes", "1", "--bandwidth-hz", "2.5e6")
+    arguments = (*run, "--policies", "vanilla", "vanilla-optimal", "straight-through-10", "top1")
     with fidelity(tmp_path / "out", *arguments) as process:
         said = process.communicate(timeout=BOUND_S)[0]
     assert process.returncode == 0, said
@@ -150,9 +150,11 @@ def test_the_kernel_shapes_the_links(tmp_path):
         # A bucket of 2 kB passes at once in each block and way, which a few kilobytes more than payload outweigh.
         assert policy["measured_ms"][0] > 0.9 * policy["simulated_ms"][0]
         assert policy["unserved_pairs"] == 0
-    for fast, slow in pairwise(sorted(report["policies"], key=lambda policy: policy["simulated_ms"][0])):
-        if slow["simulated_ms"][0] > 1.15 * fast["simulated_ms"][0]:  # the others may change places on a busy machine
-            assert slow["measured_ms"][0] > fast["measured_ms"][0]
+    took = [(policy["simulated_ms"][0], policy["measured_ms"][0]) for policy in report["policies"]]
+    # On a busy machine those that are closer may change places.
+    apart = [(fast, slow) for fast, slow in permutations(took, 2) if slow[0] > 1.5 * fast[0]]
+    assert len(apart) == 3
+    assert all(slow[1] > fast[1] for fast, slow in apart)
 
 
 def test_nothing_is_left_when_a_base_station_is_killed(tmp_path):

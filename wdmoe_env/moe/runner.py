@@ -164,9 +164,10 @@ def run_experts(
 
 def choose_strategy(experts: Any, hidden_states: Tensor) -> str:
     """Name of the faster strategy for a block's input (T, H), as measured in ``docs/performance.md``."""
-    if hidden_states.is_cpu and len(hidden_states) * expert_widths(experts)[1] > _GROUPED_MOST_HIDDEN:
-        return "slices"
     weight = experts.down_proj
+    # The numbers of a matrix over its outer width are the width inside an expert.
+    if hidden_states.is_cpu and len(hidden_states) * weight[0].numel() > _GROUPED_MOST_HIDDEN * hidden_states.shape[1]:
+        return "slices"
     size = weight.element_size()
     can_group = (  # the operands that torch's grouped product takes: of one type and 16-byte aligned
         hasattr(functional, "grouped_mm")

@@ -58,11 +58,13 @@ def _policy(one: dict[str, Any]) -> list[str]:
     ]
 
 
-def _matched(one: dict[str, Any]) -> Iterator[list[str]]:
+def _matched(results: dict[str, Any]) -> Iterator[list[str]]:
     """A row for each pair that could be compared: ratios to the paper's rule at equal added NLL."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in one["matched_quality"]:
-        shown = row["family"] == "wdmoe" or row["reference"] in THRESHOLDS
+    for row in results["matched_quality"]:
+        # A family of one policy is compared where that policy stands.
+        alone = sum(one["policy"].startswith(row["family"]) for one in results["policies"]) < 2
+        shown = row["family"] == "wdmoe" or (row["reference"] in THRESHOLDS and not alone)
         if shown and row["ratio"] is not None and row["figure"] in COMPARED:
             found.setdefault((row["reference"], row["family"]), {})[row["figure"]] = row
     for (reference, family), rows in found.items():

@@ -138,9 +138,9 @@ def requests_csv(runs: Mapping[float, Mapping[str, Run]]) -> str:
 def draw_load(summary: Summary) -> bytes:
     """Mean and p95 of E2E, and goodput, against load: lines at equal added NLL, or one for each policy.
 
-    At the added NLL of a threshold of the paper's rule, the middle one of those that were run, there is a line for the
-    rule and one for each other family, where its front reaches that quality. Without the rule, each policy has a line
-    at its own quality, which the legend says.
+    At the added NLL of a threshold of the paper's rule, the one whose quality most families reach, there is a line for
+    the rule and one for each other family where its front reaches that quality. Without the rule, each policy has a
+    line at its own quality, which the legend says.
     """
     lines = load_lines(summary)
     figure = Figure(figsize=(11, 4))
@@ -173,11 +173,18 @@ def _matched_lines(summary: Summary) -> Lines:
     distinct = list(dict.fromkeys(rules))
     if not distinct:
         return {}
-    rule, lines = distinct[len(distinct) // 2], Lines()
+    of_all = [row for one in summary["loads"] for row in one["matched_quality"]]
+    reached = {one: [row["front_value"] is not None for row in of_all if row["reference"] == one] for one in distinct}
+    middle = distinct[len(distinct) // 2]
+    rule, lines = max(distinct, key=lambda one: (sum(reached[one]), one == middle)), Lines()
+    rows = [row for row in of_all if row["reference"] == rule]
+    lost = sorted(row["added_nll"] for row in rows)
+    ends = dict.fromkeys(f"{nats:+.3f}" for nats in (lost[0], lost[-1]))  # a rule loses not quite the same at each load
+    label = f"{rule} ({' to '.join(ends)} nats)"
     for one in summary["loads"]:
         for row in one["matched_quality"]:
             if row["reference"] == rule:
-                own = lines.setdefault(f"{rule} ({row['added_nll']:+.3f} nats)", {})
+                own = lines.setdefault(label, {})
                 own.setdefault(one["load"], {})[row["figure"]] = row["reference_value"]
                 if row["front_value"] is not None:
                     family = lines.setdefault(f"{row['family']}, as good", {})

@@ -13,6 +13,7 @@ from eval.__main__ import main
 from eval.provenance import code_hash
 from eval.serve import ServeEvaluation, ServePlan
 from eval.serve_parts import Parts
+from eval.serve_report import load_lines
 from eval.serve_statistics import Fronts, Resamples, Run, family_of
 from wdmoe_env.policies.registry import make_policy
 from wdmoe_env.serving.arrivals import Requests
@@ -111,6 +112,27 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not Parts(tmp_path, other.to_dict(), evaluation.sha256).paths & parts.paths
     parts.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_against_load_are_one_for_each_family():
+    """At the threshold whose quality most families reach, though it loses not quite the same at each load."""
+
+    def row(reference, family, added_nll, front):
+        values = {"reference_value": 100.0, "front_value": front, "ratio": None, "mixture": None}
+        return {"reference": reference, "family": family, "added_nll": added_nll, "figure": "e2e_ms", **values}
+
+    loads = [
+        {
+            "load": load,
+            "matched_quality": [row("wdmoe:0.8", "top-p", lost, 90.0), row("wdmoe:0.9", "top-p", 3 * lost, None)],
+        }
+        for load, lost in ((0.7, 0.0126), (1.05, 0.0142))
+    ]
+    lines = load_lines({"loads": loads, "matched_quality": loads[0]["matched_quality"]})
+    assert lines == {
+        "wdmoe:0.8 (+0.013 to +0.014 nats)": {0.7: {"e2e_ms": 100.0}, 1.05: {"e2e_ms": 100.0}},
+        "top-p, as good": {0.7: {"e2e_ms": 90.0}, 1.05: {"e2e_ms": 90.0}},
+    }
 
 
 def test_parts_of_other_code_are_not_taken(tmp_path):

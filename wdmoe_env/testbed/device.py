@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,10 @@ class DeviceServer:
             self._ended.set()
 
     def end(self) -> None:
-        """Stop serving, from any thread."""
+        """Stop serving, from any thread; more than once does no harm."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._ended.set)
+            with suppress(RuntimeError):  # its loop is closed: it has ended
+                self._loop.call_soon_threadsafe(self._ended.set)
 
     def _server(self) -> Any:
         settings = self._settings

@@ -37,17 +37,12 @@ FRONTS = {
     "wdmoe": [f"wdmoe:{threshold}" for threshold in (0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.97)],
     "marginal-price": [f"marginal-price:{price}" for price in (0.3, 0.5, 0.7, 1, 1.5, 2, 3)],
 }
+OF_PRICE: dict[str, Any] = {"learning_rate": 3e-4, "n_epochs": 8, "policy_kwargs": {"log_std_init": -1.0}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "token": {"learning_rate": 1e-3, "n_epochs": 4},
-    "price": {"learning_rate": 3e-4, "n_epochs": 8, "policy_kwargs": {"log_std_init": -1.0}},
+    "price": OF_PRICE,
     # A pass is waited for by those who come later: some tens of passes on, nothing of it is left.
-    "serve-price": {
-        "learning_rate": 3e-4,
-        "n_epochs": 8,
-        "policy_kwargs": {"log_std_init": -1.0},
-        "gamma": 0.97,
-        "gae_lambda": 0.95,
-    },
+    "serve-price": {**OF_PRICE, "gamma": 0.97, "gae_lambda": 0.95},
 }
 FACES = {"token": "Token", "price": "Price", "serve-price": "Serve-Price"}
 NUM_ENVS = 32

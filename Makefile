@@ -4,7 +4,7 @@
 # make test   the test suite, in a virtual environment of its own; programs of pages that train are left to make integrations
 # make integrations  every RL library, lm-eval and Sionna, with the oldest Gymnasium, in another; some 3 GB
 # make docs   the documentation site, in site/
-# make bench  speed and memory beside their targets, in about ten minutes; FLAGS=--quick for one
+# make bench  speed and memory beside their targets, in twenty minutes; FLAGS=--quick for one
 # make lint   style and types
 
 PYTHON ?= python3

@@ -22,7 +22,7 @@ from agents.experience import Choice, Experience, Sample, choose
 from wdmoe_env.actions import ExpertsPart, settled_plan
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.network import TokenSharedNetwork
-from wdmoe_env.relaxed import RelaxedBlock
+from wdmoe_env.relaxed import PRICES, RelaxedBlock
 from wdmoe_env.serving.process import seen_in_cells
 from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.serving.simulator import Episode, ServingSimulator
@@ -40,12 +40,14 @@ class Cells:
         episodes: W * K of them; those of one cell stand together.
         rollouts: K.
         own_states: I of (W * R, L, H) hidden states before the block under the own routing.
+        prices: of the pairs, one of ``wdmoe_env.relaxed.PRICES``.
     """
 
     simulator: ServingSimulator
     episodes: list[Episode]
     rollouts: int
     own_states: list[Tensor]
+    prices: str = PRICES[0]
     passes: list[_Pass] = field(default_factory=list)
     deviations: list[Tensor] = field(init=False)
     divergence: Tensor = field(init=False)
@@ -101,7 +103,7 @@ class Cells:
         block, min_share = rollout.block, self.simulator.config.min_share
         entries = seen_in_cells(block, rollout.episodes, rollout.row_phase)
         seen = {name: torch.from_numpy(value) for name, value in entries.items()}
-        choice = choose(network, block, seen, _minus_latency, noise, min_share)
+        choice = choose(network, block, seen, _minus_latency, noise, min_share, self.prices)
         rollout.step(settled_plan(block, {ExpertsPart.name: choice.selection.numpy()}, min_share))
         self._count(choice)
         return Sample.of(number, choice, network.inputs_of(choice.seen), at)
@@ -178,6 +180,7 @@ def gather_cells(
     rollouts: int,
     noise: torch.Generator,
     delay: str = "exact",
+    prices: str = PRICES[0],
 ) -> Experience:
     """Serve the requests of W cells, each K times.
 
@@ -188,13 +191,14 @@ def gather_cells(
         rollouts: K.
         noise: of the draws.
         delay: one of ``DELAYS``.
+        prices: one of ``wdmoe_env.relaxed.PRICES``.
 
     Raises:
         FloatingPointError: what the model hands out is not finite.
     """
     episodes = [simulator.begin(make()) for make in generators for _ in range(rollouts)]
     windows = np.concatenate([episode.cell.requests.window for episode in episodes[::rollouts]])
-    cells = Cells(simulator, episodes, rollouts, own_states(simulator, windows))
+    cells = Cells(simulator, episodes, rollouts, own_states(simulator, windows), prices)
     cells.run(network, noise)
     return cells.experience(delay)
 

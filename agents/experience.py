@@ -28,7 +28,7 @@ from wdmoe_env.policies.distribution import ActionDistribution
 from wdmoe_env.policies.features import Features, ObservationTensors
 from wdmoe_env.policies.inputs import Inputs
 from wdmoe_env.policies.network import TokenSharedNetwork
-from wdmoe_env.relaxed import Draw, RelaxedBlock, observation_tensors, relaxed_block
+from wdmoe_env.relaxed import PRICES, Draw, RelaxedBlock, observation_tensors, relaxed_block
 from wdmoe_env.simulator import Simulator
 
 ROWS_AT_ONCE = 512
@@ -140,6 +140,7 @@ def gather(
     rollouts: int,
     reward: BlockReward,
     noise: torch.Generator,
+    prices: str = PRICES[0],
 ) -> Experience:
     """Roll a network out.
 
@@ -151,6 +152,7 @@ def gather(
         rollouts: K.
         reward: of a block; differentiable.
         noise: of the draws.
+        prices: one of ``wdmoe_env.relaxed.PRICES``.
 
     Raises:
         FloatingPointError: what the model hands out is not finite.
@@ -170,7 +172,7 @@ def gather(
             apart.append(deviations(run.block.hidden_states, own.block.hidden_states, mask))
             block = view.block([run.block], heat)
             seen = observation_tensors(block)
-            choices.append(choose(network, block, seen, reward, noise, simulator.config.min_share))
+            choices.append(choose(network, block, seen, reward, noise, simulator.config.min_share, prices))
             heat = view.later_heat(heat, block, *_took(block, choices[-1]))
             run.resume(choices[-1].selection.flatten(0, 1))
             own.resume(None)
@@ -214,6 +216,7 @@ def choose(
     reward: BlockReward,
     noise: torch.Generator,
     min_share: float,
+    prices: str = PRICES[0],
 ) -> Choice:
     """Draw for a block, and work out what the draw earns and what every pair would.
 
@@ -224,6 +227,7 @@ def choose(
         reward: of the block; differentiable.
         noise: of the draws.
         min_share: least share of a loaded device.
+        prices: one of ``wdmoe_env.relaxed.PRICES``.
     """
     with torch.no_grad():
         distribution = ActionDistribution(network, observation, "selection")
@@ -232,7 +236,7 @@ def choose(
         log_prob = token_log_probs(seen, logits, drawn)
         used = seen.spread(drawn) > 0.5
     probs = seen.spread(logits.sigmoid()).requires_grad_()
-    outcome = relaxed_block(block, Draw(used, probs, seen.candidates), min_share)
+    outcome = relaxed_block(block, Draw(used, probs, seen.candidates), min_share, prices)
     earned = reward(outcome)
     (slope,) = torch.autograd.grad(earned.sum(), probs)
     return Choice(

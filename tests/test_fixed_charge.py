@@ -119,6 +119,40 @@ def test_the_price_of_a_pair_is_the_difference_that_it_makes() -> None:
             assert gradient[row, token, device].item() == pytest.approx(expected[row], rel=2e-2, abs=2e-3)
 
 
+@pytest.mark.parametrize("devices", ["boards", "paper"])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_difference_is_that_of_two_optima(devices: str, together: bool) -> None:
+    """Every pair is left out, or added, and the shares are solved again; with two experts on a device and with one."""
+    rng = np.random.default_rng(3)
+    simulator = Simulator(EnvConfig(model="micro", num_tokens=6, devices=devices))
+    block = simulator.start([np.random.default_rng(seed) for seed in range(2)]).block
+    if together:
+        experts, count = block.links.placement.shape[-2:]
+        placement = np.eye(count)[np.arange(experts) // 2]
+        block = dataclasses.replace(block, links=dataclasses.replace(block.links, placement=placement))
+    used = block.routed & (rng.random(block.routed.shape) < 0.7)
+    used[~used.any(-1)] = block.routed[~used.any(-1)]
+    candidates = torch.ones(used.shape, dtype=torch.bool)
+    probs = torch.full(used.shape, 0.5).requires_grad_()
+    draw = Draw(torch.from_numpy(used), probs, candidates)
+    (gradient,) = torch.autograd.grad(relaxed_block(block, draw, 1e-3, "difference").latency_ms.sum(), probs)
+
+    def latency_ms(selection: np.ndarray) -> float:
+        links = block.links.rows(slice(row, row + 1))
+        return 1e3 * min_max_bandwidth(links, device_load(selection[row][None], links), 1e-3).latency_s.item()
+
+    for row, token, expert in np.argwhere(np.ones(used.shape)):
+        other = used.copy()
+        other[row, token, expert] ^= True
+        if other[row, token].any():  # a token that loses its only expert is given its best one
+            longer = (
+                latency_ms(used) - latency_ms(other)
+                if used[row, token, expert]
+                else latency_ms(other) - latency_ms(used)
+            )
+            assert gradient[row, token, expert].item() == pytest.approx(longer, rel=1e-4, abs=1e-5)
+
+
 def test_what_a_soft_draft_says_of_an_experts_time() -> None:
     """By hand: two tokens use ONE with chances 0.5 and 0.2, so that it is used at all with 1 - 0.5 x 0.8 = 0.6."""
     probs = np.ones((1, 2, 1))

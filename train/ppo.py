@@ -31,6 +31,7 @@ from wdmoe_env.actions import DECISIONS, PARTS
 from wdmoe_env.checks import check_integer
 from wdmoe_env.policies.network import TokenSharedNetwork
 from wdmoe_env.policies.policy_file import save_policy
+from wdmoe_env.relaxed import PRICES
 from wdmoe_env.serving.simulator import ServingSimulator
 from wdmoe_env.simulator import Simulator
 
@@ -52,6 +53,8 @@ class Settings:
         entropy_weight: worth of a nat of entropy per text at first; it falls to nothing.
         delay: of requests that are served: "exact" takes those that a block delayed, "expected" those that its queue
             foretells.
+        prices: what a pair is said to cost: "slope" is the slope of the block latency at the bandwidth optimum,
+            "difference" what the pair alone makes the block longer by.
     """
 
     windows: int = 8
@@ -62,11 +65,13 @@ class Settings:
     max_grad_norm: float = 1.0
     entropy_weight: float = 2e-3
     delay: str = DELAYS[0]
+    prices: str = PRICES[0]
 
     def __post_init__(self) -> None:
         """Check what no library will."""
-        if self.delay not in DELAYS:
-            raise ValueError(f"delay must be one of {', '.join(DELAYS)}, got {self.delay!r}")
+        for name, known in (("delay", DELAYS), ("prices", PRICES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         check_integer("minibatches", self.minibatches, at_least=1)
 
 

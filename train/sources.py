@@ -35,6 +35,10 @@ class Rollouts(Protocol):
     def delay(self) -> str:
         """Which requests are behind a block."""
 
+    @property
+    def prices(self) -> str:
+        """What a pair is said to cost."""
+
 
 class Source(Protocol):
     """A way to gather experience.
@@ -82,7 +86,7 @@ class WindowSource:
     """
 
     def __init__(self, arguments: Arguments, settings: Rollouts, simulator: Simulator) -> None:
-        self.simulator, self._rollouts = simulator, settings.rollouts
+        self.simulator, self._settings = simulator, settings
         self.steps = simulator.sizes.num_blocks
         self._reward = block_reward(arguments)
         self._windows = windows_without(simulator, arguments.without_domains)
@@ -95,7 +99,10 @@ class WindowSource:
         self, network: TokenSharedNetwork, generators: Generators, windows: Windows, noise: torch.Generator
     ) -> Experience:
         """See ``Source``."""
-        return gather(network, self.simulator, generators, windows, self._rollouts, self._reward, noise)
+        settings = self._settings
+        return gather(
+            network, self.simulator, generators, windows, settings.rollouts, self._reward, noise, settings.prices
+        )
 
 
 class CellSource:
@@ -131,7 +138,9 @@ class CellSource:
     ) -> Experience:
         """See ``Source``."""
         settings = self._settings
-        return gather_cells(network, self.simulator, generators, settings.rollouts, noise, settings.delay)
+        return gather_cells(
+            network, self.simulator, generators, settings.rollouts, noise, settings.delay, settings.prices
+        )
 
 
 def block_reward(arguments: Arguments) -> BlockReward:

@@ -4,7 +4,9 @@ An episode runs the model once, with gradients, under a selection that the actor
 exactly the environment's with optimal shares. Backward, a drawn pair passes the gradient on to its probability (the
 straight-through estimator of Bengio et al., arXiv 1308.3432):
 
-- A block's latency has the price of each device at the bandwidth optimum as its gradient.
+- A block's latency has the price of each device at the bandwidth optimum as its gradient; or, where that is asked for,
+  the difference that each pair makes. Draws are independent, so the mean of these differences is exactly the gradient
+  of the expected latency by the probabilities.
 - The text's loss is differentiated through the experts' combination weights. It is near its minimum at the model's own
   routing, where its slope says nothing, because a missing pair costs in proportion to its square. So the gradient is
   divided by twice the probability of what was drawn. Its expectation is then the mean of the slopes with and without
@@ -28,14 +30,18 @@ from wdmoe_env.moe.hook import BlockInput
 from wdmoe_env.moe.routing import RelaxedSelection
 from wdmoe_env.moe.token_scores import divergence
 from wdmoe_env.observations import Block, encode_observation
-from wdmoe_env.optimize.bandwidth import min_max_bandwidth
-from wdmoe_env.optimize.pricing import device_prices
+from wdmoe_env.optimize.bandwidth import BandwidthSolution, min_max_bandwidth
+from wdmoe_env.optimize.pricing import device_prices, pair_differences_s
 from wdmoe_env.physics.heat import initial_heat
-from wdmoe_env.physics.latency import Load, block_latency_s, device_latency_s, device_load, equal_shares
+from wdmoe_env.physics.latency import BlockLinks, Load, block_latency_s, device_latency_s, device_load, equal_shares
 from wdmoe_env.simulator import Simulator
 
 # Of the weight that a rare draw may get: bounds the variance, at the price of a bias where a pair is nearly certain.
 LARGEST_WEIGHT = 100.0
+
+
+PRICES = ("slope", "difference")
+"""What a pair is said to cost: the slope of the block latency at the bandwidth optimum, or the difference it makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +162,14 @@ def observation_tensors(block: Block) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value) for name, value in encode_observation(block).items()}
 
 
-def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
+def relaxed_block(block: Block, draw: Draw, min_share: float, prices: str = "slope") -> RelaxedBlock:
     """Latency and gate weight of a draw, with the gradients described above.
 
     Args:
         block: N episodes at one block.
         draw: the actor's.
         min_share: least share of a loaded device.
+        prices: one of ``PRICES``.
     """
     links, true = block.links, block.conditions
     drawn = draw.straight_through()
@@ -171,16 +178,12 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
     chosen = selection.detach().numpy() > 0.5
     load = device_load(chosen, links)
     optimum = min_max_bandwidth(links, load, min_share)
-    prices = device_prices(links, load, optimum, np.ones(len(chosen)), min_share)
-    placement = _tensor(np.broadcast_to(links.placement, (len(chosen), *links.placement.shape[-2:])))
-    # Whether a token is sent to a device: the multilinear extension of "any of its experts".
-    sent = 1 - (1 - selection[..., None] * placement[:, None]).prod(2)
-    token, expert = _tensor(prices.token)[:, None], _tensor(prices.expert)[:, None]
-    if links.weights_s is None:
-        priced = (sent * token + selection @ placement * expert).sum((1, 2))
-    else:  # of each pair the exact difference that it makes: the slope of the multilinear extension at what was drawn
-        of_pairs = _tensor(prices.of_pairs(links, chosen))
-        priced = (sent * token).sum((1, 2)) + (selection * of_pairs).sum((1, 2))
+    if prices == "difference":
+        wanted = (draw.candidates | draw.used).numpy() | chosen
+        made_s = pair_differences_s(links, load, optimum.latency_s, chosen, wanted, min_share)
+        priced = 1e3 * (selection * _tensor(made_s)).sum((1, 2))
+    else:
+        priced = _priced_by_slope(links, load, optimum, selection, min_share)
     own = device_load(block.routed, links)
     vanilla_s = block_latency_s(device_latency_s(true.links, own, equal_shares(*links.compute_s.shape)))
     # Shares are optimal for the channel as it is known; latency follows the true channel.
@@ -193,6 +196,23 @@ def relaxed_block(block: Block, draw: Draw, min_share: float) -> RelaxedBlock:
         shares=_tensor(optimum.shares),
         load=load,
     )
+
+
+def _priced_by_slope(
+    links: BlockLinks, load: Load, optimum: BandwidthSolution, selection: Tensor, min_share: float
+) -> Tensor:
+    """(N,) ms whose gradient by the selection (N, J, E) is what each pair costs at the margin."""
+    chosen = selection.detach().numpy() > 0.5
+    prices = device_prices(links, load, optimum, np.ones(len(chosen)), min_share)
+    placement = _tensor(np.broadcast_to(links.placement, (len(chosen), *links.placement.shape[-2:])))
+    # Whether a token is sent to a device: the multilinear extension of "any of its experts".
+    sent = 1 - (1 - selection[..., None] * placement[:, None]).prod(2)
+    token, expert = _tensor(prices.token)[:, None], _tensor(prices.expert)[:, None]
+    if links.weights_s is None:
+        return (sent * token + selection @ placement * expert).sum((1, 2))
+    # An expert's time is a fixed charge: of each pair the seconds that it makes.
+    of_pairs = _tensor(prices.of_pairs(links, chosen))
+    return (sent * token).sum((1, 2)) + (selection * of_pairs).sum((1, 2))
 
 
 def _best(block: Block) -> Tensor:

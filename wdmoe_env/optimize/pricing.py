@@ -14,7 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wdmoe_env.optimize.bandwidth import BandwidthSolution, first_token_latency_s, marginal_latency_s
+from wdmoe_env.optimize.bandwidth import (
+    BandwidthSolution,
+    first_token_latency_s,
+    marginal_latency_s,
+    solve_min_max,
+)
 from wdmoe_env.physics.latency import (
     BlockLinks,
     Bool,
@@ -23,6 +28,7 @@ from wdmoe_env.physics.latency import (
     at_expert,
     expert_reading_s,
     experts_per_device,
+    reading_s,
     sum_over_tokens,
 )
 
@@ -73,6 +79,63 @@ def pair_seconds(links: BlockLinks, expert_tokens: Float) -> tuple[Float, Float]
 
     now = time_s(expert_tokens)
     return now - time_s(np.maximum(expert_tokens - 1.0, 0.0)), time_s(expert_tokens + 1.0) - now
+
+
+def pair_differences_s(
+    links: BlockLinks, load: Load, latency_s: Float, selection: Bool, wanted: Bool, min_share: float
+) -> Float:
+    """What each pair makes a block longer by, at shares that are optimal with it and without it.
+
+    A price is the slope of the block latency. Where few tokens come, or weights are read, a whole pair is no small
+    change: as it goes, another device ends the block. So the shares are solved anew for each.
+
+    Args:
+        links: the block's links.
+        load: of the selection.
+        latency_s: (N,) block latency at the optimum of ``min_max_bandwidth`` for it.
+        selection: (N, J, E) what is used.
+        wanted: (N, J, E) pairs that are asked for.
+        min_share: least share of a loaded device.
+
+    Returns:
+        (N, J, E) seconds, 0 where not wanted: what leaving out a pair that is used saves, and what another one adds.
+    """
+    beside = at_device_of_expert(experts_per_device(selection, links.placement), links.placement) - selection > 0
+    found = np.zeros(selection.shape)
+    for used, sign in ((True, -1.0), (False, 1.0)):
+        for alone, tokens in ((True, sign), (False, 0.0)):  # the token leaves the device, or comes to it, with its pair
+            asked = wanted & (selection == used) & (beside != alone)
+            row, expert = np.nonzero(asked.any(axis=1))
+            if row.size:
+                changed = _changed_load(links, load, sum_over_tokens(selection), (row, expert), tokens, sign)
+                ends_s = solve_min_max(links.rows(row), changed, min_share).latency_s
+                of_expert = np.zeros((len(selection), selection.shape[-1]))
+                of_expert[row, expert] = sign * (ends_s - latency_s[row])
+                found = np.where(asked, of_expert[:, None], found)
+    return found
+
+
+def _changed_load(
+    links: BlockLinks,
+    load: Load,
+    expert_tokens: Float,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
+    tokens: float,
+    experts: float,
+) -> Load:
+    """Loads (M, U) of rows whose expert has a pair more or less: ``pairs`` are M rows and experts."""
+    row, expert = pairs
+    placement = np.broadcast_to(links.placement, (len(expert_tokens), *links.placement.shape[-2:]))
+    at = np.arange(len(row)), placement.argmax(axis=-1)[row, expert]
+    before = load.rows(row)
+    changed = Load(before.tokens.copy(), before.experts.copy(), before.reading_s)
+    changed.tokens[at] += tokens
+    changed.experts[at] += experts
+    if links.weights_s is None:
+        return changed
+    after = expert_tokens[row]
+    after[np.arange(len(row)), expert] += experts
+    return Load(changed.tokens, changed.experts, reading_s(links.rows(row), after))
 
 
 def device_prices(

@@ -8,7 +8,7 @@ mask lets each token see itself and what lies before it, so that both layouts co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,9 @@ class Batch:
         chunk: C.
         num_rows: n x J.
         say: whether the model's best guess after each slot's last token is asked for.
+        slot: (M,) number of each token's slot among the B busy ones.
+        position: (M,) place of each token in its request's text.
+        among_rows: (M,) number of each token among the n x J rows.
     """
 
     row: Whole
@@ -51,26 +54,17 @@ class Batch:
     chunk: int
     num_rows: int
     say: bool = False
+    slot: Whole = field(init=False)
+    position: Whole = field(init=False)
+    among_rows: Whole = field(init=False)
 
-    @property
-    def slot(self) -> Whole:
-        """(M,) number of each token's slot among the B busy ones."""
-        return np.repeat(np.arange(len(self.row)), self.count)
-
-    @property
-    def position(self) -> Whole:
-        """(M,) place of each token in its request's text."""
-        return self.start[self.slot] + self._number
-
-    @property
-    def among_rows(self) -> Whole:
-        """(M,) number of each token among the n x J rows."""
-        return self.place[self.slot] * self.chunk + self._number
-
-    @property
-    def _number(self) -> Whole:
-        """(M,) of each token among those of its slot."""
-        return np.arange(len(self.token_ids)) - (np.cumsum(self.count) - self.count)[self.slot]
+    def __post_init__(self) -> None:
+        """Find once where each token stands."""
+        slot = np.repeat(np.arange(len(self.row)), self.count)
+        number = np.arange(len(self.token_ids)) - (np.cumsum(self.count) - self.count)[slot]
+        object.__setattr__(self, "slot", slot)
+        object.__setattr__(self, "position", self.start[slot] + number)
+        object.__setattr__(self, "among_rows", self.place[slot] * self.chunk + number)
 
     @property
     def layout(self) -> Layout:

@@ -68,7 +68,7 @@ SLOW = frozenset(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow modules, and let them begin: no worker is left with a long one while the others are done."""
+    """Mark the tests of slow modules, and let them begin: a long one at the end would leave the other workers idle."""
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)

@@ -42,7 +42,7 @@ check: lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=85 \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-fail-under=85 \
 		--deselect tests/integrations/test_pages.py::test_the_program_runs_and_learns
 
 $(INTEGRATIONS)/ready: pyproject.toml constraints-integrations.txt

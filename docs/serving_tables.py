@@ -1,6 +1,7 @@
-"""Put the figures of evaluations of serving into docs/serving.md: ``python docs/serving_tables.py``.
+"""Put the figures of evaluations of serving into pages: ``python docs/serving_tables.py``.
 
-They stand in ``docs/results/serving``, a folder for each set of devices, with a ``results.json`` of one or more loads.
+They stand in ``docs/results/serving``, in folders named by a set of devices, each with a ``results.json`` of one or
+more loads. docs/serving.md has what each policy comes to beside the paper's rule, docs/serving-tables.md has the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from eval.serve_report import mixture_text
 from eval.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "serving"
-PAGE = Path(__file__).parent / "serving.md"
+SUMMARY = Path(__file__).parent / "serving.md"
+PAGE = Path(__file__).parent / "serving-tables.md"
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
 DEVICES = {"paper": "the paper's devices", "boards": "boards"}
 COMPARED = ("e2e_ms", "e2e_ms_p95")
@@ -33,13 +35,34 @@ HEAD = [
 ]
 
 
-def tables(folder: Path) -> Iterator[str]:
-    """The Markdown of one evaluation."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    devices = DEVICES[folder.name.partition("-")[0]]
-    config = results["config"]
-    for one in results["loads"]:
-        yield f"#### Load {one['load']:g}, {devices}: {config['episodes']} cells, seed {config['seed']}"
+def evaluations() -> dict[tuple[str, float], tuple[dict[str, Any], dict[str, Any]]]:
+    """What was found and how, by devices and load, in the order of ``DEVICES``."""
+    found = {}
+    for folder in RESULTS.iterdir():
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        for one in results["loads"]:
+            found[folder.name.partition("-")[0], one["load"]] = (one, results["config"])
+    return dict(sorted(found.items(), key=lambda item: (list(DEVICES).index(item[0][0]), item[0][1])))
+
+
+def summary() -> str:
+    """Of each policy the mean E2E over that of the paper's rule at the policy's own added NLL, under each condition."""
+    found: dict[str, dict[tuple[str, float], str]] = {}
+    every = evaluations()
+    for place, (one, _) in every.items():
+        for row in one["matched_quality"]:
+            if row["family"] == "wdmoe" and row["figure"] == COMPARED[0] and row["ratio"] is not None:
+                found.setdefault(row["reference"], {})[place] = _interval(row["ratio"], ".2f")
+    head = ["policy", *(f"{DEVICES[devices]}, {load:g}" for devices, load in every)]
+    rows = [[f"`{name}`", *(cells.get(place, "") for place in every)] for name, cells in found.items()]
+    return markdown([head, *rows])
+
+
+def tables() -> Iterator[str]:
+    """The Markdown of all evaluations."""
+    for (name, load), (one, config) in evaluations().items():
+        devices = DEVICES[name]
+        yield f"## Load {load:g}, {devices}: {config['episodes']} cells, seed {config['seed']}"
         yield markdown([HEAD, *(_policy(policy) for policy in one["policies"])])
         yield markdown([["policy, or its family", "at the added NLL of", "nats", "mean E2E", "p95"], *_matched(one)])
 
@@ -83,12 +106,11 @@ def _interval(value: dict[str, float], form: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the place between the marks."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    folders = sorted(RESULTS.iterdir(), key=lambda folder: list(DEVICES).index(folder.name.partition("-")[0]))
-    body = "\n\n".join(part.strip() for folder in folders for part in tables(folder))
-    PAGE.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    """Rewrite the places between the marks."""
+    for page, body in ((SUMMARY, summary()), (PAGE, "\n\n".join(part.strip() for part in tables()))):
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(f"{before}{BEGIN}\n{body.strip()}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def family_of(policy: str) -> str:
     """Name of a policy without the number that sets it."""
     name = policy.partition(":")[0]
     head, _, tail = name.rpartition("-")
-    return head if head and tail.isdigit() else name
+    return head if head and tail.replace(".", "", 1).isdigit() else name
 
 
 class Fronts:

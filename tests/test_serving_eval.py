@@ -232,6 +232,8 @@ def test_matched_by_hand():
     assert at["wdmoe:0.8", "goodput_hz"]["ratio"]["mean"] == pytest.approx(1.0)
     assert at["straight-through-10", "e2e_ms"]["ratio"] is None  # adds more than the fastest of the rule's
     assert family_of("straight-through-30") == family_of("straight-through-4") == "straight-through"
+    assert family_of("serve-paper-1.5") == family_of("serve-paper-4") == "serve-paper"
+    assert family_of("marginal-price:0.5") == "marginal-price"
 
 
 def test_a_policy_is_set_against_the_rule_at_its_own_quality():

@@ -2,6 +2,7 @@
 
 They stand in ``docs/results/serving``, in folders named by a set of devices, each with a ``results.json`` of one or
 more loads. docs/serving.md has what each policy comes to beside the paper's rule, docs/serving-tables.md has the rest.
+docs/serving-load-DEVICES.png are E2E and goodput against load at equal added NLL.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.serve_report import mixture_text
+from eval.serve_report import draw_load, mixture_text
 from eval.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "serving"
 SUMMARY = Path(__file__).parent / "serving.md"
 PAGE = Path(__file__).parent / "serving-tables.md"
+PICTURE = "serving-load-{}.png"
 BEGIN, END = "<!-- tables -->", "<!-- /tables -->"
 DEVICES = {"paper": "the paper's devices", "boards": "boards"}
 COMPARED = ("e2e_ms", "e2e_ms_p95")
@@ -105,8 +107,17 @@ def _interval(value: dict[str, float], form: str) -> str:
     return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
+def draw() -> None:
+    """Draw what each set of devices came to against load."""
+    every = evaluations()
+    for devices in {name: None for name, _ in every}:
+        loads = [one for (name, _), (one, _) in every.items() if name == devices]
+        (PAGE.parent / PICTURE.format(devices)).write_bytes(draw_load({**loads[0], "loads": loads}, THRESHOLDS[0]))
+
+
 def main() -> None:
-    """Rewrite the places between the marks."""
+    """Rewrite the places between the marks, and draw."""
+    draw()
     for page, body in ((SUMMARY, summary()), (PAGE, "\n\n".join(part.strip() for part in tables()))):
         before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)

@@ -135,14 +135,18 @@ def requests_csv(runs: Mapping[float, Mapping[str, Run]]) -> str:
     return csv_text(("load", "policy", "cell", "request", *names), rows)
 
 
-def draw_load(summary: Summary) -> bytes:
+def draw_load(summary: Summary, threshold: str | None = None) -> bytes:
     """Mean and p95 of E2E, and goodput, against load: lines at equal added NLL, or one for each policy.
 
     At the added NLL of a threshold of the paper's rule, the one whose quality most families reach, there is a line for
     the rule and one for each other family where its front reaches that quality. Without the rule, each policy has a
     line at its own quality, which the legend says.
+
+    Args:
+        summary: of an evaluation.
+        threshold: of the paper's rule, such as "wdmoe:0.8", in place of the one that is chosen.
     """
-    lines = load_lines(summary)
+    lines = load_lines(summary, threshold)
     figure = Figure(figsize=(11, 4))
     axes = figure.subplots(1, 2)
     colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
@@ -150,7 +154,7 @@ def draw_load(summary: Summary) -> bytes:
         color = colors[number % len(colors)]
         for key, style in ((E2E, "-"), (TAIL, ":")):
             at = [(load, values[key]) for load, values in points.items() if key in values]
-            axes[0].plot(*zip(*at, strict=True), style, color=color, label=label if style == "-" else None)
+            axes[0].plot(*zip(*at, strict=True), style, marker=".", color=color, label=label if style == "-" else None)
         at = [(load, values[GOODPUT]) for load, values in points.items() if GOODPUT in values]
         axes[1].plot(*zip(*at, strict=True), "o-", color=color)
     axes[0].set(xlabel="load", ylabel="E2E in ms: mean, dotted p95")
@@ -163,12 +167,12 @@ Lines = dict[str, dict[float, dict[str, float]]]
 """Of each line what it is called, and by load the figures of its points."""
 
 
-def load_lines(summary: Summary) -> Lines:
+def load_lines(summary: Summary, threshold: str | None = None) -> Lines:
     """The lines of ``draw_load``."""
-    return _matched_lines(summary) or _policy_lines(summary)
+    return _matched_lines(summary, threshold) or _policy_lines(summary)
 
 
-def _matched_lines(summary: Summary) -> Lines:
+def _matched_lines(summary: Summary, threshold: str | None) -> Lines:
     rules = [row["reference"] for row in summary["matched_quality"] if row["reference"].startswith(OPTIMIZER)]
     distinct = list(dict.fromkeys(rules))
     if not distinct:
@@ -176,7 +180,8 @@ def _matched_lines(summary: Summary) -> Lines:
     of_all = [row for one in summary["loads"] for row in one["matched_quality"]]
     reached = {one: [row["front_value"] is not None for row in of_all if row["reference"] == one] for one in distinct}
     middle = distinct[len(distinct) // 2]
-    rule, lines = max(distinct, key=lambda one: (sum(reached[one]), one == middle)), Lines()
+    rule = threshold or max(distinct, key=lambda one: (sum(reached[one]), one == middle))
+    lines = Lines()
     rows = [row for row in of_all if row["reference"] == rule]
     lost = sorted(row["added_nll"] for row in rows)
     ends = dict.fromkeys(f"{nats:+.3f}" for nats in (lost[0], lost[-1]))  # a rule loses not quite the same at each load

@@ -2,9 +2,10 @@
 
     python -m eval.behaviour --policies straight-through-10 queue-price --devices paper --load 0.95 --out runs/behaviour
 
-Every policy serves the same cells. Of the pairs of token and expert that the model's own routing chose, the share that
-the policy keeps is told by the number of requests in the system, for tokens of prompts and of answers, and by the rank
-of the expert's device: 1 is the one with the least latency for a token at equal shares. ``behaviour.json`` has the
+Every policy serves the same cells. The model's own routing chooses pairs of token and expert, and the policy keeps a
+share of them. That share is told by the number of requests in the system, for tokens of prompts and of answers. It is
+told too by the rank of the expert's device: 1 is the one with the least latency for a token at equal shares.
+``behaviour.json`` has the
 shares and how many pairs each is of, ``behaviour.png`` is a picture of them.
 """
 

@@ -37,8 +37,12 @@ HEAD = [
 ]
 
 
-def evaluations() -> dict[tuple[str, float], tuple[dict[str, Any], dict[str, Any]]]:
-    """What was found and how, by devices and load, in the order of ``DEVICES``."""
+Evaluations = dict[tuple[str, float], tuple[dict[str, Any], dict[str, Any]]]
+"""What was found, and how, by devices and load."""
+
+
+def evaluations() -> Evaluations:
+    """All that is stored, in the order of ``DEVICES``."""
     found = {}
     for folder in RESULTS.iterdir():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -47,10 +51,9 @@ def evaluations() -> dict[tuple[str, float], tuple[dict[str, Any], dict[str, Any
     return dict(sorted(found.items(), key=lambda item: (list(DEVICES).index(item[0][0]), item[0][1])))
 
 
-def summary() -> str:
+def summary(every: Evaluations) -> str:
     """Of each policy the mean E2E over that of the paper's rule at the policy's own added NLL, under each condition."""
     found: dict[str, dict[tuple[str, float], str]] = {}
-    every = evaluations()
     for place, (one, _) in every.items():
         for row in one["matched_quality"]:
             if row["family"] == "wdmoe" and row["figure"] == COMPARED[0] and row["ratio"] is not None:
@@ -60,9 +63,9 @@ def summary() -> str:
     return markdown([head, *rows])
 
 
-def tables() -> Iterator[str]:
+def tables(every: Evaluations) -> Iterator[str]:
     """The Markdown of all evaluations."""
-    for (name, load), (one, config) in evaluations().items():
+    for (name, load), (one, config) in every.items():
         devices = DEVICES[name]
         yield f"## Load {load:g}, {devices}: {config['episodes']} cells, seed {config['seed']}"
         yield markdown([HEAD, *(_policy(policy) for policy in one["policies"])])
@@ -107,9 +110,8 @@ def _interval(value: dict[str, float], form: str) -> str:
     return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
-def draw() -> None:
+def draw(every: Evaluations) -> None:
     """Draw what each set of devices came to against load."""
-    every = evaluations()
     for devices in {name: None for name, _ in every}:
         loads = [one for (name, _), (one, _) in every.items() if name == devices]
         (PAGE.parent / PICTURE.format(devices)).write_bytes(draw_load({**loads[0], "loads": loads}, THRESHOLDS[0]))
@@ -117,8 +119,9 @@ def draw() -> None:
 
 def main() -> None:
     """Rewrite the places between the marks, and draw."""
-    draw()
-    for page, body in ((SUMMARY, summary()), (PAGE, "\n\n".join(part.strip() for part in tables()))):
+    every = evaluations()
+    draw(every)
+    for page, body in ((SUMMARY, summary(every)), (PAGE, "\n\n".join(part.strip() for part in tables(every)))):
         before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
         _, _, after = rest.partition(END)
         page.write_text(f"{before}{BEGIN}\n{body.strip()}\n{END}{after}", encoding="utf-8")

@@ -5,8 +5,7 @@
 Every policy serves the same cells. The model's own routing chooses pairs of token and expert, and the policy keeps a
 share of them. That share is told by the number of requests in the system, for tokens of prompts and of answers. It is
 told too by the rank of the expert's device: 1 is the one with the least latency for a token at equal shares.
-``behaviour.json`` has the
-shares and how many pairs each is of, ``behaviour.png`` is a picture of them.
+``behaviour.json`` has the shares and how many pairs each is of, ``behaviour.png`` is a picture of them.
 """
 
 from __future__ import annotations

@@ -129,9 +129,8 @@ def test_lines_against_load_are_one_for_each_family():
         for load, lost in ((0.7, 0.0126), (1.05, 0.0142))
     ]
     summary = {"loads": loads, "matched_quality": loads[0]["matched_quality"]}
-    assert list(load_lines(summary, "wdmoe:0.9")) == [
-        "wdmoe:0.9 (+0.038 to +0.043 nats)"
-    ]  # which the family does not reach
+    # Asked for, though the family does not reach it.
+    assert list(load_lines(summary, "wdmoe:0.9")) == ["wdmoe:0.9 (+0.038 to +0.043 nats)"]
     assert load_lines(summary) == {
         "wdmoe:0.8 (+0.013 to +0.014 nats)": {0.7: {"e2e_ms": 100.0}, 1.05: {"e2e_ms": 100.0}},
         "top-p, as good": {0.7: {"e2e_ms": 90.0}, 1.05: {"e2e_ms": 90.0}},

@@ -101,13 +101,13 @@ def pair_differences_s(
         (N, J, E) seconds, 0 where not wanted: what leaving out a pair that is used saves, and what another one adds.
     """
     beside = at_device_of_expert(experts_per_device(selection, links.placement), links.placement) - selection > 0
-    found = np.zeros(selection.shape)
+    expert_tokens, found = sum_over_tokens(selection), np.zeros(selection.shape)
     for used, sign in ((True, -1.0), (False, 1.0)):
         for alone, tokens in ((True, sign), (False, 0.0)):  # the token leaves the device, or comes to it, with its pair
             asked = wanted & (selection == used) & (beside != alone)
             row, expert = np.nonzero(asked.any(axis=1))
             if row.size:
-                changed = _changed_load(links, load, sum_over_tokens(selection), (row, expert), tokens, sign)
+                changed = _changed_load(links, load, expert_tokens, (row, expert), tokens, sign)
                 ends_s = solve_min_max(links.rows(row), changed, min_share).latency_s
                 of_expert = np.zeros((len(selection), selection.shape[-1]))
                 of_expert[row, expert] = sign * (ends_s - latency_s[row])
@@ -127,8 +127,7 @@ def _changed_load(
     row, expert = pairs
     placement = np.broadcast_to(links.placement, (len(expert_tokens), *links.placement.shape[-2:]))
     at = np.arange(len(row)), placement.argmax(axis=-1)[row, expert]
-    before = load.rows(row)
-    changed = Load(before.tokens.copy(), before.experts.copy(), before.reading_s)
+    changed = load.rows(row)  # by indices, so that it is a copy
     changed.tokens[at] += tokens
     changed.experts[at] += experts
     if links.weights_s is None:

@@ -14,6 +14,7 @@ lines between. A decision is a block, or with ``serve-price`` a pass. ``OUT.safe
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ import numpy as np
 from stable_baselines3 import PPO
 
 from eval.serve import measure
-from wdmoe_env import evaluate
+from train.folder import commit
+from wdmoe_env import __version__, evaluate
 from wdmoe_env.config import DEVICE_SETS
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 from wdmoe_env.integrations.stock_file import export_policy
@@ -69,20 +71,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokens = face.algorithm(chosen.quality_weight, chosen.seed)
     fronts = {name: face.front(rules) for name, rules in FRONTS.items()}
     curve: list[dict[str, float]] = []
+    made_by = {"command": command(parser, chosen), "version": __version__, "commit": commit()}
     learning_s = 0.0
     while True:
-        path = export_policy(model, chosen.out, curve=curve)
+        path = export_policy(model, chosen.out, curve=curve, **made_by)
         latency_ms, added_nll = face.measured([str(path)])[str(path)]
         against = {f"against_{name}": latency_ms / line(added_nll) for name, line in fronts.items()}
         point = {"blocks": model.num_timesteps // tokens, "latency_ms": latency_ms, "added_nll": added_nll, **against}
         curve.append({**point, "processor_s": learning_s})
         print({name: round(value, 4) for name, value in curve[-1].items()}, flush=True)
         if model.num_timesteps >= chosen.blocks * tokens:
-            export_policy(model, chosen.out, curve=curve)
+            export_policy(model, chosen.out, curve=curve, **made_by)
             return 0
         began = time.process_time()
         model.learn(min(chosen.every * tokens, chosen.blocks * tokens - model.num_timesteps), reset_num_timesteps=False)
         learning_s += time.process_time() - began
+
+
+def command(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> str:
+    """The command line: the arguments where they are not the defaults."""
+    words = ["python", "-m", "benchmarks.stock", chosen.face]
+    for name, value in vars(chosen).items():
+        if name != "face" and value != parser.get_default(name):
+            words += ["--" + name.replace("_", "-"), str(value)]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +140,14 @@ class Face:
         return {name: (float(one["latency_ms"].mean()), float(one["added_nll"].mean())) for name, one in found.items()}
 
     def front(self, rules: list[str]) -> Any:
-        """From added NLL to the ms that a family of rules needs, from own routing at optimal shares on."""
+        """From added NLL to the ms that a family of rules needs, from own routing at optimal shares on.
+
+        NaN beyond the family's last setting, where nothing can be compared.
+        """
         points = self.measured(["vanilla-optimal", *rules])
         line = sorted((points[name][1], points[name][0]) for name in ("vanilla-optimal", *rules))
         added_nll, latency_ms = np.array(line).T
-        return lambda at: float(np.interp(at, added_nll, latency_ms))
+        return lambda at: float(np.interp(at, added_nll, latency_ms, left=np.nan, right=np.nan))
 
 
 if __name__ == "__main__":

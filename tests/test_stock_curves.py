@@ -1,0 +1,45 @@
+"""Curves of stock PPO: read from the cards that the benchmark writes, and drawn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from benchmarks.stock import command
+from benchmarks.stock_curves import main
+
+POINTS = [
+    {"blocks": 0, "processor_s": 0.0, "against_wdmoe": None, "against_marginal-price": None},
+    {"blocks": 8, "processor_s": 2.0, "against_wdmoe": 0.98, "against_marginal-price": 0.99},
+    {"blocks": 16, "processor_s": 4.0, "against_wdmoe": 0.95, "against_marginal-price": 0.97},
+]
+
+
+def card(path, words, curve=POINTS):
+    path.write_text(json.dumps({"command": f"python -m {words}", "curve": curve}))
+    return str(path)
+
+
+def test_cards_are_gathered_by_environment_and_drawn(tmp_path, capsys):
+    token = card(tmp_path / "a.json", "benchmarks.stock token --blocks 16 --out runs/a")
+    price = card(tmp_path / "b.json", "benchmarks.stock serve-price --out runs/b", POINTS[1:])
+    table, drawn = tmp_path / "stock.json", tmp_path / "stock.png"
+    assert main(["--cards", token, price, "--json", str(table), "--out", str(drawn)]) == 0
+    assert json.loads(table.read_text()) == {"token": POINTS, "serve-price": POINTS[1:]}
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    drawn.unlink()
+    assert main(["--json", str(table), "--out", str(drawn)]) == 0
+    assert drawn.is_file()
+    other = card(tmp_path / "c.json", "train --out runs/c")
+    for cards, said in (([token, token], "one card of each environment"), ([other], "expected a card of")):
+        assert main(["--cards", *cards, "--json", str(table), "--out", str(drawn)]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_command_leaves_out_what_is_as_by_default():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("face")
+    parser.add_argument("--blocks", type=int, default=7)
+    parser.add_argument("--quality-weight", type=float, default=10.0)
+    chosen = parser.parse_args(["price", "--quality-weight", "2"])
+    assert command(parser, chosen) == "python -m benchmarks.stock price --quality-weight 2.0"

@@ -71,7 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokens = face.algorithm(chosen.quality_weight, chosen.seed)
     fronts = {name: face.front(rules) for name, rules in FRONTS.items()}
     curve: list[dict[str, float]] = []
-    made_by = {"command": command(parser, chosen), "version": __version__, "commit": commit()}
+    made_by = {
+        "env_id": face.env_id,
+        "command": command(parser, chosen),
+        "arguments": {
+            name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(chosen).items()
+        },
+        "version": __version__,
+        "commit": commit(),
+    }
     learning_s = 0.0
     while True:
         path = export_policy(model, chosen.out, curve=curve, **made_by)
@@ -113,6 +121,11 @@ class Face:
     split: str
     episodes: int
 
+    @property
+    def env_id(self) -> str:
+        """Of the environment to learn in."""
+        return f"WDMoE-{FACES[self.name]}-v0"
+
     def algorithm(self, quality_weight: float, seed: int) -> tuple[PPO, int]:
         """PPO, and the steps that Stable-Baselines3 counts for a decision.
 
@@ -120,9 +133,8 @@ class Face:
             quality_weight: of the reward ``"latency_divergence"``, or ``"serving"``.
             seed: of weights, episodes and actions.
         """
-        name = f"wdmoe_env:WDMoE-{FACES[self.name]}-v0"
         settings = {"quality_weight": quality_weight, "devices": self.devices}
-        batch = gym.make_vec(name, num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", **settings)
+        batch = gym.make_vec(f"wdmoe_env:{self.env_id}", num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", **settings)
         env = SB3VecEnv(TokenVectorEnv(batch) if self.name == "token" else batch)
         steps = STEPS[self.name]
         size = env.num_envs * steps // BATCHES[self.name]

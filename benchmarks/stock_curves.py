@@ -76,7 +76,9 @@ def picture(found: Curves) -> bytes:
 
     figure = Figure(figsize=(4.2 * len(found), 3.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (face, points) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+    for axes, (face, points) in zip(
+        figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
+    ):
         for rule in FRONTS:
             ratios = [(one["processor_s"], one.get(f"against_{rule}")) for one in points]
             told: Any = [pair for pair in ratios if pair[1] is not None]

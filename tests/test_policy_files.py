@@ -81,6 +81,9 @@ def test_what_ships_covers_both_rewards():
     rewards = [card["arguments"]["reward"] for card in cards.values()]
     assert rewards.count("wlr") >= 1
     assert rewards.count("latency_quality") >= 3
+    served = {name: card for name, card in cards.items() if name.startswith("serve-")}
+    assert {card["arguments"]["devices"] for card in served.values()} == {"paper", "boards"}
+    assert all("Serve" in card["env_id"] for card in served.values())
 
 
 @pytest.mark.parametrize("name", trained_names())

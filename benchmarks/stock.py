@@ -65,18 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    chosen = parser.parse_args(words)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     face = Face(chosen.face, chosen.devices, chosen.split, chosen.episodes)
     model, tokens = face.algorithm(chosen.quality_weight, chosen.seed)
     fronts = {name: face.front(rules) for name, rules in FRONTS.items()}
     curve: list[dict[str, float]] = []
     made_by = {
-        "env_id": face.env_id,
-        "command": command(parser, chosen),
-        "arguments": {
-            name: value if isinstance(value, (int, float)) else str(value) for name, value in vars(chosen).items()
-        },
+        "env_id": env_id(chosen.face),
+        "command": shlex.join(["python", "-m", "benchmarks.stock", *words]),
         "version": __version__,
         "commit": commit(),
     }
@@ -96,13 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         learning_s += time.process_time() - began
 
 
-def command(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> str:
-    """The command line: the arguments where they are not the defaults."""
-    words = ["python", "-m", "benchmarks.stock", chosen.face]
-    for name, value in vars(chosen).items():
-        if name != "face" and value != parser.get_default(name):
-            words += ["--" + name.replace("_", "-"), str(value)]
-    return shlex.join(words)
+def env_id(face: str) -> str:
+    """The environment of a name in ``FACES``."""
+    return f"WDMoE-{FACES[face]}-v0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +115,6 @@ class Face:
     split: str
     episodes: int
 
-    @property
-    def env_id(self) -> str:
-        """Of the environment to learn in."""
-        return f"WDMoE-{FACES[self.name]}-v0"
-
     def algorithm(self, quality_weight: float, seed: int) -> tuple[PPO, int]:
         """PPO, and the steps that Stable-Baselines3 counts for a decision.
 
@@ -134,7 +123,9 @@ class Face:
             seed: of weights, episodes and actions.
         """
         settings = {"quality_weight": quality_weight, "devices": self.devices}
-        batch = gym.make_vec(f"wdmoe_env:{self.env_id}", num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", **settings)
+        batch = gym.make_vec(
+            f"wdmoe_env:{env_id(self.name)}", num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", **settings
+        )
         env = SB3VecEnv(TokenVectorEnv(batch) if self.name == "token" else batch)
         steps = STEPS[self.name]
         size = env.num_envs * steps // BATCHES[self.name]

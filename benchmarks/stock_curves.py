@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stock import FACES, FRONTS
+from benchmarks.stock import FACES, FRONTS, env_id
 from wdmoe_env.command import end_with
 from wdmoe_env.reading import read_json
 from wdmoe_env.writing import check_file, write_whole
@@ -51,17 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def gathered(cards: Sequence[Path]) -> Curves:
-    """The curves of cards, by the environment that stands in each card's command.
+    """The curves of cards, by the environment that each names.
 
     Raises:
         ValueError: a card that ``benchmarks.stock`` did not write, or two of one environment.
     """
+    faces = {env_id(face): face for face in FACES}
     found: Curves = {}
     for path in cards:
         card = read_json(path)
-        words = str(card.get("command", "")).split()
-        face = words[3] if words[1:3] == ["-m", "benchmarks.stock"] and len(words) > 3 else ""
-        if face not in FACES or not card.get("curve"):
+        face = faces.get(str(card.get("env_id")))
+        if face is None or not card.get("curve"):
             raise ValueError(f"expected a card of benchmarks.stock with a curve in {path}, but it is none")
         if face in found:
             raise ValueError(f"expected one card of each environment, got a second one of {face}: {path}")
@@ -84,7 +84,7 @@ def picture(found: Curves) -> bytes:
             told: Any = [pair for pair in ratios if pair[1] is not None]
             axes.plot(*zip(*told, strict=True), marker="o", ms=4, lw=1.4, label=f"over {rule}")
         axes.axhline(1.0, color="0.35", lw=1, ls="--")
-        axes.set_title(f"WDMoE-{FACES[face]}-v0", fontsize=10)
+        axes.set_title(env_id(face), fontsize=10)
         axes.set_xlabel("processor time of learning, s")
         axes.grid(alpha=0.2)
     figure.axes[0].set_ylabel("latency over a rule's at equal added NLL")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from benchmarks.stock import command
 from benchmarks.stock_curves import main
 
 POINTS = [
@@ -15,14 +13,14 @@ POINTS = [
 ]
 
 
-def card(path, words, curve=POINTS):
-    path.write_text(json.dumps({"command": f"python -m {words}", "curve": curve}))
+def card(path, env_id, curve=POINTS):
+    path.write_text(json.dumps({"env_id": env_id, "curve": curve}))
     return str(path)
 
 
 def test_cards_are_gathered_by_environment_and_drawn(tmp_path, capsys):
-    token = card(tmp_path / "a.json", "benchmarks.stock token --blocks 16 --out runs/a")
-    price = card(tmp_path / "b.json", "benchmarks.stock serve-price --out runs/b", POINTS[1:])
+    token = card(tmp_path / "a.json", "WDMoE-Token-v0")
+    price = card(tmp_path / "b.json", "WDMoE-Serve-Price-v0", POINTS[1:])
     table, drawn = tmp_path / "stock.json", tmp_path / "stock.png"
     assert main(["--cards", token, price, "--json", str(table), "--out", str(drawn)]) == 0
     assert json.loads(table.read_text()) == {"token": POINTS, "serve-price": POINTS[1:]}
@@ -30,16 +28,7 @@ def test_cards_are_gathered_by_environment_and_drawn(tmp_path, capsys):
     drawn.unlink()
     assert main(["--json", str(table), "--out", str(drawn)]) == 0
     assert drawn.is_file()
-    other = card(tmp_path / "c.json", "train --out runs/c")
+    other = card(tmp_path / "c.json", "WDMoE-v0")
     for cards, said in (([token, token], "one card of each environment"), ([other], "expected a card of")):
         assert main(["--cards", *cards, "--json", str(table), "--out", str(drawn)]) == 2
         assert said in capsys.readouterr().err
-
-
-def test_a_command_leaves_out_what_is_as_by_default():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("face")
-    parser.add_argument("--blocks", type=int, default=7)
-    parser.add_argument("--quality-weight", type=float, default=10.0)
-    chosen = parser.parse_args(["price", "--quality-weight", "2"])
-    assert command(parser, chosen) == "python -m benchmarks.stock price --quality-weight 2.0"

@@ -15,7 +15,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.stock import FACES, FRONTS, env_id
 from wdmoe_env.command import end_with
@@ -80,9 +79,9 @@ def picture(found: Curves) -> bytes:
         figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
     ):
         for rule in FRONTS:
-            ratios = [(one["processor_s"], one.get(f"against_{rule}")) for one in points]
-            told: Any = [pair for pair in ratios if pair[1] is not None]
-            axes.plot(*zip(*told, strict=True), marker="o", ms=4, lw=1.4, label=f"over {rule}")
+            told = [one for one in points if one[f"against_{rule}"] is not None]
+            seconds, ratios = ([one[name] for one in told] for name in ("processor_s", f"against_{rule}"))
+            axes.plot(seconds, ratios, marker="o", ms=4, lw=1.4, label=f"over {rule}")
         axes.axhline(1.0, color="0.35", lw=1, ls="--")
         axes.set_title(env_id(face), fontsize=10)
         axes.set_xlabel("processor time of learning, s")

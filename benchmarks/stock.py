@@ -122,10 +122,8 @@ class Face:
             quality_weight: of the reward ``"latency_divergence"``, or ``"serving"``.
             seed: of weights, episodes and actions.
         """
-        settings = {"quality_weight": quality_weight, "devices": self.devices}
-        batch = gym.make_vec(
-            f"wdmoe_env:{env_id(self.name)}", num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", **settings
-        )
+        name, settings = f"wdmoe_env:{env_id(self.name)}", {"quality_weight": quality_weight, "devices": self.devices}
+        batch = gym.make_vec(name, num_envs=NUM_ENVS, autoreset_mode="SAME_STEP", **settings)
         env = SB3VecEnv(TokenVectorEnv(batch) if self.name == "token" else batch)
         steps = STEPS[self.name]
         size = env.num_envs * steps // BATCHES[self.name]

@@ -43,10 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.cards:
             write_whole(chosen.json, (json.dumps(found, indent=1) + "\n").encode())
         write_whole(chosen.out, picture(found))
-    except (ValueError, OSError) as error:
-        print(f"python -m benchmarks.stock_curves: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+    except KeyError as error:
+        said = f"expected curves of benchmarks.stock in {chosen.json}, got an entry or point {error}, or one without it"
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        said = " ".join(str(error).split())
+    print(f"python -m benchmarks.stock_curves: {said}", file=sys.stderr)
+    return 2
 
 
 def gathered(cards: Sequence[Path]) -> Curves:
@@ -75,9 +78,8 @@ def picture(found: Curves) -> bytes:
 
     figure = Figure(figsize=(4.2 * len(found), 3.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (face, points) in zip(
-        figure.subplots(1, len(found), sharey=True, squeeze=False)[0], found.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (face, points) in zip(panels, found.items(), strict=True):
         for rule in FRONTS:
             told = [one for one in points if one[f"against_{rule}"] is not None]
             seconds, ratios = ([one[name] for one in told] for name in ("processor_s", f"against_{rule}"))

@@ -32,3 +32,6 @@ def test_cards_are_gathered_by_environment_and_drawn(tmp_path, capsys):
     for cards, said in (([token, token], "one card of each environment"), ([other], "expected a card of")):
         assert main(["--cards", *cards, "--json", str(table), "--out", str(drawn)]) == 2
         assert said in capsys.readouterr().err
+    table.write_text(json.dumps({"token": [{"blocks": 8}]}))
+    assert main(["--json", str(table), "--out", str(drawn)]) == 2
+    assert "expected curves of benchmarks.stock in" in capsys.readouterr().err

@@ -45,6 +45,7 @@ class Choice:
     Attributes:
         seen: what the network looked at, M pairs.
         drawn: (M,) 0 or 1, which pairs were drawn.
+        prob: (M,) probability of using each.
         log_prob: (N * J,) log-probability of each token's draws.
         slope: (M,) gradient of the rollout's block reward by the probability of the pair.
         reward: (N,) block reward, without the text's.
@@ -56,6 +57,7 @@ class Choice:
 
     seen: Features
     drawn: Tensor
+    prob: Tensor
     log_prob: Tensor
     slope: Tensor
     reward: Tensor
@@ -73,6 +75,7 @@ class Sample:
         block: its number.
         inputs: what the network looked at, M pairs.
         drawn: (M,) 0 or 1, which pairs were drawn.
+        prob: (M,) probability of using each.
         log_prob: (N * J,) log-probability of each token's draws.
         slope: (M,) gradient of the return by the probability of the pair, without the text's part.
         at: (N * J,) place of each token among the T * L of the texts; -1 at padding.
@@ -81,6 +84,7 @@ class Sample:
     block: int
     inputs: Inputs
     drawn: Tensor
+    prob: Tensor
     log_prob: Tensor
     slope: Tensor
     at: Tensor
@@ -88,14 +92,14 @@ class Sample:
     @classmethod
     def of(cls, block: int, choice: Choice, inputs: Inputs, at: Tensor) -> Self:
         """What is kept of a choice."""
-        return cls(block, inputs, choice.drawn, choice.log_prob, choice.slope, at)
+        return cls(block, inputs, choice.drawn, choice.prob, choice.log_prob, choice.slope, at)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Samples of one block, one behind the other."""
         if len(parts) == 1:
             return parts[0]
-        names = ("drawn", "log_prob", "slope", "at")
+        names = ("drawn", "prob", "log_prob", "slope", "at")
         whole = (torch.cat([getattr(part, name) for part in parts]) for name in names)
         return cls(parts[0].block, Inputs.joined([part.inputs for part in parts]), *whole)
 
@@ -232,16 +236,18 @@ def choose(
     with torch.no_grad():
         distribution = ActionDistribution(network, observation, "selection")
         seen, logits = distribution.seen, distribution.logits
-        drawn = (torch.rand(logits.shape, generator=noise) < logits.sigmoid()).to(logits.dtype)
+        prob = logits.sigmoid()
+        drawn = (torch.rand(logits.shape, generator=noise) < prob).to(logits.dtype)
         log_prob = token_log_probs(seen, logits, drawn)
         used = seen.spread(drawn) > 0.5
-    probs = seen.spread(logits.sigmoid()).requires_grad_()
+    probs = seen.spread(prob).requires_grad_()
     outcome = relaxed_block(block, Draw(used, probs, seen.candidates), min_share, prices)
     earned = reward(outcome)
     (slope,) = torch.autograd.grad(earned.sum(), probs)
     return Choice(
         seen=seen,
         drawn=drawn,
+        prob=prob,
         log_prob=log_prob,
         slope=seen.at(slope),
         reward=earned.detach(),

@@ -25,6 +25,8 @@ class Objective:
         rollouts: K of a window.
         clip_range: how far a ratio may leave 1 before its sample is worth nothing more.
         clip: "token", or "block" for one ratio of all tokens of a block, as stock PPO has it.
+        price_clip: how far a pair's probability may move before its price is worth nothing more; 1 is no bound. A price
+            holds near the policy that drew, so without a bound only few passes over an update are safe.
         credit: "token" tells a token its own and later losses, "episode" the whole return.
         decay: weight of the next token's loss in a token's credit; of the one after it the square, and so on.
         baseline: a name of ``agents.credit.BASELINES``.
@@ -39,6 +41,7 @@ class Objective:
     rollouts: int
     clip_range: float = 0.2
     clip: str = "token"
+    price_clip: float = 1.0
     credit: str = "token"
     decay: float = 0.8
     baseline: str = "leave-one-out"
@@ -58,6 +61,8 @@ class Objective:
             if getattr(self, name) not in known:
                 listed = ", ".join(map(str, known))
                 raise ValueError(f"{name} must be one of {listed}, got {getattr(self, name)!r}")
+        if not 0.0 < self.price_clip <= 1.0:
+            raise ValueError(f"price_clip must be above 0 and at most 1, got {self.price_clip}")
         if self.rollouts < 2:
             raise ValueError(f"rollouts must be at least 2, each a baseline of the others, got {self.rollouts}")
         if self.pair_prices and self.baseline == "group-relative":
@@ -108,7 +113,9 @@ class Objective:
             log_ratio = log_ratio - log_ratio.detach() + whole.detach()  # the block's value, the token's slope
         worth = clipped(log_ratio.exp(), sample.of_tokens(advantages), self.clip_range).sum()
         if self.pair_prices:
-            worth = worth + (sample.slope * logits.sigmoid()).sum()
+            prob = logits.sigmoid()
+            near = prob.clamp(sample.prob - self.price_clip, sample.prob + self.price_clip)
+            worth = worth + torch.minimum(sample.slope * prob, sample.slope * near).sum()
         return worth
 
 

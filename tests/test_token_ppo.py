@@ -88,7 +88,8 @@ def test_the_best_choice_of_a_bandit_is_found(objective):
         drawn = (torch.rand(16, 2, generator=noise) < logits.detach().sigmoid()).float()
         inputs, now = bandit(32, 1), logits.detach().expand(16, 2)
         log_prob = token_log_probs(inputs, now.flatten(), drawn.flatten())
-        sample = Sample(0, inputs, drawn.flatten(), log_prob, torch.full((32,), -price), torch.arange(32))
+        prices, prob = torch.full((32,), -price), now.flatten().sigmoid()
+        sample = Sample(0, inputs, drawn.flatten(), prob, log_prob, prices, torch.arange(32))
         costs, rewards = loss * (1.0 - drawn), (-price * drawn.sum(1),)
         experience = Experience((sample,), (torch.zeros(16, 2),), mask, costs, costs, {}, rewards)
         (advantages,) = objective.advantages(experience)
@@ -98,6 +99,17 @@ def test_the_best_choice_of_a_bandit_is_found(objective):
             optimizer.step()
     assert logits[0] < -1.0
     assert logits[1] > 1.0
+
+
+@pytest.mark.parametrize(("slope", "moved", "pushed"), [(-1.0, -0.3, False), (-1.0, 0.3, True), (1.0, 0.3, False)])
+def test_a_price_pushes_no_further_than_its_clip(slope, moved, pushed):
+    objective = Objective(quality_weight=2.0, rollouts=2, price_clip=0.2)
+    logits = torch.tensor([0.5 + moved]).logit().requires_grad_()
+    old = torch.tensor([0.5])
+    log_prob = token_log_probs(bandit(1, 1), old.logit(), torch.ones(1))
+    sample = Sample(0, bandit(1, 1), torch.ones(1), old, log_prob, torch.tensor([slope]), torch.arange(1))
+    objective.value(sample, logits, torch.zeros(1, 1)).backward()
+    assert bool(logits.grad.abs() > 0) is pushed
 
 
 def test_experience_is_that_of_the_environment():

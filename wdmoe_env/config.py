@@ -97,7 +97,8 @@ class EnvConfig:
             of such files; see ``wdmoe_env.text.own``.
         reward: ``"wlr"``, ``"wlr_device"``, ``"latency_quality"``, ``"latency_divergence"``,
             ``"latency_quality_energy"``, or a function from the named terms, each an array (n, ...), to rewards (n,),
-            row by row: n is however many episodes are in step with each other.
+            row by row: n is however many episodes are in step with each other. Where requests are served also
+            ``"serving"`` and ``"serving_divergence"``; see ``wdmoe_env.serve_env``.
         quality_weight: reward lost per nat of added NLL under ``"latency_quality"``, of divergence under
             ``"latency_divergence"``, 0 to 1e12.
         energy_weight: reward lost per joule that a token takes under ``"latency_quality_energy"``, 0 to 1e12.

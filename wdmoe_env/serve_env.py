@@ -39,10 +39,11 @@ class WDMoEServeEnv(WDMoEEnv):
     | `queue`     | (4,)  | requests that wait; that run; age of the oldest in ms; arrivals in the last second |
     | `row_phase` | (J,)  | 1 where a row is a token of an answer, 0 for a prompt and at padding               |
 
-    Rewards: `"serving"` (default) is -`time_in_system_ms` / `latency_scale_ms` - `quality_weight` x `added_nll`; those
-    of ``WDMoEEnv`` and functions of the terms can be had too. Terms are those of a block there, and
-    `time_in_system_ms`, whose sum over an episode is the time in the system of all its requests, and `added_nll`, whose
-    sum is that of the requests' added NLL.
+    Rewards: `"serving"` (default) is -`time_in_system_ms` / `latency_scale_ms` - `quality_weight` x `added_nll`, and
+    `"serving_divergence"` has `divergence` in place of `added_nll`, which carries less noise; those of ``WDMoEEnv`` and
+    functions of the terms can be had too. Terms are those of a block there, and `time_in_system_ms`, whose sum over an
+    episode is the time in the system of all its requests, and `added_nll` and `divergence`, whose sums are those of the
+    requests. `divergence` is there under `"serving_divergence"` alone, since the comparison takes time.
 
     Terminated when all R requests have been served, truncated at ``horizon_s``. Then info holds, one entry a request in
     the order of arrival, `request_e2e_ms`, `request_ttft_ms`, `request_tpot_ms`, `request_queue_ms` and
@@ -97,7 +98,7 @@ class WDMoEServeEnv(WDMoEEnv):
         return only(self._process.observation(self._rollout)), {}
 
     def _begin_pass(self, episode: Episode) -> PassRollout:
-        return PassRollout(self._process.simulator, self._cache, [episode], np.zeros(1, dtype=np.int64))
+        return self._process.begin_pass(self._cache, [episode], np.zeros(1, dtype=np.int64))
 
     def _run_block(self, rollout: PassRollout, decided: Decided) -> tuple[Observation, float, bool, bool, Info]:  # type: ignore[override]
         block = rollout.block
@@ -193,7 +194,7 @@ class WDMoEServeVectorEnv(WDMoEVectorEnv):
             return ()
         rows, self._between = np.unique(np.array(self._between, dtype=np.int64)), []
         episodes = [episode for episode in (self._episodes[n] for n in rows) if episode is not None]
-        rollout: Any = PassRollout(self._process.simulator, self._cache, episodes, rows)
+        rollout: Any = self._process.begin_pass(self._cache, episodes, rows)
         cohort = Cohort(rollout, rows, np.ones(len(rows), dtype=bool))
         self._cohorts.append(cohort)
         self._write(rows, self._process.observation(rollout))

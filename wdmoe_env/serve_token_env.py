@@ -18,7 +18,14 @@ from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.tokens import CHOICES, MOST, TokenCodec, num_token_features, selection_of, token_features
 from wdmoe_env.process import Info
 from wdmoe_env.serve_env import WDMoEServeEnv, WDMoEServeVectorEnv
-from wdmoe_env.serving.process import REWARD, ServingProcess, ServingTransition, serving_config
+from wdmoe_env.serving.process import (
+    BY_DIVERGENCE,
+    QUALITY_TERMS,
+    REWARD,
+    ServingProcess,
+    ServingTransition,
+    serving_config,
+)
 from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.serving.simulator import Episode
 from wdmoe_env.token_env import TOKEN_REWARD, TokenConfig, TokenFace, decayed
@@ -31,10 +38,10 @@ class ServeTokenConfig(TokenConfig):
     """Everything that defines a token environment of a cell: the fields of ``TokenConfig``, with another reward.
 
     Attributes:
-        reward: ``"serving"``, see ``WDMoEServeEnv``.
+        reward: ``"serving"`` or ``"serving_divergence"``, see ``WDMoEServeEnv``.
     """
 
-    _REWARDS: ClassVar[tuple[str, ...]] = (REWARD,)
+    _REWARDS: ClassVar[tuple[str, ...]] = tuple(QUALITY_TERMS)
 
     reward: Any = REWARD
 
@@ -61,12 +68,14 @@ class ServeTokenProcess(ServingProcess):
         """
         mask = rollout.token_mask
         transition = super().step(rollout, {ExpertsPart.name: selection_of(rollout.block, decided[CHOICES])})
-        reward = self._token_reward(transition.info, rollout.row_added_nll)
+        by_divergence = self.config.reward == BY_DIVERGENCE
+        lost = rollout.row_divergence if by_divergence else rollout.row_added_nll
+        reward = self._token_reward(transition.info, lost)
         transition.info[TOKEN_REWARD] = np.where(mask, reward, 0.0)
         return transition
 
-    def _token_reward(self, info: Info, row_added_nll: Float) -> Float:
-        """Reward (n, J) of each token in a block.
+    def _token_reward(self, info: Info, lost: Float) -> Float:
+        """Reward (n, J) of each token in a block, by what each lost (n, J), in nats.
 
         A token pays for its pairs, at their marginal price, as many times as requests wait for it; and in the last
         block for its own loss of quality and, by ``credit_decay``, that of the later tokens of its request in the pass.
@@ -75,8 +84,7 @@ class ServeTokenProcess(ServingProcess):
         elapsed_ms = terms["block_latency_ms"] + serving.base_station_ms
         waiting = terms["time_in_system_ms"] / np.where(elapsed_ms > 0.0, elapsed_ms, np.inf)
         time = waiting[:, None] * terms["token_price_ms"] / serving.latency_scale_ms
-        chunks = row_added_nll.reshape(-1, serving.chunk)
-        loss = decayed(chunks, self.config.credit_decay).reshape(row_added_nll.shape)
+        loss = decayed(lost.reshape(-1, serving.chunk), self.config.credit_decay).reshape(lost.shape)
         return -time - self.config.quality_weight * loss
 
     def _seen(self, block: Block, episodes: Sequence[Episode], row_phase: Float) -> NDArray[np.float32]:

@@ -153,6 +153,18 @@ BLOCK_METRICS: tuple[Metric, ...] = (
         in_terms=True,
     ),
     Metric(
+        name="divergence",
+        shape=(),
+        unit="nats",
+        meaning="that of the pass's predictions from the own routing's, as `added_nll`; under `serving_divergence`",
+        when="block",
+        value=attrgetter("divergence"),
+        over_blocks="sum",
+        better="lower",
+        in_info=False,
+        in_terms=True,
+    ),
+    Metric(
         name="clock_ms",
         shape=(),
         unit="ms",
@@ -238,8 +250,9 @@ EPISODE_METRICS: tuple[Metric, ...] = (
 
 def block_figures(result: ServingResult) -> tuple[dict[str, Float], dict[str, Float]]:
     """What ``info`` and the terms of the reward gain after a block of n cells: entries (n,) of both."""
-    info = {one.name: one.value(result) for one in BLOCK_METRICS if one.in_info}
-    return info, {one.name: one.value(result) for one in BLOCK_METRICS if one.in_terms}
+    found = [(one, one.value(result)) for one in BLOCK_METRICS]
+    info = {one.name: value for one, value in found if one.in_info}
+    return info, {one.name: value for one, value in found if one.in_terms and value is not None}
 
 
 def episode_figures(served: list[Served]) -> Mapping[str, Any]:

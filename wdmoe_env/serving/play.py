@@ -130,7 +130,7 @@ class _Play:
     def _pass(self) -> NDArray[np.bool_]:
         """Run a pass of all cells; returns which episodes (n,) are over."""
         cells, rows = [one.episode for one in self._running], np.array([one.row for one in self._running])
-        rollout = PassRollout(self._process.simulator, self._cache, cells, rows)
+        rollout = self._process.begin_pass(self._cache, cells, rows)
         try:
             while not rollout.done:
                 transition = self._process.step(rollout, self._decide(rollout))

@@ -24,6 +24,10 @@ from wdmoe_env.serving.simulator import Episode, ServingSimulator
 from wdmoe_env.serving_config import ServingConfig
 
 REWARD = "serving"
+BY_DIVERGENCE = "serving_divergence"
+QUALITY_TERMS = {REWARD: "added_nll", BY_DIVERGENCE: "divergence"}
+"""Rewards of cells by their names, and the term that says what a text lost."""
+
 ConfigT = TypeVar("ConfigT", bound=EnvConfig)
 MOST_QUEUE = 1e9
 
@@ -100,6 +104,9 @@ class ServingProcess:
     def __init__(self, config: EnvConfig) -> None:
         self.config = config
         self._serving = config.serving or ServingConfig()
+        self._compares = config.reward == BY_DIVERGENCE
+        if self._compares and self._serving.generate:
+            raise ValueError("reward 'serving_divergence' needs generate=False: what the model says has no own routing")
         self._reward = self._reward_function()
         self._metrics = MetricReader(config.requested)
         self.simulator = ServingSimulator(config)
@@ -118,18 +125,19 @@ class ServingProcess:
 
     def _reward_function(self) -> Any:
         config = self.config
-        if config.reward == REWARD:
-            return partial(serving_reward, self._serving.latency_scale_ms, config.quality_weight)
+        if config.reward in QUALITY_TERMS:
+            of_text = QUALITY_TERMS[config.reward]
+            return partial(serving_reward, self._serving.latency_scale_ms, config.quality_weight, of_text)
         if config.decide_bits is not None:
             raise ValueError(f"decide_bits is not known where requests are served, got {config.decide_bits!r}")
         if config.reward == "latency_divergence":
             raise ValueError(
-                "reward 'latency_divergence' needs whole windows, and is not known where requests are served"
+                "reward 'latency_divergence' needs whole windows; where requests are served it is 'serving_divergence'"
             )
         try:
             return reward_function(config.reward, config.quality_weight, config.energy_weight)
         except ValueError as error:
-            raise ValueError(str(error).replace("one of ", f"one of {REWARD}, ", 1)) from None
+            raise ValueError(str(error).replace("one of ", f"one of {', '.join(QUALITY_TERMS)}, ", 1)) from None
 
     def cache(self, count: int) -> SlotCache:
         """Room for the keys and values of ``count`` cells.
@@ -138,6 +146,10 @@ class ServingProcess:
             ValueError: they are more than the memory of the machine.
         """
         return self.simulator.cache(count)
+
+    def begin_pass(self, cache: SlotCache, episodes: Sequence[Episode], rows: NDArray[np.int64]) -> PassRollout:
+        """Begin a pass of n cells; see ``PassRollout``."""
+        return PassRollout(self.simulator, cache, episodes, rows, self._compares)
 
     def step(self, rollout: PassRollout, decided: Decided) -> ServingTransition:
         """Carry out a decision for the block of n cells, and reward it.
@@ -193,15 +205,16 @@ def seen_in_cells(block: Block, episodes: Sequence[Episode], row_phase: Float) -
     }
 
 
-def serving_reward(latency_scale_ms: float, quality_weight: float, terms: Terms) -> Float:
+def serving_reward(latency_scale_ms: float, quality_weight: float, of_text: str, terms: Terms) -> Float:
     """Rewards (n,): minus the time in the system over the scale, and less the weighted loss of quality in nats.
 
     Over an episode the first part sums to minus the time in the system of all requests, and the second to minus the sum
-    of the added NLL of all requests, each in nats a token.
+    of the added NLL, or of the divergence, of all requests, each in nats a token.
 
     Args:
         latency_scale_ms: ms that cost a reward of 1.
         quality_weight: cost of a nat.
+        of_text: the term that says what a text lost, ``"added_nll"`` or ``"divergence"``, which carries less noise.
         terms: entries (n,) of the reward.
     """
-    return -terms["time_in_system_ms"] / latency_scale_ms - quality_weight * terms["added_nll"]
+    return -terms["time_in_system_ms"] / latency_scale_ms - quality_weight * terms[of_text]

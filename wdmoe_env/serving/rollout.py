@@ -36,12 +36,15 @@ class ServingResult:
         clock_s: (n,) simulated time since each episode began, after the block.
         added_nll: (n,) NLL that the pass's text lost to the own routing: over its requests the sum of their tokens'
             nats by the tokens of the whole request; 0 before the last block.
+        divergence: (n,) that of the pass's predictions from the own routing's, summed alike; ``None`` unless they are
+            compared.
     """
 
     seconds: Float
     system_s: Float
     clock_s: Float
     added_nll: Float
+    divergence: Float | None
 
 
 class PassRollout:
@@ -242,7 +245,8 @@ class PassRollout:
         added_nll = self._end_pass() if self.done else np.zeros(len(cells))
         self._look()
         clock_s = np.array([cell.clock_s for cell in cells])
-        return result, ServingResult(seconds, system_s, clock_s, added_nll)
+        divergence = self.row_divergence.sum(axis=-1) if self._compares else None
+        return result, ServingResult(seconds, system_s, clock_s, added_nll, divergence)
 
     def _count_energy(self, result: BlockResult) -> None:
         for part in (result.device_energy_j, result.radio_energy_j):

@@ -28,11 +28,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	rm -rf $(DEMO)
 	$(BIN)/python -m train --env-id WDMoE-Serve-Selection-v0 --devices paper --load 0.95 --hidden-states --extra-experts 1 \
-		--start straight-through-10 --quality-weight 2 --settings windows=4,learning_rate=5e-4 --timesteps 512 \
+		--start straight-through-10 --quality-weight 2 --settings windows=8,learning_rate=5e-4 --serving requests=8 --timesteps 512 \
 		--out $(DEMO)/policy
 	echo '{"devices": "paper"}' > $(DEMO)/paper.json
-	$(BIN)/python -m eval --serve --config $(DEMO)/paper.json --load 0.95 --episodes 24 --policies wdmoe:0.8 wdmoe:0.9 \
-		queue-price straight-through-10 $(DEMO)/policy/policy.safetensors --out $(DEMO)/eval
+	$(BIN)/python -m eval --serve --config $(DEMO)/paper.json --load 0.95 --episodes 16 --policies wdmoe:0.8 wdmoe:0.9 \
+		straight-through-10 $(DEMO)/policy/policy.safetensors --out $(DEMO)/eval
 
 testbed: $(READY)
 	$(BIN)/python -m wdmoe_env.testbed fidelity --devices 8 --bandwidth-hz 2.5e6 --episodes 4 \

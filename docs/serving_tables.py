@@ -34,8 +34,8 @@ HEAD = [
     "added NLL, nats",
     "of answers",
     "IQM of E2E ratios",
+    "decision, ms",
 ]
-
 
 Evaluations = dict[tuple[str, float], tuple[dict[str, Any], dict[str, Any]]]
 """What was found, and how, by devices and load."""
@@ -83,6 +83,7 @@ def _policy(one: dict[str, Any]) -> list[str]:
         _interval(one["added_nll"], ".4f"),
         f"{one['added_nll_answer']['mean']:.4f}",
         _interval(one["e2e_ratio_iqm"], ".3f"),
+        f"{one['decision_ms']:.2f}",
     ]
 
 

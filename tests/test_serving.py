@@ -182,6 +182,31 @@ def test_rewards_sum_to_what_the_text_lost():
     assert info["request_added_nll"].sum() > 0.05
 
 
+def strongest(block):
+    """The chooser that ``top1`` is, of whole forwards."""
+    return torch.nn.functional.one_hot(block.gate_probs.argmax(-1), block.gate_probs.shape[-1]).bool()
+
+
+def test_rewards_by_divergence_sum_to_that_of_whole_forwards():
+    settings = {"model": "tiny", "serving": {"latency_scale_ms": 1e9}, "quality_weight": 1.0}
+    env = make(**settings, reward="serving_divergence")
+    rewards, terms, *_ = play(env, "top1")
+    requests, texts = env.unwrapped._rollout.episodes[0].cell.requests, env.unwrapped.simulator.texts
+    model, expected = load_model("tiny", "cpu", "float32"), 0.0
+    for window, rows in zip(requests.window, requests.rows, strict=True):
+        ids = torch.from_numpy(texts.windows.token_ids[window, None, :rows])
+        with torch.no_grad():
+            own, weaker = (model.logits_under(one, ids).log_softmax(-1) for one in (None, strongest))
+        expected += float((own.exp() * (own - weaker)).sum(-1).mean())
+    assert sum(term["divergence"] for term in terms) == pytest.approx(expected, rel=1e-4)
+    assert -sum(rewards) == pytest.approx(expected, rel=1e-4)
+    rewards, terms, *_ = play(make(**settings, reward="serving_divergence"), "vanilla")
+    assert abs(sum(rewards)) < 1e-5
+    assert "divergence" not in play(make(**settings), "vanilla")[1][0]
+    with pytest.raises(ValueError, match="needs generate=False"):
+        make(reward="serving_divergence", serving={"generate": True})
+
+
 def test_littles_law():
     """Mean number in the system, as the policy sees it, against the arrivals' rate times the mean time in it."""
     env = make(serving={"requests": 80, "load": 0.6})

@@ -113,6 +113,8 @@ def test_its_start_acts_as_the_policy_of_windows_did(tmp_path):
         weights.data += 0.3 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(1))
     save_policy(tmp_path / "plain.safetensors", plain, "selection", {})
     assert "serving_features" not in json.loads((tmp_path / "plain.json").read_text())
+    blind = trainer(start=str(tmp_path / "plain.safetensors"), serving_features=0).network
+    assert blind.architecture == architecture
     started = trainer(start=str(tmp_path / "plain.safetensors")).network
     save_policy(tmp_path / "started.safetensors", started, "selection", {})
     serving = {"slots": 2, "chunk": 4, "prompt_tokens": (3, 9), "answer_tokens": (1, 5), "requests": 3}
@@ -174,6 +176,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path, monkey
         (("--serving", "requests"), "serving must be NAME=VALUE with commas between, such as requests=8"),
         (("--serving", "horizon_s=2"), "expected serving with generate=false and no horizon_s to learn from"),
         (("--load", "0"), "load must be"),
+        (("--serving-features", "8"), "serving_features must be"),
         (("--without-domains", "code"), "without_domains is not known where requests are served"),
         (("--settings", "delay=guessed"), "delay must be one of exact, expected, got 'guessed'"),
         (("--settings", "pair_prices=false"), "pair_prices=false is for windows alone"),

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from wdmoe_env.checks import check_integer
+from wdmoe_env.policies.columns import SERVING_FEATURES
 from wdmoe_env.reading import read_text
 
 ALGORITHMS = ("ppo", "straight-through", "sb3-ppo", "sac")
@@ -42,6 +43,10 @@ class Arguments:
     num_tokens: int = field(default=32, metadata={"help": "tokens of a window"})
     hidden_states: bool = field(default=False, metadata={"help": "let the actor read the model's hidden states"})
     extra_experts: int = field(default=0, metadata={"help": "experts of a token beside its routed ones to choose from"})
+    serving_features: int = field(
+        default=SERVING_FEATURES,
+        metadata={"help": "columns the actor sees on Serve: 4 of the queue, the phase, 2 of the pass; 0 for none"},
+    )
     without_domains: str = field(default="", metadata={"help": "kinds of text to leave out, with commas between"})
     settings: str = field(default="", metadata={"help": "settings to change, NAME=VALUE with commas between"})
     start: str = field(default="", metadata={"help": "policy whose weights to start from: a file, or one that ships"})
@@ -84,6 +89,7 @@ class Arguments:
             raise ValueError(f"timesteps must be at most {MOST_TIMESTEPS:,}, years of training, got {self.timesteps}")
         check_integer("checkpoint_every", self.checkpoint_every, at_least=1)
         check_integer("extra_experts", self.extra_experts, at_least=0)
+        check_integer("serving_features", self.serving_features, at_least=0, at_most=SERVING_FEATURES)
         check_integer("seed", self.seed, at_least=0)
         if self.seed >= 2**64:
             raise ValueError(f"seed must be below 2**64, what torch takes, got {self.seed}")

@@ -10,7 +10,6 @@ import gymnasium as gym
 
 from train.arguments import Arguments, parsed_settings
 from wdmoe_env.observations import Sizes
-from wdmoe_env.policies.columns import SERVING_FEATURES
 from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
 from wdmoe_env.policies.policy_file import read_policy
 from wdmoe_env.policies.registry import weights_file
@@ -54,7 +53,7 @@ def _is_range(value: Any) -> bool:
 
 def architecture_of(arguments: Arguments, sizes: Sizes) -> Architecture:
     """The network for an environment; only one that reads hidden states is made for the sizes of its model."""
-    queue = SERVING_FEATURES if arguments.serves else 0
+    queue = arguments.serving_features if arguments.serves else 0
     if not arguments.hidden_states:
         return Architecture(extra_experts=arguments.extra_experts, serving_features=queue)
     return Architecture(

@@ -260,14 +260,16 @@ def test_a_policy_of_a_file_decides_as_in_its_own_environment(tmp_path):
             )
 
 
-def test_a_price_for_a_pass_is_kept_for_all_its_blocks(tmp_path):
+@pytest.mark.parametrize("per_block", [False, True])
+def test_prices_for_a_pass_are_kept_for_its_blocks(tmp_path, per_block):
     """The model on its own environment and its file, block by block, serve the same requests at the same times."""
     cell = {"model": "micro", "serving": SHORT_CELL}
-    batch = gym.make_vec("wdmoe_env:WDMoE-Serve-Price-v0", num_envs=2, autoreset_mode="SAME_STEP", **cell)
+    own_cell = {**cell, "per_block": per_block}
+    batch = gym.make_vec("wdmoe_env:WDMoE-Serve-Price-v0", num_envs=2, autoreset_mode="SAME_STEP", **own_cell)
     model = PPO("MlpPolicy", SB3VecEnv(batch), n_steps=3, batch_size=6, n_epochs=1, seed=1, device="cpu")
     model.policy.action_net.weight.data *= 300.0  # prices far apart
     path = export_policy(model, tmp_path / "pass-price")
-    own = gym.make("wdmoe_env:WDMoE-Serve-Price-v0", **cell)
+    own = gym.make("wdmoe_env:WDMoE-Serve-Price-v0", **own_cell)
     blocks = gym.make("wdmoe_env:WDMoE-Serve-Selection-v0", **cell)
     policy, (observation, _), (seen, _) = make_policy(path, blocks), own.reset(seed=7), blocks.reset(seed=7)
     state, ended, actions = None, False, []

@@ -29,7 +29,7 @@ def export_policy(model: OnPolicyAlgorithm, path: str | Path, **card: Any) -> Pa
         Path of the weights.
 
     Raises:
-        ValueError: another policy, or an environment of discrete prices or of a price for each block.
+        ValueError: another policy, or an environment of discrete prices, or on windows of a price for each block.
     """
     env: Any = model.get_env()
     target = Path(path).with_suffix(".safetensors")
@@ -41,8 +41,8 @@ def export_policy(model: OnPolicyAlgorithm, path: str | Path, **card: Any) -> Pa
     hidden_size = sizes.hidden_size if config.observe_hidden_states else 0
     described = {"family": type(model).__name__.lower(), "timesteps": model.num_timesteps, **card}
     if isinstance(config, PriceConfig):
-        if config.per_block or config.action_type != "box":
-            raise ValueError("expected one price a step, of a Box, got an environment of other actions")
+        if config.action_type != "box" or (config.per_block and config.serving is None):
+            raise ValueError("expected prices of a Box, on windows one a step, got an environment of other actions")
         described["price_per_ms"] = config.price_per_ms
         if config.serving is None:
             save_stock_policy(target, "price", linear, sizes.num_blocks, 0, described)

@@ -81,7 +81,8 @@ def _price_policy(network: nn.Module, card: Card, codec: ActionCodec, name: str)
 
 
 def _pass_price_policy(network: nn.Module, card: Card, codec: ActionCodec, name: str) -> Policy:
-    _check_stock(card, codec.sizes, name, num_price_features(codec.sizes) + QUEUE_FEATURES, 1)
+    outputs = 1 if card["layers"][-1] == 1 else codec.sizes.num_blocks
+    _check_stock(card, codec.sizes, name, num_price_features(codec.sizes) + QUEUE_FEATURES, outputs)
     return PassPricePolicy(network, codec, card["num_blocks"], float(card["price_per_ms"]), card["slots"])
 
 

@@ -135,12 +135,12 @@ class PricePolicy(StockPolicy):
 
 
 class PassPricePolicy:
-    """Chooses the price of a millisecond for a pass of a cell that serves requests, and keeps it for all its blocks.
+    """Chooses prices of a millisecond for a pass of a cell that serves requests: one, or one for each block.
 
-    The state is that price. See ``wdmoe_env.serve_price_env``.
+    The state is these prices. See ``wdmoe_env.serve_price_env``.
 
     Args:
-        network: from features to an action.
+        network: from features to an action of K prices; the last of them holds for all further blocks.
         codec: of the environment that it acts in.
         num_blocks: I.
         middle: price of the action 0, gate weight per millisecond.
@@ -149,7 +149,8 @@ class PassPricePolicy:
 
     def __init__(self, network: nn.Module, codec: ActionCodec, num_blocks: int, middle: float, slots: int) -> None:
         self.network, self.codec, self.num_blocks = network, codec, num_blocks
-        self._prices, self._middle, self._slots = PriceCodec(codec.sizes, middle), middle, slots
+        *_, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
+        self._prices, self._middle, self._slots = PriceCodec(codec.sizes, middle, last.out_features), middle, slots
 
     def predict(
         self,
@@ -158,7 +159,7 @@ class PassPricePolicy:
         episode_start: Any = None,
         deterministic: bool = True,
     ) -> tuple[Any, State]:
-        """Actions of observations, at the price of greatest density in any case; see ``Policy``.
+        """Actions of observations, at the prices of greatest density in any case; see ``Policy``.
 
         Raises:
             ValueError: the observation has no queue; see ``batched`` and ``outputs_of``.
@@ -170,20 +171,22 @@ class PassPricePolicy:
                 "requests, as in WDMoE-Serve-v0"
             )
         block = replace(decode_observation(batch), hidden_states=None)
-        price = np.full(len(block.index), np.nan) if state is None else np.array(state[0])
-        begins = np.isnan(price) | (block.index == 0)
+        begins, prices = block.index == 0, None if state is None else np.array(state[0])
         if episode_start is not None:
-            begins |= np.asarray(episode_start, dtype=bool)
-        if begins.any():
-            price = np.where(begins, self._price(block, batch), price)
-        actions = at_solved_shares(self.codec, block, priced_selection(block, price))
-        return (first(actions) if single else actions), (price,)
+            begins = begins | np.asarray(episode_start, dtype=bool)
+        if prices is None or begins.any():
+            chosen = self._prices_of(block, batch)
+            prices = chosen if prices is None else np.where(begins[:, None], chosen, prices)
+        number = np.minimum(np.rint(block.index * self.num_blocks).astype(np.int64), prices.shape[-1] - 1)
+        selection = priced_selection(block, prices[np.arange(len(number)), number])
+        actions = at_solved_shares(self.codec, block, selection)
+        return (first(actions) if single else actions), (prices,)
 
-    def _price(self, block: Block, batch: dict[str, Any]) -> Float:
-        """Prices (N,) for passes of which these are the first blocks."""
+    def _prices_of(self, block: Block, batch: dict[str, Any]) -> Float:
+        """Prices (N, K) for passes of which these are the first blocks."""
         queue, phase = (np.asarray(batch[name], dtype=np.float64) for name in ("queue", "row_phase"))
         of_queue = queue_features(queue, phase, block.token_mask, self._slots)
         features = np.concatenate([price_features(block, self.num_blocks, self._middle), of_queue], axis=-1)
         action = outputs_of(self.network, features).numpy()
-        price: Float = self._prices.decode(action, (len(action),))[PRICE][:, 0]
-        return price
+        prices: Float = self._prices.decode(action, (len(action),))[PRICE]
+        return prices

@@ -126,9 +126,9 @@ def test_no_policy_sends_a_token_to_a_device_that_is_away(name):
         sizes = Sizes(12, 8, 4, 6, 128)  # those of the model of the policies that ship
         codec = ActionCodec(sizes, "joint", "dict")
         policy = make_policy(name, SimpleNamespace(codec=codec))
-        state = None
+        state, queue = None, {"queue": np.ones((64, 4)), "row_phase": np.zeros((64, 12))}  # which some look at
         for _ in range(2):  # a rule with a memory decides by it from the second block on
-            actions, state = policy.predict(encode_observation(block), state=state)
+            actions, state = policy.predict(encode_observation(block) | queue, state=state)
             chosen = codec.decode(actions, (64,))
             selection, shares = chosen["experts"], chosen["bandwidth"]
             assert not (selection & ~block.usable).any()

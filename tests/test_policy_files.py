@@ -91,10 +91,13 @@ def test_a_policy_that_ships_is_small_says_where_it_is_from_and_acts(name):
     path = weights_file(name)
     assert path.stat().st_size <= 1_000_000
     card = read_card(path.with_suffix(".json"))
-    assert card["command"].startswith("python -m train ")
+    of_stock = card["network"] == "pass-price"
+    assert card["command"].startswith("python -m benchmarks.stock " if of_stock else "python -m train ")
     assert {"family", "timesteps", "commit", "data", "result"} <= card.keys()
     assert card["arguments"]["seed"] >= 0
-    env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=8, split="test", observe_hidden_states=True).unwrapped
+    settings = {"split": "test", "devices": "paper", "observe_hidden_states": True}
+    env_id = "WDMoE-Serve-v0" if of_stock else "WDMoE-v0"  # prices of passes are chosen by the queue
+    env = gym.make_vec(f"wdmoe_env:{env_id}", num_envs=8, **settings).unwrapped
     observation, _ = env.reset(seed=0)
     first_ms = env.step(make_policy(name, env).predict(observation)[0])[4]["block_latency_ms"]
     env.reset(seed=0)

@@ -76,7 +76,7 @@ from wdmoe_env.policies import make_policy, policy_names, trained_names
 alone = gym.make("wdmoe_env:WDMoE-v0")
 alone.reset(seed=0)
 assert alone.step(alone.action_space.sample())[1] > 0
-env = gym.make_vec("wdmoe_env:WDMoE-v0", num_envs=2, observe_hidden_states=True)
+env = gym.make_vec("wdmoe_env:WDMoE-Serve-v0", num_envs=2, observe_hidden_states=True)  # some look at its queue
 observation, _ = env.reset(seed=0)
 for name in (*policy_names(), *trained_names(), "wdmoe:0.9"):
     make_policy(name, env).predict(observation)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.serve_report import draw_load, mixture_text
+from eval.serve_statistics import family_of
 from eval.tables import markdown
 
 RESULTS = Path(__file__).parent / "results" / "serving"
@@ -91,9 +92,7 @@ def _matched(results: dict[str, Any]) -> Iterator[list[str]]:
     """A row for each pair that could be compared: ratios to the paper's rule at equal added NLL."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in results["matched_quality"]:
-        # A family of one policy is compared where that policy stands.
-        alone = sum(one["policy"].startswith(row["family"]) for one in results["policies"]) < 2
-        shown = row["family"] == "wdmoe" or (row["reference"] in THRESHOLDS and not alone)
+        shown = row["family"] == "wdmoe" or (row["reference"] in THRESHOLDS and not _alone(row["family"], results))
         if shown and row["ratio"] is not None and row["figure"] in COMPARED:
             found.setdefault((row["reference"], row["family"]), {})[row["figure"]] = row
     for (reference, family), rows in found.items():
@@ -107,6 +106,11 @@ def _matched(results: dict[str, Any]) -> Iterator[list[str]]:
         ]
 
 
+def _alone(family: str, results: dict[str, Any]) -> bool:
+    """Whether a family has one policy, which is compared where it stands and not by mixtures with own routing."""
+    return sum(family_of(one["policy"]) == family for one in results["policies"]) < 2
+
+
 def _interval(value: dict[str, float], form: str) -> str:
     return f"{value['mean']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
@@ -114,8 +118,16 @@ def _interval(value: dict[str, float], form: str) -> str:
 def draw(every: Evaluations) -> None:
     """Draw what each set of devices came to against load."""
     for devices in {name: None for name, _ in every}:
-        loads = [one for (name, _), (one, _) in every.items() if name == devices]
+        loads = [_of_families(one) for (name, _), (one, _) in every.items() if name == devices]
         (PAGE.parent / PICTURE.format(devices)).write_bytes(draw_load({**loads[0], "loads": loads}, THRESHOLDS[0]))
+
+
+def _of_families(results: dict[str, Any]) -> dict[str, Any]:
+    """The same without comparisons of families that have one policy."""
+    return {
+        **results,
+        "matched_quality": [row for row in results["matched_quality"] if not _alone(row["family"], results)],
+    }
 
 
 def main() -> None:

@@ -118,16 +118,14 @@ def _interval(value: dict[str, float], form: str) -> str:
 def draw(every: Evaluations) -> None:
     """Draw what each set of devices came to against load."""
     for devices in {name: None for name, _ in every}:
-        loads = [_of_families(one) for (name, _), (one, _) in every.items() if name == devices]
+        loads = [one for (name, _), (one, _) in every.items() if name == devices]
+        loads = [{**one, "matched_quality": _of_families(one, loads)} for one in loads]
         (PAGE.parent / PICTURE.format(devices)).write_bytes(draw_load({**loads[0], "loads": loads}, THRESHOLDS[0]))
 
 
-def _of_families(results: dict[str, Any]) -> dict[str, Any]:
-    """The same without comparisons of families that have one policy."""
-    return {
-        **results,
-        "matched_quality": [row for row in results["matched_quality"] if not _alone(row["family"], results)],
-    }
+def _of_families(results: dict[str, Any], loads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Comparisons of those families that have two policies or more at one of the loads."""
+    return [row for row in results["matched_quality"] if not all(_alone(row["family"], one) for one in loads)]
 
 
 def main() -> None:

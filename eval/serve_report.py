@@ -158,7 +158,7 @@ def draw_load(summary: Summary, threshold: str | None = None) -> bytes:
         at = [(load, values[GOODPUT]) for load, values in points.items() if GOODPUT in values]
         axes[1].plot(*zip(*at, strict=True), "o-", color=color)
     axes[0].set(xlabel="load", ylabel="E2E in ms: mean, dotted p95")
-    axes[0].legend(fontsize=7)
+    axes[1].legend(*axes[0].get_legend_handles_labels(), fontsize=7)  # there is more room than among two sorts of lines
     axes[1].set(xlabel="load", ylabel="requests a second within the limits")
     return _png(figure)
 

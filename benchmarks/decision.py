@@ -16,6 +16,7 @@ from wdmoe_env.optimize.bandwidth import BandwidthSolution
 from wdmoe_env.optimize.validate import check_links
 from wdmoe_env.physics.latency import BlockLinks, Load, block_latency_s, device_latency_s
 from wdmoe_env.policies import make_policy, trained_names
+from wdmoe_env.policies.features import ALONE
 
 RULES = ("vanilla", "vanilla-optimal", "wdmoe:0.9", "wdmoe", "marginal-price", "fractional")
 SECTION = "decision, one block, N = 1"
@@ -26,6 +27,8 @@ def rows(settings: Settings) -> list[Row]:
     """Milliseconds of ``predict``, and the trained policies' over those of the paper's rule with SLSQP."""
     env = gym.make("wdmoe_env:WDMoE-v0", split="test", observe_hidden_states=True).unwrapped
     observation, _ = env.reset(seed=0)
+    # The queue of a request that is alone, which some look at.
+    observation |= {"queue": np.array(ALONE, np.float32), "row_phase": np.zeros(len(observation["token_mask"]))}
     policies = {name: make_policy(name, env) for name in (*RULES, *trained_names())}
     timed: dict[str, Timed] = {name: clocked(partial(policy.predict, observation)) for name, policy in policies.items()}
     paper = make_policy("wdmoe:0.9", env)

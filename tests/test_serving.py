@@ -444,7 +444,7 @@ def test_settings_of_other_ids():
         make(serving={"slot": 3})
     with pytest.raises(ValueError, match="num_tokens must be 8, slots x chunk"):
         make(num_tokens=20)
-    with pytest.raises(ValueError, match="reward must be one of serving, wlr"):
+    with pytest.raises(ValueError, match="reward must be one of serving, serving_divergence, wlr"):
         make(reward="nothing")
     config = EnvConfig.make(model="micro", serving=SHORT)
     assert EnvConfig.make(config.to_dict()) == config

@@ -99,6 +99,9 @@ class ServingProcess:
         simulator: model, text, radio, devices and requests.
         codec: actions to decisions and back.
         observation_space: of a single environment: that of ``WDMoE-v0``, ``queue`` and ``row_phase``.
+
+    Raises:
+        ValueError: a reward that is not known here, or needs the document's text where the model says its own.
     """
 
     def __init__(self, config: EnvConfig) -> None:
@@ -148,7 +151,13 @@ class ServingProcess:
         return self.simulator.cache(count)
 
     def begin_pass(self, cache: SlotCache, episodes: Sequence[Episode], rows: NDArray[np.int64]) -> PassRollout:
-        """Begin a pass of n cells; see ``PassRollout``."""
+        """Begin a pass of n cells; see ``PassRollout``.
+
+        Args:
+            cache: keys and values of all slots.
+            episodes: n cells between two passes, none of them done.
+            rows: (n,) number of each among the cells of the cache.
+        """
         return PassRollout(self.simulator, cache, episodes, rows, self._compares)
 
     def step(self, rollout: PassRollout, decided: Decided) -> ServingTransition:

@@ -99,7 +99,7 @@ class Objective:
         return BASELINES[self.baseline](grouped).view_as(returns)
 
     def value(self, sample: Sample, logits: Tensor, advantages: Tensor) -> Tensor:
-        """Worth of new logits (M,) for the draws of a block, a sum over rollouts; what is maximised.
+        """Worth of new logits (M,) for the draws of a block up to a constant, a sum over rollouts; it is maximised.
 
         Args:
             sample: what was drawn, and from what.
@@ -113,14 +113,13 @@ class Objective:
             log_ratio = log_ratio - log_ratio.detach() + whole.detach()  # the block's value, the token's slope
         worth = clipped(log_ratio.exp(), sample.of_tokens(advantages), self.clip_range).sum()
         if self.pair_prices:
-            prob = logits.sigmoid()
-            near = prob.clamp(sample.prob - self.price_clip, sample.prob + self.price_clip)
-            worth = worth + torch.minimum(sample.slope * prob, sample.slope * near).sum()
+            moved = 1.0 + logits.sigmoid() - sample.prob  # from 1 on, as a ratio
+            worth = worth + clipped(moved, sample.slope, self.price_clip).sum()
         return worth
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """PPO's pessimistic surrogate (Schulman et al., arXiv 1707.06347), of each sample."""
+    """PPO's pessimistic surrogate (Schulman et al., arXiv 1707.06347), of each sample; of what is 1 before it moves."""
     return torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantage)
 
 

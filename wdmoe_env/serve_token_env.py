@@ -18,14 +18,7 @@ from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.tokens import CHOICES, MOST, TokenCodec, num_token_features, selection_of, token_features
 from wdmoe_env.process import Info
 from wdmoe_env.serve_env import WDMoEServeEnv, WDMoEServeVectorEnv
-from wdmoe_env.serving.process import (
-    BY_DIVERGENCE,
-    QUALITY_TERMS,
-    REWARD,
-    ServingProcess,
-    ServingTransition,
-    serving_config,
-)
+from wdmoe_env.serving.process import QUALITY_TERMS, REWARD, ServingProcess, ServingTransition, serving_config
 from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.serving.simulator import Episode
 from wdmoe_env.token_env import TOKEN_REWARD, TokenConfig, TokenFace, decayed
@@ -68,8 +61,7 @@ class ServeTokenProcess(ServingProcess):
         """
         mask = rollout.token_mask
         transition = super().step(rollout, {ExpertsPart.name: selection_of(rollout.block, decided[CHOICES])})
-        by_divergence = self.config.reward == BY_DIVERGENCE
-        lost = rollout.row_divergence if by_divergence else rollout.row_added_nll
+        lost = rollout.row_divergence if self._compares else rollout.row_added_nll
         reward = self._token_reward(transition.info, lost)
         transition.info[TOKEN_REWARD] = np.where(mask, reward, 0.0)
         return transition

@@ -31,7 +31,7 @@ demo: $(READY)
 		--start straight-through-10 --quality-weight 2 --settings windows=8,learning_rate=5e-4 --serving requests=8 --timesteps 512 \
 		--out $(DEMO)/policy
 	echo '{"devices": "paper"}' > $(DEMO)/paper.json
-	$(BIN)/python -m eval --serve --config $(DEMO)/paper.json --load 0.95 --episodes 16 --policies wdmoe:0.8 wdmoe:0.9 \
+	$(BIN)/python -m eval --serve --config $(DEMO)/paper.json --load 0.95 --episodes 12 --policies wdmoe:0.8 wdmoe:0.9 \
 		straight-through-10 $(DEMO)/policy/policy.safetensors --out $(DEMO)/eval
 
 testbed: $(READY)

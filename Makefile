@@ -1,4 +1,4 @@
-# make demo   train a policy on cells that serve requests; compare it under load with rules and one that ships
+# make demo   train a policy on cells that serve requests; compare it under load with rules
 # make testbed  eight devices on this machine: a table of three policies, and how far the simulation is from it
 # make check  style, types and the fast tests, in under two minutes: for the loop of work
 # make test   the test suite, in a virtual environment of its own; programs of pages that train are left to make integrations
@@ -32,7 +32,7 @@ demo: $(READY)
 		--out $(DEMO)/policy
 	echo '{"devices": "paper"}' > $(DEMO)/paper.json
 	$(BIN)/python -m eval --serve --config $(DEMO)/paper.json --load 0.95 --episodes 12 --policies wdmoe:0.8 wdmoe:0.9 \
-		straight-through-10 $(DEMO)/policy/policy.safetensors --out $(DEMO)/eval
+		$(DEMO)/policy/policy.safetensors --out $(DEMO)/eval
 
 testbed: $(READY)
 	$(BIN)/python -m wdmoe_env.testbed fidelity --devices 8 --bandwidth-hz 2.5e6 --episodes 4 \

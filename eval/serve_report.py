@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from eval.folder import json_text
 from eval.members import short_names
-from eval.serve_statistics import E2E, ENERGY, GOODPUT, OPTIMIZER, TAIL, Run
+from eval.serve_statistics import E2E, ENERGY, GOODPUT, OPTIMIZER, TAIL, Run, family_of
 from eval.serve_timeline import Timeline, draw_timelines
 from eval.statistics import Summary
 from eval.tables import Table, aligned, cell, csv_text, indented, markdown
@@ -67,9 +67,27 @@ def text_table(policies: Sequence[Summary]) -> Table:
 
 
 def terminal(summary: Summary) -> str:
-    """A table for each load."""
-    parts = [f"load {one['load']:g}\n{aligned(text_table(one['policies']))}" for one in summary["loads"]]
+    """For each load a table of all figures, and one of what is faster than the paper's rule at equal added NLL."""
+    parts = []
+    for one in summary["loads"]:
+        parts.append(f"load {one['load']:g}\n{aligned(text_table(one['policies']))}")
+        compared = rule_table(one["matched_quality"])
+        if len(compared) > 1:
+            parts.append(aligned(compared))
     return "\n\n".join(parts)
+
+
+def rule_table(rows: Sequence[Summary]) -> Table:
+    """Head and rows of E2E over that of the paper's rule, at the added NLL of each policy that is no such rule."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["family"] == family_of(OPTIMIZER) and row["ratio"] is not None:
+            found.setdefault(row["reference"], {})[row["figure"]] = cell(row["ratio"], ".3f", 1.0, interval=True)
+    names = short_names(list(found))
+    table = [["over the paper's rule at equal added NLL", "E2E", "p95"]]
+    return table + [
+        [names[name], *(ratios.get(figure, "") for figure in (E2E, TAIL))] for name, ratios in found.items()
+    ]
 
 
 def markdown_report(summary: Summary, command: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +14,7 @@ from eval.__main__ import main
 from eval.provenance import code_hash
 from eval.serve import ServeEvaluation, ServePlan
 from eval.serve_parts import Parts
-from eval.serve_report import load_lines
+from eval.serve_report import load_lines, terminal
 from eval.serve_statistics import Fronts, Resamples, Run, family_of
 from wdmoe_env.policies.registry import make_policy
 from wdmoe_env.serving.arrivals import Requests
@@ -61,6 +62,18 @@ def test_requests_are_those_of_the_summary(folder):
     other = [row for row in rows if row["load"] == "0.5" and row["policy"] == "wdmoe:0.5"]
     for name in ("arrival_ms", "document", "prompt", "answer"):  # paired
         assert [row[name] for row in here] == [row[name] for row in other]
+
+
+def test_the_terminal_sets_policies_against_the_rule(folder):
+    stored = Path(__file__).parents[1] / "docs" / "results" / "serving" / "paper-0.95" / "results.json"
+    figures, compared = terminal(json.loads(stored.read_text())).split("\n\n")
+    assert figures.startswith("load 0.95\n")
+    head, _, *rows = compared.splitlines()
+    assert "over the paper's rule" in head
+    found = {row.split()[0]: row.split()[1:] for row in rows}
+    assert found["serve-paper-1.5"] == ["0.805", "[0.787,", "0.824]", "0.741", "[0.710,", "0.775]"]
+    assert not any(name.startswith("wdmoe:") for name in found)
+    assert "over the paper's rule" not in terminal(json.loads((folder / "results.json").read_text()))  # rules alone
 
 
 def test_a_replay_comes_to_the_same(folder, tmp_path, capsys):

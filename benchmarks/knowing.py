@@ -18,7 +18,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from wdmoe_env.optimize.selection import marginal_price_selection
 from wdmoe_env.physics.latency import Float
 from wdmoe_env.policies.policy import StatelessPolicy
 from wdmoe_env.policies.registry import make_policy
-from wdmoe_env.serving.play import play as play_requests
+from wdmoe_env.serving.play import play
 from wdmoe_env.serving.process import ServingProcess, serving_config
 from wdmoe_env.serving.rollout import PassRollout
 from wdmoe_env.writing import write_whole
@@ -71,11 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(words)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     face = Windows(chosen) if chosen.face == "windows" else Requests(chosen)
-    points = {}
-    for name in (OWN, *FRONT, *chosen.policies):
-        points[name] = face.measured(make_policy(name, face.env))
-    for price in PRICES[chosen.face]:
-        points[f"knowing:{price:g}"] = face.measured(Knowing(face.env.codec, price))
+    knowing = {f"knowing:{price:g}": Knowing(face.env.codec, price) for price in PRICES[chosen.face]}
+    points = {name: face.measured(policy) for name, policy in (face.policies | knowing).items()}
     rows = [{"policy": name, **asdict(point), **ratios(point, points)} for name, point in points.items()]
     command = shlex.join(["python", "-m", "benchmarks.knowing", *words])
     write_whole(chosen.out.with_suffix(".json"), json.dumps({"command": command, "rows": rows}, indent=1).encode())
@@ -146,14 +143,12 @@ def pair_damages(model: SplitModel, token_ids: Tensor, scored: Tensor, draws: in
     return damages.view(len(own), *token_ids.shape, -1).transpose(0, 1).double().numpy()
 
 
-def damages_of(
-    model: SplitModel, token_ids: Tensor, scored: Tensor, draws: int, seed: int
-) -> Iterator[tuple[slice, Float]]:
-    """Damages of texts (N, L), some texts at once, with a bar; see ``pair_damages``."""
+def damages_of(model: SplitModel, token_ids: Tensor, scored: Tensor, draws: int, seed: int) -> Float:
+    """Damages (N, I, L, E) of texts (N, L), some texts at once, with a bar; see ``pair_damages``."""
     generator = torch.Generator().manual_seed(seed)
-    for start in tqdm(range(0, len(token_ids), TEXTS_AT_ONCE), desc="damages", unit=f"{TEXTS_AT_ONCE} texts"):
-        some = slice(start, start + TEXTS_AT_ONCE)
-        yield some, pair_damages(model, token_ids[some], scored[some], draws, generator)
+    parts = list(zip(token_ids.split(TEXTS_AT_ONCE), scored.split(TEXTS_AT_ONCE), strict=True))
+    bar = tqdm(parts, desc="damages", unit=f"{TEXTS_AT_ONCE} texts")
+    return np.concatenate([pair_damages(model, *part, draws, generator) for part in bar])
 
 
 class Knowing(StatelessPolicy):
@@ -170,7 +165,7 @@ class Knowing(StatelessPolicy):
 
     def actions(self, batch: dict[str, Any], deterministic: bool) -> Any:
         """Actions of N observations; see ``StatelessPolicy.actions``."""
-        block = decode_observation({name: value for name, value in batch.items() if name != DAMAGES})
+        block = decode_observation(batch)
         waiting = batch["queue"][:, :2].sum(-1) if "queue" in batch else np.ones(len(block.index))
         price = self.price * np.asarray(waiting, dtype=np.float64)
         decision = marginal_price_selection(BlockProblem(block.links, batch[DAMAGES], block.routed, None, price))
@@ -195,11 +190,11 @@ class Windows:
             token_terms=True,
             observe_hidden_states=True,
         ).unwrapped
+        self.policies = {name: make_policy(name, self.env) for name in (OWN, *FRONT, *chosen.policies)}
         source = self.env.simulator.source
         self.episodes = plan_episodes(chosen.episodes, len(source.windows), chosen.seed)
         token_ids, mask, _ = source.tokens(self.episodes.windows)
-        found = damages_of(source.model, token_ids, mask.bool(), chosen.draws, chosen.seed)
-        self.damages = np.concatenate([part for _, part in found])
+        self.damages = damages_of(source.model, token_ids, mask.bool(), chosen.draws, chosen.seed)
         self.own_nll = self.env.simulator.reference_nll(self.episodes.windows)
 
     def measured(self, policy: Any) -> Point:
@@ -235,6 +230,7 @@ class Requests:
             "observe_hidden_states": True,
         }
         self.env = _TellingProcess(serving_config(settings, {}))
+        self.policies = {name: make_policy(name, self.env) for name in (OWN, *FRONT, *chosen.policies)}
         self.seeds = np.random.default_rng(chosen.seed).integers(2**31, size=chosen.episodes).tolist()
         simulator = self.env.simulator
         requests = [simulator.begin(gym.utils.seeding.np_random(seed)[0]).cell.requests for seed in self.seeds]
@@ -242,14 +238,14 @@ class Requests:
         rows = np.concatenate([one.rows for one in requests])
         token_ids = torch.from_numpy(simulator.texts.windows.token_ids[windows])
         scored = torch.arange(token_ids.shape[1]) < torch.from_numpy(rows)[:, None]
-        for some, found in damages_of(simulator.source.model, token_ids, scored, chosen.draws, chosen.seed):
-            keys = zip(windows[some].tolist(), rows[some].tolist(), strict=True)
-            self.env.damages.update(zip(keys, found.astype(np.float32), strict=True))
+        found = damages_of(simulator.source.model, token_ids, scored, chosen.draws, chosen.seed)
+        keys = zip(windows.tolist(), rows.tolist(), strict=True)
+        self.env.damages.update(zip(keys, found, strict=True))
 
     def measured(self, policy: Any) -> Point:
         """Means of a policy."""
         with tqdm(total=len(self.seeds), unit="cell", leave=False) as bar:
-            played = play_requests(self.env, policy, self.seeds, ended=bar.update)
+            played = play(self.env, policy, self.seeds, ended=bar.update)
         e2e_ms, lost = (played.figures[f"request_{name}"] for name in ("e2e_ms", "added_nll"))
         # The reward is less the times in the system, in s, and less the divergence of each request.
         divergence = (-played.returns - 1e-3 * e2e_ms.sum(-1)) / e2e_ms.shape[-1]

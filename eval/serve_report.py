@@ -67,7 +67,7 @@ def text_table(policies: Sequence[Summary]) -> Table:
 
 
 def terminal(summary: Summary) -> str:
-    """For each load a table of all figures, and one of what is faster than the paper's rule at equal added NLL."""
+    """For each load a table of all figures, and one of E2E beside the paper's rule at equal added NLL."""
     parts = []
     for one in summary["loads"]:
         parts.append(f"load {one['load']:g}\n{aligned(text_table(one['policies']))}")

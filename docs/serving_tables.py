@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eval.serve_report import draw_load, mixture_text
+from eval.serve_report import draw_load, mixture_text, seeds_table
 from eval.serve_statistics import family_of
 from eval.tables import markdown
 
@@ -70,6 +70,8 @@ def tables(every: Evaluations) -> Iterator[str]:
         devices = DEVICES[name]
         yield f"## Load {load:g}, {devices}: {config['episodes']} cells, seed {config['seed']}"
         yield markdown([HEAD, *(_policy(policy) for policy in one["policies"])])
+        if one["training_seeds"]:
+            yield markdown(seeds_table(one["training_seeds"]))
         yield markdown([["policy, or its family", "at the added NLL of", "nats", "mean E2E", "p95"], *_matched(one)])
 
 

@@ -55,6 +55,13 @@ def point_label(setting: dict[str, Any], swept: bool) -> str:
 # What trained a policy whose card, of before families, does not say.
 DEFAULT_FAMILY = "ppo"
 MOST_NAME_LENGTH = 64
+WEIGHTED_REWARDS = {
+    "latency_quality": "",
+    "latency_divergence": ", by divergence",
+    "serving": ", of requests",
+    "serving_divergence": ", of requests, by divergence",
+}
+"""Rewards that weigh quality, and how a setting says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +139,9 @@ def member(policy: str) -> Member:
     apart = ", own shares" if arguments.get("env_id") == "WDMoE-v0" else ""
     without = _field(policy, arguments, "without_domains", str, "")
     apart += f", without {without}"[:MOST_NAME_LENGTH] if without else ""
-    if reward == "latency_divergence":
-        apart = f", by divergence{apart}"
-    elif reward != "latency_quality":
+    if reward not in WEIGHTED_REWARDS:
         return Member(policy, family, reward + apart, None, seed, True)
-    return Member(policy, family, f"quality {weight:g}{apart}", weight, seed, True)
+    return Member(policy, family, f"quality {weight:g}{WEIGHTED_REWARDS[reward]}{apart}", weight, seed, True)
 
 
 def _field(policy: str, values: dict[str, Any], name: str, kind: Any, default: Any) -> Any:

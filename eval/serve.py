@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tqdm import tqdm
 
+from eval.members import Setting, is_file, member, settings_of
 from eval.plan import MOST_EPISODES, RunConfig
 from eval.provenance import (
     beside_hashes,
@@ -115,6 +116,7 @@ class ServeEvaluation:
     Attributes:
         plan: as given.
         sha256: hashes of what was loaded.
+        settings: policies of files that differ by the seed of their training alone.
         timelines: of ``SHOWN`` policies at the first load, what their first cell did; filled by ``run``.
 
     Raises:
@@ -129,6 +131,8 @@ class ServeEvaluation:
         for policy in plan.policies:
             make_policy(plan.located(policy), process)
         self.sha256 = hashes(plan, process)
+        files = [replace(member(plan.located(one)), policy=one) for one in plan.policies if is_file(one)]
+        self.settings = [one for one in settings_of(files) if len(one.policies) > 1]
         self.timelines: dict[str, Timeline] = {}
 
     def _process(self, load: float) -> ServingProcess:
@@ -237,22 +241,18 @@ def summary_of(evaluation: ServeEvaluation, runs: Mapping[float, Mapping[str, Ru
         "config": evaluation.plan.to_dict(),
         "sha256": evaluation.sha256,
         "made_by": made,
-        **statistics(runs, evaluation.plan.seed),
+        **statistics(runs, evaluation.plan.seed, evaluation.settings),
         "timelines": {policy: one.to_dict() for policy, one in evaluation.timelines.items()},
     }
 
 
-def statistics(runs: Mapping[float, Mapping[str, Run]], seed: int) -> Summary:
+def statistics(runs: Mapping[float, Mapping[str, Run]], seed: int, settings: Sequence[Setting] = ()) -> Summary:
     """Statistics at every load under ``loads``, and those of the first one beside.
 
     Args:
         runs: by load and policy.
         seed: of the resamples.
+        settings: policies that differ by the seed of their training alone.
     """
-    at = list(_at_loads(runs, seed))
+    at: list[Summary] = [{"load": load, **summarize(one, seed, settings)} for load, one in runs.items()]
     return {"policies": at[0]["policies"], "matched_quality": at[0]["matched_quality"], "loads": at}
-
-
-def _at_loads(runs: Mapping[float, Mapping[str, Run]], seed: int) -> Iterator[Summary]:
-    for load, one in runs.items():
-        yield {"load": load, **summarize(one, seed)}

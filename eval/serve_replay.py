@@ -15,7 +15,7 @@ from eval.provenance import absent_policies
 from eval.replay import json_differences
 from eval.serve import ServeEvaluation, ServePlan, statistics
 from eval.serve_report import requests_csv, without_nan
-from eval.shape import SERVING, check_shape
+from eval.shape import SERVING, TRAINING_SEEDS, check_shape
 from eval.statistics import Summary
 from wdmoe_env.reading import read_json, read_text, shown_path
 
@@ -59,6 +59,8 @@ def read_serving(folder: Path) -> SavedServing:
     summary = read_json(folder / RESULTS)
     try:
         check_shape(summary, SERVING, "the results")
+        for one in summary["loads"]:  # which are missing in results that are older
+            check_shape(one.setdefault("training_seeds", []), TRAINING_SEEDS, "the training seeds")
         plan = ServePlan.from_dict(summary["config"])
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"expected {shown_path(folder / RESULTS)} as an evaluation wrote it: {error}") from None
@@ -90,12 +92,13 @@ def replay_serving(folder: Path) -> tuple[list[str], int]:
     if changed:
         return changed, 0
     runs = evaluation.run()
-    found = without_nan(statistics(runs, plan.seed))
+    found = without_nan(statistics(runs, plan.seed, evaluation.settings))
     differences = list(_of_policies(saved.summary, found))
     if not absent:
         for old, new in zip(saved.summary["loads"], found["loads"], strict=True):
-            place = f"{RESULTS}, load {new['load']:g}, matched_quality"
-            differences += json_differences(place, old["matched_quality"], new["matched_quality"])
+            for name in ("matched_quality", "training_seeds"):
+                place = f"{RESULTS}, load {new['load']:g}, {name}"
+                differences += json_differences(place, old[name], new[name])
         if saved.requests is not None:
             differences += _lines(saved.requests, requests_csv(runs))
     return differences, len(plan.policies)

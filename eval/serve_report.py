@@ -71,9 +71,9 @@ def terminal(summary: Summary) -> str:
     parts = []
     for one in summary["loads"]:
         parts.append(f"load {one['load']:g}\n{aligned(text_table(one['policies']))}")
-        compared = rule_table(one["matched_quality"])
-        if len(compared) > 1:
-            parts.append(aligned(compared))
+        for table in (rule_table(one["matched_quality"]), seeds_table(one["training_seeds"])):
+            if len(table) > 1:
+                parts.append(aligned(table))
     return "\n\n".join(parts)
 
 
@@ -101,6 +101,9 @@ def markdown_report(summary: Summary, command: str) -> str:
         rows = matched_table(one["matched_quality"])
         if len(rows) > 1:
             parts.append(f"At equal added NLL:\n\n{markdown(rows)}\n")
+        rows = seeds_table(one["training_seeds"])
+        if len(rows) > 1:
+            parts.append(f"Means of training seeds:\n\n{markdown(rows)}\n")
     parts.append(NOTES)
     pictures = [LOAD_PICTURE, TIMELINE] if len(summary["loads"]) > 1 else [TIMELINE]
     return "\n".join(parts) + "\n" + "\n".join(f"![]({name})" for name in pictures) + "\n"
@@ -110,7 +113,8 @@ NOTES = """\
 Figures are of requests; in brackets stand 95 % intervals over cells and documents, both drawn with replacement. The
 load is in units of what own routing with optimal shares sustains on each cell's channel. Where the policy on the left
 is a threshold of the paper's rule, the ratio is the family's E2E at that threshold's added NLL over the threshold's own
-one; where it is another policy, the ratio is its E2E over that of the paper's rule at the same added NLL.
+one; where it is another policy, the ratio is its E2E over that of the paper's rule at the same added NLL. Intervals of
+training seeds draw these anew too.
 """
 
 
@@ -122,6 +126,20 @@ def matched_table(rows: Sequence[Summary]) -> Table:
             ratio = cell(row["ratio"], ".3f", 1.0, interval=True)
             drawn = mixture_text(row["mixture"])
             table.append([row["reference"], f"{row['added_nll']:.4f}", row["family"], row["figure"], ratio, drawn])
+    return table
+
+
+SEED_HEAD = ["training seeds", "seeds", "E2E ms", "added NLL", "E2E over the rule's", "p95 over the rule's"]
+
+
+def seeds_table(rows: Sequence[Summary]) -> Table:
+    """Head and rows of the means over training seeds; a ratio that is not known is left empty."""
+    table = [SEED_HEAD]
+    for row in rows:
+        figures = [cell(row[name], form, 1.0, interval=True) for name, form in ((E2E, ".1f"), ("added_nll", ".4f"))]
+        ratios = [row["ratios"][name] for name in (E2E, TAIL)]
+        found = ["" if ratio is None else cell(ratio, ".3f", 1.0, interval=True) for ratio in ratios]
+        table.append([row["setting"], str(len(row["seeds"])), *figures, *found])
     return table
 
 

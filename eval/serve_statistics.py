@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.matched import Mixture, is_within, latency_at, mixture_at
+from eval.members import Setting
 from eval.statistics import Float, Interval, Summary, interquartile_mean, interval_of, multiplicities
 
 REFERENCE = "vanilla-optimal"
@@ -119,22 +120,25 @@ def _interval(values: Float) -> Interval:
     return interval_of(float(values[0]), values[1:])
 
 
-def summarize(runs: Mapping[str, Run], seed: int) -> Summary:
+def summarize(runs: Mapping[str, Run], seed: int, settings: Sequence[Setting] = ()) -> Summary:
     """Statistics of each policy, each ``{"mean", "low", "high"}``, and mean and p95 of E2E at equal added NLL.
 
     Args:
         runs: of the policies, ``REFERENCE`` among them.
         seed: of the resamples.
+        settings: policies that differ by the seed of their training alone.
     """
-    reference = runs[REFERENCE]
-    resamples = Resamples(reference.requests["request_document"], np.random.default_rng(seed))
+    reference, generator = runs[REFERENCE], np.random.default_rng(seed)
+    resamples = Resamples(reference.requests["request_document"], generator)
     points = {name: _points(run, resamples) for name, run in runs.items()}
     policies = []
     for name, run in runs.items():
         statistics = {key: asdict(_interval(values)) for key, values in points[name].items()}
         statistics["e2e_ratio_iqm"] = asdict(_ratio_of_cells(run, reference, resamples))
         policies.append({"policy": name, **statistics, "decision_ms": run.decision_ms})
-    return {"policies": policies, "matched_quality": Fronts(points, runs, resamples).rows()}
+    fronts = Fronts(points, runs, resamples)
+    trained = [fronts.of_training_seeds(setting, generator) for setting in settings]
+    return {"policies": policies, "matched_quality": fronts.rows(), "training_seeds": trained}
 
 
 def _points(run: Run, resamples: Resamples) -> dict[str, Float]:
@@ -203,20 +207,62 @@ class Fronts:
                 found += [row for one in members for row in self._against(one, self._rule)]
         return found
 
+    def of_training_seeds(self, setting: Setting, generator: np.random.Generator) -> Summary:
+        """Means over the training seeds of a setting; every resample draws seeds anew too.
+
+        Args:
+            setting: of S policies.
+            generator: draws the seeds.
+
+        Returns:
+            Intervals by figure: E2E, its p95, goodput and added NLL, and under ``ratios`` the first three over those of
+            the rule's front, each policy at its own added NLL. A ratio is ``None`` where that of one seed is not known.
+        """
+        seeds, resamples = len(setting.policies), len(self._resamples.requests) - 1
+        drawn = np.concatenate([np.arange(seeds)[None], generator.integers(seeds, size=(resamples, seeds))])
+
+        def over_seeds(values: Sequence[Float]) -> Summary:
+            return asdict(_interval(np.take_along_axis(np.stack(values, axis=1), drawn, axis=1).mean(axis=1)))
+
+        points = [self._points[one] for one in setting.policies]
+        row: Summary = {"setting": setting.name, "policies": list(setting.policies), "seeds": list(setting.seeds)}
+        row |= {key: over_seeds([own[key] for own in points]) for key in (E2E, TAIL, GOODPUT, "added_nll")}
+        ratios: dict[str, Summary | None] = dict.fromkeys((E2E, TAIL, GOODPUT))
+        fronts = [self._front_at(one, self._rule) for one in setting.policies if self._rule in self._families]
+        known = [found[0] for found in fronts if found is not None]
+        if len(known) == seeds:
+            for key in ratios:
+                of_seeds = zip(known, points, strict=True)
+                ratios[key] = over_seeds([self._ratios(front[key], own[key], inverted=True) for front, own in of_seeds])
+        return row | {"ratios": ratios}
+
     def _against(self, reference: str, family: str) -> list[Summary]:
+        own = self._points[reference]
+        rows: list[Summary] = [
+            {"reference": reference, "family": family, "added_nll": float(own["added_nll"][0])}
+            | {"figure": key, "reference_value": float(own[key][0])}
+            for key in (E2E, TAIL, GOODPUT)
+        ]
+        found = self._front_at(reference, family)
+        if found is None:
+            return [row | {"front_value": None, "ratio": None, "mixture": None} for row in rows]
+        front, mixture = found
+        for row in rows:
+            key = row["figure"]
+            ratio = _interval(self._ratios(front[key], own[key], inverted=family == self._rule))
+            row.update({"front_value": float(front[key][0]), "ratio": asdict(ratio), "mixture": mixture})
+        return rows
+
+    def _front_at(self, reference: str, family: str) -> tuple[dict[str, Float], Summary] | None:
+        """Figures (1 + B,) of a family's front at the added NLL of a policy, and what is mixed; ``None`` outside it."""
         members = [REFERENCE, *self._families[family]]
         added = np.stack([self._points[name]["added_nll"] for name in members], axis=1)
         mean_ms = np.stack([self._points[name][E2E] for name in members], axis=1)
         own = self._points[reference]
         on_front = latency_at(added, mean_ms, own["added_nll"])
         outside = not is_within(added[:1], mean_ms[:1], own["added_nll"][:1])[0]
-        rows: list[Summary] = [
-            {"reference": reference, "family": family, "added_nll": float(own["added_nll"][0])}
-            | {"figure": key, "reference_value": float(own[key][0])}
-            for key in (E2E, TAIL, GOODPUT)
-        ]
         if outside or not np.isfinite(on_front[0]) or np.isinf(on_front).mean() > MOST_OUTSIDE:
-            return [row | {"front_value": None, "ratio": None, "mixture": None} for row in rows]
+            return None
         mixture = mixture_at(added[0], mean_ms[0], float(own["added_nll"][0]))
         first, second = members[mixture.first], members[mixture.second]
         share = self._shares(mixture, added, own["added_nll"])
@@ -226,20 +272,22 @@ class Fronts:
             TAIL: self._tail((first, second), share),
             GOODPUT: (1.0 - share) * goodput[0] + share * goodput[1],
         }
-        named = {"first": first, "second": second, "share_of_second": mixture.share}
-        for row in rows:
-            key = row["figure"]
-            ratio = self._ratio(front[key], own[key], inverted=family == self._rule)
-            row.update({"front_value": float(front[key][0]), "ratio": asdict(ratio), "mixture": named})
-        return rows
+        return front, {"first": first, "second": second, "share_of_second": mixture.share}
 
-    def _ratio(self, front: Float, own: Float, inverted: bool) -> Interval:
+    def _ratios(self, front: Float, own: Float, inverted: bool) -> Float:
+        """Front over a policy's own (1 + B,), or inverted; a resample without a front has the most extreme ratio known.
+
+        Args:
+            front: (1 + B,) infinite where the front does not reach the policy's added NLL.
+            own: (1 + B,) of the policy.
+            inverted: whether the policy's own stands above the front.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = own / front if inverted else front / own
         known = np.isfinite(front) & np.isfinite(ratio)
         if not known.any():
-            return Interval(np.nan, np.nan, np.nan)
-        return _interval(np.where(known, ratio, (np.min if inverted else np.max)(ratio[known])))
+            return np.full_like(ratio, np.nan)
+        return np.where(known, ratio, (np.min if inverted else np.max)(ratio[known]))
 
     def _shares(self, mixture: Mixture, added: Float, at: Float) -> Float:
         """The second policy's part (1 + B,) of the episodes, which gives the wanted added NLL in every resample."""

@@ -105,6 +105,10 @@ _AT_LOAD = {
     "policies": [_OF_POLICY, ...],
     "matched_quality": [{"reference": str, "family": str, "figure": str, "ratio": (_MAYBE, None)}],
 }
+TRAINING_SEEDS = [
+    {"setting": str, "seeds": [int], "e2e_ms": _MAYBE, "added_nll": _MAYBE, "ratios": {EACH: (_MAYBE, None)}}
+]
+"""Of the training seeds at a load, which results lack that are older than them."""
 _CELL = {"requests": {EACH: [(float, None)]}, "end_ms": POSITIVE, "busy": GRID}
 SERVING = _MADE | {
     "config": {"policies": [str, ...], "environment": {}, "seed": int, "episodes": int},

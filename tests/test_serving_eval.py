@@ -9,13 +9,17 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from eval.__main__ import main
+from eval.members import Setting
 from eval.provenance import code_hash
 from eval.serve import ServeEvaluation, ServePlan
 from eval.serve_parts import Parts
 from eval.serve_report import load_lines, terminal
 from eval.serve_statistics import Fronts, Resamples, Run, family_of
+from wdmoe_env.policies.network import Architecture, TokenSharedNetwork
+from wdmoe_env.policies.policy_file import save_policy
 from wdmoe_env.policies.registry import make_policy
 from wdmoe_env.serving.arrivals import Requests
 from wdmoe_env.serving.cell import Cell
@@ -251,18 +255,74 @@ def test_matched_by_hand():
     assert family_of("marginal-price:0.5") == "marginal-price"
 
 
-def test_a_policy_is_set_against_the_rule_at_its_own_quality():
-    """At 0.005 nats the rule's front stands at 95 ms, half way from own routing to the threshold 0.8."""
-    resamples = Resamples(np.arange(2).reshape(1, 2), np.random.default_rng(0), resamples=10)
-    figures = {"vanilla-optimal": (0.0, 100.0), "wdmoe:0.8": (0.01, 90.0), "top1": (0.005, 57.0)}
+def figures_of(figures, resamples):
+    """Points and runs of policies that have the same added NLL and E2E in every request."""
     same, points, runs = np.ones(len(resamples.requests)), {}, {}
     for name, (added, e2e_ms) in figures.items():
         points[name] = {"added_nll": added * same, "e2e_ms": e2e_ms * same, "e2e_ms_p95": e2e_ms * same}
         points[name]["goodput_hz"] = same
         runs[name] = Run({"request_e2e_ms": np.full((1, 2), e2e_ms)}, {}, 0.0)
-    row = next(one for one in Fronts(points, runs, resamples).rows() if one["reference"] == "top1")
+    return points, runs
+
+
+def test_a_policy_is_set_against_the_rule_at_its_own_quality():
+    """At 0.005 nats the rule's front stands at 95 ms, half way from own routing to the threshold 0.8."""
+    resamples = Resamples(np.arange(2).reshape(1, 2), np.random.default_rng(0), resamples=10)
+    figures = {"vanilla-optimal": (0.0, 100.0), "wdmoe:0.8": (0.01, 90.0), "top1": (0.005, 57.0)}
+    fronts = Fronts(*figures_of(figures, resamples), resamples)
+    row = next(one for one in fronts.rows() if one["reference"] == "top1")
     assert row["ratio"]["mean"] == pytest.approx(57 / 95)
     assert (row["family"], row["front_value"]) == ("wdmoe", pytest.approx(95.0))
+
+
+def test_training_seeds_are_drawn_anew():
+    """The rule's front stands at 95 and 99 ms, its p95 at 100; a quarter of the resamples has one seed twice."""
+    resamples = Resamples(np.arange(2).reshape(1, 2), np.random.default_rng(0), resamples=200)
+    figures = {"vanilla-optimal": (0.0, 100.0), "wdmoe:0.8": (0.01, 90.0), "a": (0.005, 57.0), "b": (0.001, 79.2)}
+    fronts = Fronts(*figures_of(figures, resamples), resamples)
+    setting = Setting("ppo", "quality 10", 10.0, True, ("a", "b"), (0, 4))
+    row = fronts.of_training_seeds(setting, np.random.default_rng(1))
+    assert (row["setting"], row["policies"], row["seeds"]) == ("ppo quality 10", ["a", "b"], [0, 4])
+    assert row["ratios"]["e2e_ms"] == pytest.approx({"mean": 0.7, "low": 0.6, "high": 0.8})
+    assert row["ratios"]["e2e_ms_p95"] == pytest.approx({"mean": 0.681, "low": 0.57, "high": 0.792})
+    assert row["e2e_ms"] == pytest.approx({"mean": 68.1, "low": 57.0, "high": 79.2})
+    assert row["added_nll"] == pytest.approx({"mean": 0.003, "low": 0.001, "high": 0.005})
+    figures["b"] = (0.02, 40.0)  # adds more than the fastest of the rule's
+    beyond = Fronts(*figures_of(figures, resamples), resamples).of_training_seeds(setting, np.random.default_rng(1))
+    assert set(beyond["ratios"].values()) == {None}
+    assert beyond["e2e_ms"]["mean"] == pytest.approx(48.5)
+
+
+def test_seeds_of_one_recipe_have_a_row_of_their_own(tmp_path, capsys):
+    """Other recipes, and rules, stand apart; a replay and the page have the row too."""
+    torch.manual_seed(0)
+    recipes = {"seed-0": (1.5, 0), "seed-1": (1.5, 1), "other": (4.0, 0)}
+    for name, (weight, seed) in recipes.items():
+        network = TokenSharedNetwork(Architecture(8))
+        torch.nn.init.normal_(network.pair_line.weight, std=2.0)
+        arguments = {"reward": "serving", "quality_weight": weight, "seed": seed, "devices": "boards"}
+        save_policy(tmp_path / f"{name}.safetensors", network, "selection", {"family": "ppo", "arguments": arguments})
+    (tmp_path / "config.json").write_text(json.dumps({"model": "micro", "serving": SHORT}))
+    flags = ["--serve", "--load", "0.5", "1.1", "--episodes", "2", "--config", str(tmp_path / "config.json")]
+    names = ["top1", *(str(tmp_path / f"{name}.safetensors") for name in recipes)]
+    assert main([*flags, "--policies", *names, "--out", str(tmp_path / "out")]) == 0
+    assert "ppo on boards quality 1.5, of requests" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())
+    for load in summary["loads"]:
+        (row,) = load["training_seeds"]
+        assert (row["policies"], row["seeds"]) == (names[1:3], [0, 1])
+        each = [one["e2e_ms"]["mean"] for one in load["policies"] if one["policy"] in names[1:3]]
+        assert each[0] != each[1]
+        assert row["e2e_ms"]["mean"] == pytest.approx(np.mean(each))
+        assert row["ratios"]["e2e_ms"] is None  # no rule of the paper was asked for
+    assert main(["--replay", str(tmp_path / "out")]) == 0
+    assert main(["--report", str(tmp_path / "out"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "ppo on boards quality 1.5, of requests" in (tmp_path / "page.html").read_text()
+    summary["loads"][1]["training_seeds"][0]["added_nll"] = 7
+    (tmp_path / "out" / "results.json").write_text(json.dumps(summary))
+    with pytest.raises(SystemExit):
+        main(["--replay", str(tmp_path / "out")])
+    assert "expected an object in the training seeds[0], added_nll" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["queue-price:0.3", "wdmoe-queue:0.6", "load-price:1"])

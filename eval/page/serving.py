@@ -10,7 +10,7 @@ import numpy as np
 from eval.members import short_names
 from eval.page.chart import Axis, Size, both_sizes, grid, legend, picture, polyline, round_ticks
 from eval.page.html import Child, Markup, section, table, tag
-from eval.serve_report import COLUMNS, Lines, load_lines, mixture_text
+from eval.serve_report import COLUMNS, SEED_HEAD, Lines, load_lines, mixture_text
 from eval.serve_statistics import E2E, GOODPUT, TAIL
 from eval.serve_timeline import BINS, PHASES, Timeline
 from eval.statistics import Float, Summary
@@ -54,8 +54,8 @@ def _load_section(one: Summary) -> Markup:
         for policy in one["policies"]
     ]
     board = table(["policy", *columns.values()], rows, "board")
-    equal = _matched(one["matched_quality"])
-    return section(f"Load {one['load']:g}", board, tag("p", NOTE, class_="note"), equal)
+    equal, seeds = _matched(one["matched_quality"]), _trained(one["training_seeds"])
+    return section(f"Load {one['load']:g}", board, tag("p", NOTE, class_="note"), equal, seeds)
 
 
 def _figure(statistic: Summary, interval: bool) -> Markup:
@@ -84,6 +84,16 @@ def _matched(rows: Sequence[Summary]) -> Markup | None:
         return None
     header: list[Child] = ["at the quality of", "added NLL", "family", "figure", "ratio", "drawn from"]
     return tag("div", tag("h3", "At equal added NLL"), table(header, body, "board"), tag("p", MATCHED, class_="note"))
+
+
+def _trained(rows: Sequence[Summary]) -> Markup | None:
+    """Means over training seeds, as a table."""
+    body: list[list[Child]] = []
+    for row in rows:
+        figures = (row[E2E], row["added_nll"], *(row["ratios"][name] for name in (E2E, TAIL)))
+        shown = [None if one is None else _figure(one, interval=True) for one in figures]
+        body.append([row["setting"], str(len(row["seeds"])), *shown])
+    return tag("div", tag("h3", "Training seeds"), table([*SEED_HEAD], body, "board")) if body else None
 
 
 def _loads_section(summary: Summary) -> Markup | None:

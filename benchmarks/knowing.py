@@ -31,6 +31,8 @@ from tqdm import tqdm
 
 from eval.matched import is_within, latency_at
 from eval.tables import markdown
+from wdmoe_env.checks import check_integer
+from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.config import DEVICE_SETS
 from wdmoe_env.evaluation import plan_episodes
 from wdmoe_env.moe.hook import BlockInput
@@ -45,7 +47,7 @@ from wdmoe_env.policies.registry import make_policy
 from wdmoe_env.serving.play import play
 from wdmoe_env.serving.process import ServingProcess, serving_config
 from wdmoe_env.serving.rollout import PassRollout
-from wdmoe_env.writing import write_whole
+from wdmoe_env.writing import check_file, write_whole
 
 OWN = "vanilla-optimal"
 FRONT = ("wdmoe:0.7", "wdmoe:0.8", "wdmoe:0.9", "wdmoe:0.95", "wdmoe:0.97")
@@ -55,6 +57,7 @@ TEXTS_AT_ONCE = 32
 DAMAGES = "damages"
 
 
+@mistakes_in_one_sentence("python -m benchmarks.knowing")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     words = sys.argv[1:] if argv is None else list(argv)
     chosen = parser.parse_args(words)
+    for name in ("episodes", "draws"):
+        check_integer(name, getattr(chosen, name), at_least=1)
+    check_file(chosen.out.with_suffix(".json"))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     face = Windows(chosen) if chosen.face == "windows" else Requests(chosen)
     knowing = {f"knowing:{price:g}": Knowing(face.env.codec, price) for price in PRICES[chosen.face]}
@@ -275,4 +281,4 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m benchmarks.knowing", main)

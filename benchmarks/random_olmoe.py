@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
+from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.writing import held_folder
 
 
@@ -38,6 +38,7 @@ def save(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+@mistakes_in_one_sentence("python -m benchmarks.random_olmoe")
 def main(argv: Sequence[str] | None = None) -> int:
     """Save it; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -45,14 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="where to save it")
     options = parser.parse_args(argv)
-    try:
-        with held_folder(options.folder) as folder:
-            save(folder)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    with held_folder(options.folder) as folder:
+        save(folder)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m benchmarks.random_olmoe", main)

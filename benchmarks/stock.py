@@ -29,11 +29,14 @@ from stable_baselines3 import PPO
 from eval.serve import measure
 from train.folder import commit
 from wdmoe_env import __version__, evaluate
+from wdmoe_env.checks import check_integer
+from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.config import DEVICE_SETS
 from wdmoe_env.integrations.sb3 import SB3VecEnv
 from wdmoe_env.integrations.stock_file import export_policy
 from wdmoe_env.integrations.token_vec import TokenVectorEnv
 from wdmoe_env.serving.process import serving_config
+from wdmoe_env.writing import check_file
 
 FRONTS = {
     "wdmoe": [f"wdmoe:{threshold}" for threshold in (0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.97)],
@@ -54,6 +57,7 @@ BATCHES = {"token": 8, "price": 6, "serve-price": 4}
 SEED = 777
 
 
+@mistakes_in_one_sentence("python -m benchmarks.stock")
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     words = sys.argv[1:] if argv is None else list(argv)
     chosen = parser.parse_args(words)
+    for name in ("blocks", "every", "episodes"):
+        check_integer(name, getattr(chosen, name), at_least=1)
+    check_file(chosen.out.with_suffix(".safetensors"))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     face = Face(chosen.face, chosen.devices, chosen.split, chosen.episodes)
     model, tokens = face.algorithm(chosen.quality_weight, chosen.seed)
@@ -155,4 +162,4 @@ class Face:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with("python -m benchmarks.stock", main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from eval.members import short_names
 from eval.serve import ServePlan
 from wdmoe_env.checks import check_integer
-from wdmoe_env.command import end_with
+from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.config import DEVICE_SETS, EnvConfig
 from wdmoe_env.policies import make_policy, reads_hidden_states
 from wdmoe_env.policies.policy import Policy, State
@@ -172,6 +171,7 @@ def picture(found: dict[str, dict[str, Any]]) -> bytes:
     return file.getvalue()
 
 
+@mistakes_in_one_sentence("python -m eval.behaviour")
 def main(argv: Sequence[str] | None = None) -> int:
     """Watch, write and draw; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -187,19 +187,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the cells (0)")
     parser.add_argument("--out", type=Path, required=True, help="folder of behaviour.json and behaviour.png")
     chosen = parser.parse_args(argv)
-    try:
-        check_integer("episodes", chosen.episodes, at_least=1)
-        check_folder(chosen.out)
-        settings = {"model": chosen.model, "split": chosen.split, "devices": chosen.devices}
-        config = serving_config(
-            {**settings, "serving": {"load": chosen.load, "requests": chosen.requests}}, {}, EnvConfig
-        )
-        found = watch(tuple(dict.fromkeys(chosen.policies)), config, chosen.episodes, chosen.seed)
-        text = json.dumps(found, indent=1) + "\n"
-        write_files(chosen.out, {"behaviour.json": text.encode(), "behaviour.png": picture(found)})
-    except (ValueError, TypeError, OSError) as error:
-        print(f"python -m eval.behaviour: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    check_integer("episodes", chosen.episodes, at_least=1)
+    check_folder(chosen.out)
+    settings = {"model": chosen.model, "split": chosen.split, "devices": chosen.devices}
+    config = serving_config({**settings, "serving": {"load": chosen.load, "requests": chosen.requests}}, {}, EnvConfig)
+    found = watch(tuple(dict.fromkeys(chosen.policies)), config, chosen.episodes, chosen.seed)
+    text = json.dumps(found, indent=1) + "\n"
+    write_files(chosen.out, {"behaviour.json": text.encode(), "behaviour.png": picture(found)})
     return 0
 
 

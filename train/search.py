@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -24,7 +23,7 @@ from train.__main__ import add_arguments
 from train.agent import TRAINERS, settings_of
 from train.arguments import Arguments, parsed_value
 from train.environment import make_env
-from wdmoe_env.command import end_with
+from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.policies import make_policy
 from wdmoe_env.writing import held_folder, write_whole
 
@@ -33,6 +32,7 @@ SCORE_BATCHES = 8
 SCORE_BATCH = 64
 
 
+@mistakes_in_one_sentence("python -m train.search")
 def main(argv: Sequence[str] | None = None) -> int:
     """Search; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -41,13 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("--grid", nargs="+", required=True, metavar="NAME=A,B", help="settings and their values")
     chosen = vars(parser.parse_args(argv))
-    try:
-        grid = dict(parsed(entry) for entry in chosen.pop("grid"))
-        with held_folder(Path(chosen["out"])):
-            rows = list(search(Arguments(**chosen), grid))
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"python -m train.search: {error}", file=sys.stderr)
-        return 2
+    grid = dict(parsed(entry) for entry in chosen.pop("grid"))
+    with held_folder(Path(chosen["out"])):
+        rows = list(search(Arguments(**chosen), grid))
     print(text_of(sorted(rows, key=lambda row: -float(row["return"]))))
     return 0
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from functools import wraps
+from typing import NoReturn, ParamSpec
+
+Arguments = ParamSpec("Arguments")
+
+MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
+"""What is raised where a user asks for what cannot be."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +27,27 @@ class Parser(argparse.ArgumentParser):
             SystemExit: always.
         """
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def mistakes_in_one_sentence(name: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
+    """Decorate the main of a command: it prints a user's mistake in one sentence, and returns 2.
+
+    Args:
+        name: of the command, for the line.
+    """
+
+    def decorated(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+        @wraps(main)
+        def command(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except MISTAKES as error:
+                print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+
+        return command
+
+    return decorated
 
 
 def end_with(name: str, main: Callable[[], int | None], left: Callable[[], str] | None = None) -> NoReturn:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from wdmoe_env.command import end_with
+from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.config import DeploymentConfig, EnvConfig
 from wdmoe_env.deploy.auto import WINDOWS, as_rows, placement_problem
 from wdmoe_env.deploy.problem import PlacementProblem, Table
@@ -40,22 +39,19 @@ Exit code 2: a mistake in the command, named in one sentence. Nothing is written
 """
 
 
+@mistakes_in_one_sentence("python -m wdmoe_env.deploy.placement")
 def main(argv: Sequence[str] | None = None) -> int:
     """Search, and print a table of placements beside a lower bound; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
-    try:
-        config, memory_bytes = _settings(options)
-        problem = placement_problem(config, "train", options.windows, memory_bytes)
-        unseen = placement_problem(config, "test", options.windows, memory_bytes)
-        best, tables = _placements(problem)
-        print(_table(tables, problem, unseen))
-        if options.out is not None:
-            text = json.dumps({"placement": as_rows(best)})
-            write_files(options.out.parent, {options.out.name: text.encode()})
-    except (ValueError, TypeError, OSError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    config, memory_bytes = _settings(options)
+    problem = placement_problem(config, "train", options.windows, memory_bytes)
+    unseen = placement_problem(config, "test", options.windows, memory_bytes)
+    best, tables = _placements(problem)
+    print(_table(tables, problem, unseen))
+    if options.out is not None:
+        text = json.dumps({"placement": as_rows(best)})
+        write_files(options.out.parent, {options.out.name: text.encode()})
     return 0
 
 

@@ -7,7 +7,6 @@ are needed. Counted on transformers' own modules, without a formula.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from wdmoe_env.checks import check_integer
-from wdmoe_env.command import end_with
+from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.moe.blank import BlankModel, Placement, blank_model, read_config
 from wdmoe_env.moe.published import PUBLISHED
 
@@ -106,6 +105,7 @@ def table(names: Sequence[str], devices: int = 8, dtype: str = "bfloat16") -> st
     return "\n".join(lines)
 
 
+@mistakes_in_one_sentence("python -m wdmoe_env.moe.memory")
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -116,11 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=8, help=f"number of devices, at most {MOST_DEVICES:,} (8)")
     parser.add_argument("--dtype", choices=list(_DTYPES), default="bfloat16", help="type of the weights (bfloat16)")
     arguments = parser.parse_args(argv)
-    try:
-        print(table(arguments.models, arguments.devices, arguments.dtype))
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    print(table(arguments.models, arguments.devices, arguments.dtype))
     return 0
 
 

@@ -4,8 +4,10 @@
 
 Every policy serves the same cells. The model's own routing chooses pairs of token and expert, and the policy keeps a
 share of them. That share is told by the number of requests in the system, for tokens of prompts and of answers. It is
-told too by the rank of the expert's device: 1 is the one with the least latency for a token at equal shares.
-``behaviour.json`` has the shares and how many pairs each is of, ``behaviour.png`` is a picture of them.
+told too by the link of the expert's device: by its rank, where 1 is the one with the least latency for a token at equal
+shares, and by that latency over the median device's. Of an agent that sets a price for a pass, such as
+``serve-paper-price``, the mean price is told by the requests in the system and by the slowest link.
+``behaviour.json`` has all these and what each is a mean of, ``behaviour.png`` is a picture of them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from wdmoe_env.command import end_with, mistakes_in_one_sentence
 from wdmoe_env.config import DEVICE_SETS, EnvConfig
 from wdmoe_env.policies import make_policy, reads_hidden_states
 from wdmoe_env.policies.policy import Policy, State
+from wdmoe_env.policies.stock import PassPricePolicy
 from wdmoe_env.serving.play import play
 from wdmoe_env.serving.process import ServingProcess, serving_config
 from wdmoe_env.serving_config import ServingConfig
@@ -39,8 +43,10 @@ from wdmoe_env.writing import check_folder, write_files
 PHASES = ("prompt", "answer")
 SYSTEM = (1, 2, 3, 4, 6, 8)
 """Least number of requests in the system of each bin."""
+LINK = (0.0, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0)
+"""Least latency of each bin of links, over that of the median device."""
 FEW = 100
-"""Pairs below which a share is not drawn: a few tokens say nothing."""
+"""Pairs, or passes, below which a mean is not drawn: a few tokens say nothing."""
 
 
 class Watched:
@@ -54,61 +60,88 @@ class Watched:
     Attributes:
         by_system: (2, phases, bins) routed pairs, and those of them that were kept.
         by_rank: (2, U) likewise, by the rank of the device.
+        by_link: (2, bins) likewise, by the latency of its link.
         used: pairs that ran: all, and those of experts that were not routed.
+        prices: by name, (2, bins) passes and the sum of their prices; stays 0 where the policy sets none.
     """
 
     def __init__(self, policy: Policy, codec: Any, devices: int) -> None:
         self._policy, self._codec = policy, codec
         self.by_system = np.zeros((2, len(PHASES), len(SYSTEM)))
         self.by_rank = np.zeros((2, devices))
+        self.by_link = np.zeros((2, len(LINK)))
         self.used = np.zeros(2)
+        self.prices = {"by_system": np.zeros((2, len(SYSTEM))), "by_link": np.zeros((2, len(LINK)))}
 
     def predict(
         self, observation: Any, state: State = None, episode_start: Any = None, deterministic: bool = True
     ) -> tuple[Any, State]:
         """The policy's, see ``wdmoe_env.policies.policy.Policy``."""
         actions, state = self._policy.predict(observation, state, episode_start, deterministic)
-        self._count(observation, self._codec.decode(actions, (len(observation["queue"]),))["experts"])
+        system = _places(SYSTEM, observation["queue"][:, :2].sum(axis=-1))
+        latency = observation["unit_latency"] / np.median(observation["unit_latency"], axis=-1, keepdims=True)
+        selection = self._codec.decode(actions, (len(system),))["experts"]
+        self._count_pairs(observation, selection, system, latency)
+        if isinstance(self._policy, PassPricePolicy) and state is not None:
+            self._count_prices(state[0].mean(axis=-1), observation["block"][:, 0] == 0.0, system, latency)
         return actions, state
 
-    def _count(self, observation: Any, selection: NDArray[np.bool_]) -> None:
+    def _count_pairs(
+        self, observation: Any, selection: NDArray[np.bool_], system: NDArray[np.int64], latency: NDArray[Any]
+    ) -> None:
+        """Count the pairs of n cells, whose links have latencies (n, U)."""
         routed = observation["routed"] > 0
-        filled = observation["token_mask"] > 0
-        used = selection & filled[..., None]
-        here = observation["queue"][:, :2].sum(axis=-1)
-        system = np.searchsorted(SYSTEM, here, side="right") - 1
+        used = selection & (observation["token_mask"] > 0)[..., None]
         phase = observation["row_phase"].astype(np.int64)
-        rank = np.argsort(np.argsort(observation["unit_latency"], axis=-1), axis=-1)  # (n, U)
-        rank_of_expert = np.take_along_axis(rank, observation["placement"].argmax(axis=-1), axis=-1)
+        device = observation["placement"].argmax(axis=-1)  # of each expert
+        rank = np.take_along_axis(np.argsort(np.argsort(latency, axis=-1), axis=-1), device, axis=-1)
+        link = _places(LINK, np.take_along_axis(latency, device, axis=-1))
         for number, pairs in enumerate((routed, routed & used)):
-            np.add.at(self.by_system[number], (phase, np.maximum(system, 0)[:, None]), pairs.sum(axis=-1))
-            np.add.at(self.by_rank[number], rank_of_expert, pairs.sum(axis=1))
+            np.add.at(self.by_system[number], (phase, system[:, None]), pairs.sum(axis=-1))
+            np.add.at(self.by_rank[number], rank, pairs.sum(axis=1))
+            np.add.at(self.by_link[number], link, pairs.sum(axis=1))
         self.used += [used.sum(), (used & ~routed).sum()]
 
+    def _count_prices(
+        self, price: NDArray[Any], begins: NDArray[np.bool_], system: NDArray[np.int64], latency: NDArray[Any]
+    ) -> None:
+        """Count the prices (n,) of those passes that begin."""
+        for name, places in (("by_system", system), ("by_link", _places(LINK, latency.max(axis=-1)))):
+            for number, values in enumerate((np.ones_like(price), price)):
+                np.add.at(self.prices[name][number], places[begins], values[begins])
+
     def told(self) -> dict[str, Any]:
-        """Shares and counts, as JSON has them."""
+        """Means and counts, as JSON has them; ``prices`` is ``None`` where the policy sets none."""
+        systems = [str(SYSTEM[0]), *(_span(first, last - 1) for first, last in pairwise(SYSTEM[1:]))]
+        bins = {
+            "by_system": [*systems, f"{SYSTEM[-1]} and more"],
+            "by_link": [*(_span(first, last) for first, last in pairwise(LINK)), f"{LINK[-1]:g} and more"],
+        }
+        prices = {name: _means(sums, bins[name], "mean", "passes") for name, sums in self.prices.items()}
         return {
             "by_system": {
-                phase: _shares(self.by_system[:, number], [_bin(place) for place in range(len(SYSTEM))])
+                phase: _means(self.by_system[:, number], bins["by_system"], "kept", "pairs")
                 for number, phase in enumerate(PHASES)
             },
-            "by_rank": _shares(self.by_rank, [str(1 + rank) for rank in range(self.by_rank.shape[1])]),
+            "by_rank": _means(self.by_rank, [str(1 + rank) for rank in range(self.by_rank.shape[1])], "kept", "pairs"),
+            "by_link": _means(self.by_link, bins["by_link"], "kept", "pairs"),
             "other_experts": float(self.used[1] / max(self.used[0], 1.0)),
+            "prices": prices if self.prices["by_system"].any() else None,
         }
 
 
-def _shares(pairs: NDArray[np.float64], names: list[str]) -> dict[str, Any]:
-    whole, kept = pairs
-    shares = (kept / np.maximum(whole, 1.0)).tolist()
-    return {"bins": names, "kept": shares, "pairs": whole.astype(np.int64).tolist()}
+def _places(least: Sequence[float], values: Any) -> NDArray[np.int64]:
+    """The bin of each value, by the least value of each bin; what is below the first is in it."""
+    return np.maximum(np.searchsorted(least, values, side="right") - 1, 0)
 
 
-def _bin(place: int) -> str:
-    first = SYSTEM[place]
-    if place + 1 == len(SYSTEM):
-        return f"{first} and more"
-    last = SYSTEM[place + 1] - 1
-    return str(first) if first == last else f"{first} to {last}"
+def _means(sums: NDArray[np.float64], bins: list[str], mean: str, count: str) -> dict[str, Any]:
+    """Of counts and sums (2, bins) the means, with names for the bins, the means and the counts."""
+    return {"bins": bins, mean: (sums[1] / np.maximum(sums[0], 1.0)).tolist(), count: sums[0].astype(int).tolist()}
+
+
+def _span(first: float, last: float) -> str:
+    return f"{first:g}" if first == last else f"{first:g} to {last:g}"
 
 
 def watch(policies: Sequence[str], config: EnvConfig, episodes: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -138,37 +171,52 @@ def watch(policies: Sequence[str], config: EnvConfig, episodes: int, seed: int) 
 
 
 def picture(found: dict[str, dict[str, Any]]) -> bytes:
-    """A PNG: the share of routed pairs that is kept, by requests in the system and by rank of the device."""
-    figure = Figure(figsize=(11, 3.8), dpi=120, layout="constrained")
+    """A PNG: the share of routed pairs that is kept, and the prices of those policies that set one for a pass."""
+    priced = any(told["prices"] for told in found.values())
+    figure = Figure(figsize=(11, 7.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3, sharey=True)
+    (prompts, answers, ranks), (links, *of_prices) = figure.subplots(2, 3)
     names = short_names(tuple(found))
     for number, (policy, told) in enumerate(found.items()):
         style = {"color": f"C{number}", "marker": "o", "markersize": 3.5, "label": names[policy]}
         for axes, shares in (
-            (left, told["by_system"]["prompt"]),
-            (middle, told["by_system"]["answer"]),
-            (right, told["by_rank"]),
+            (prompts, told["by_system"]["prompt"]),
+            (answers, told["by_system"]["answer"]),
+            (ranks, told["by_rank"]),
+            (links, told["by_link"]),
         ):
-            kept = [
-                share if pairs >= FEW else np.nan for share, pairs in zip(shares["kept"], shares["pairs"], strict=True)
-            ]
-            axes.plot(shares["bins"], kept, **style)
+            axes.plot(shares["bins"], _known(shares["kept"], shares["pairs"]), **style)
+        if told["prices"]:
+            for axes, name in zip(of_prices, ("by_system", "by_link"), strict=True):
+                price = told["prices"][name]
+                axes.plot(price["bins"], _known(price["mean"], price["passes"]), **style)
     for axes, title, label in (
-        (left, "tokens of prompts", "requests in the system"),
-        (middle, "tokens of answers", "requests in the system"),
-        (right, "all tokens", "rank of the device, 1 is the fastest"),
+        (prompts, "tokens of prompts", "requests in the system"),
+        (answers, "tokens of answers", "requests in the system"),
+        (ranks, "all tokens", "rank of the device, 1 is the fastest"),
+        (links, "all tokens", "latency of the device's link over the median's"),
+        (of_prices[0], "price of a millisecond", "requests in the system"),
+        (of_prices[1], "price of a millisecond", "latency of the slowest link over the median's"),
     ):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(alpha=0.2)
-    left.set_ylabel("routed pairs kept")
-    left.set_ylim(0, 1.02)
-    right.legend(fontsize=8, loc="lower left")
+    for axes in (prompts, answers, ranks, links):
+        axes.set_ylim(0, 1.02)
+    for axes in (prompts, links):
+        axes.set_ylabel("routed pairs kept")
+    for axes in of_prices:
+        axes.set_visible(priced)
+        axes.set_ylabel("gate weight per ms")
+    ranks.legend(fontsize=8, loc="lower left")
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def _known(means: list[float], counts: list[int]) -> list[float]:
+    return [mean if count >= FEW else np.nan for mean, count in zip(means, counts, strict=True)]
 
 
 @mistakes_in_one_sentence("python -m eval.behaviour")

@@ -10,6 +10,9 @@ import pytest
 
 from eval import behaviour
 from eval.behaviour import SYSTEM, Watched
+from wdmoe_env.policies.registry import make_policy
+from wdmoe_env.serving.play import play
+from wdmoe_env.serving.process import ServingProcess, serving_config
 
 SELECTION = np.array([[[True, False], [True, True], [False, False]]])
 
@@ -37,7 +40,38 @@ def test_shares_by_hand() -> None:
         assert shares["kept"][at] == kept
     assert told["by_rank"]["pairs"] == [2, 1, 0]
     assert told["by_rank"]["kept"] == [0.5, 1.0, 0.0]
+    assert told["by_link"]["bins"] == ["0 to 0.95", "0.95 to 1.05", "1.05 to 1.25", *told["by_link"]["bins"][3:]]
+    assert told["by_link"]["pairs"] == [2, 1, 0, 0, 0, 0, 0]  # 2 ms and 5 ms, where the median is 5
+    assert told["by_link"]["kept"][:2] == [0.5, 1.0]
     assert told["other_experts"] == pytest.approx(1 / 3)
+    assert told["prices"] is None
+    assert told["by_system"]["prompt"]["bins"] == ["1", "2", "3", "4 to 5", "6 to 7", "8 and more"]
+
+
+def test_prices_of_passes_are_those_that_the_agent_set(monkeypatch) -> None:
+    """Two passes of two cells; the second block of a pass sets no price."""
+    config = serving_config({"model": "tiny", "devices": "paper", "serving": {"requests": 1}}, {})
+    process = ServingProcess(config)
+    policy = make_policy("serve-paper-price", process)
+    set_prices = []
+    chosen = policy._prices_of
+
+    def prices_of(block, batch):
+        prices = chosen(block, batch)
+        begins = block.index == 0
+        set_prices.extend(prices[begins, 0])
+        return prices
+
+    monkeypatch.setattr(policy, "_prices_of", prices_of)
+    watched = Watched(policy, process.codec, devices=8)
+    play(process, watched, [1, 2], 1)
+    told = watched.told()["prices"]
+    assert len(set(set_prices)) > 10
+    for name in ("by_system", "by_link"):
+        means, passes = np.array(told[name]["mean"]), np.array(told[name]["passes"])
+        assert passes.sum() == len(set_prices)
+        assert means @ passes == pytest.approx(np.sum(set_prices))
+    assert told["by_system"]["passes"][1:] == [0] * (len(SYSTEM) - 1)  # a request alone
 
 
 def test_the_command_writes_shares_and_a_picture(tmp_path) -> None:

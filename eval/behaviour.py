@@ -45,6 +45,16 @@ SYSTEM = (1, 2, 3, 4, 6, 8)
 """Least number of requests in the system of each bin."""
 LINK = (0.0, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0)
 """Least latency of each bin of links, over that of the median device."""
+LINKS = "link over the median"
+PANELS = (
+    ("tokens of prompts", "requests in the system"),
+    ("tokens of answers", "requests in the system"),
+    ("all tokens", "rank of the device, 1 is the fastest"),
+    ("all tokens", f"latency of the {LINKS}"),
+    ("price of a millisecond", "requests in the system"),
+    ("price of a millisecond", f"latency of the slowest {LINKS}"),
+)
+"""Title and label of each part of the picture; the last two are there where a policy sets prices."""
 FEW = 100
 """Pairs, or passes, below which a mean is not drawn: a few tokens say nothing."""
 
@@ -173,43 +183,31 @@ def watch(policies: Sequence[str], config: EnvConfig, episodes: int, seed: int) 
 def picture(found: dict[str, dict[str, Any]]) -> bytes:
     """A PNG: the share of routed pairs that is kept, and the prices of those policies that set one for a pass."""
     priced = any(told["prices"] for told in found.values())
-    figure = Figure(figsize=(11, 7.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(11 if priced else 7.5, 7.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    (prompts, answers, ranks), (links, *of_prices) = figure.subplots(2, 3)
+    every = figure.subplots(2, 3 if priced else 2)
+    kept, of_prices = every.flat[:4], every.flat[4:]
     names = short_names(tuple(found))
     for number, (policy, told) in enumerate(found.items()):
         style = {"color": f"C{number}", "marker": "o", "markersize": 3.5, "label": names[policy]}
-        for axes, shares in (
-            (prompts, told["by_system"]["prompt"]),
-            (answers, told["by_system"]["answer"]),
-            (ranks, told["by_rank"]),
-            (links, told["by_link"]),
-        ):
-            axes.plot(shares["bins"], _known(shares["kept"], shares["pairs"]), **style)
-        if told["prices"]:
-            for axes, name in zip(of_prices, ("by_system", "by_link"), strict=True):
-                price = told["prices"][name]
-                axes.plot(price["bins"], _known(price["mean"], price["passes"]), **style)
-    for axes, title, label in (
-        (prompts, "tokens of prompts", "requests in the system"),
-        (answers, "tokens of answers", "requests in the system"),
-        (ranks, "all tokens", "rank of the device, 1 is the fastest"),
-        (links, "all tokens", "latency of the device's link over the median's"),
-        (of_prices[0], "price of a millisecond", "requests in the system"),
-        (of_prices[1], "price of a millisecond", "latency of the slowest link over the median's"),
-    ):
+        shares = (*told["by_system"].values(), told["by_rank"], told["by_link"])
+        for axes, share in zip(kept, shares, strict=True):
+            axes.plot(share["bins"], _known(share["kept"], share["pairs"]), **style)
+        for axes, price in zip(of_prices, (told["prices"] or {}).values(), strict=False):
+            axes.plot(price["bins"], _known(price["mean"], price["passes"]), **style)
+    for axes, (title, label) in zip(every.flat, PANELS, strict=False):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
-        axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(axis="x", labelsize=8, labelrotation=25 if LINKS in label else 0)
         axes.grid(alpha=0.2)
-    for axes in (prompts, answers, ranks, links):
+    for axes in kept:
         axes.set_ylim(0, 1.02)
-    for axes in (prompts, links):
+    for axes in every[:, 0]:
         axes.set_ylabel("routed pairs kept")
     for axes in of_prices:
-        axes.set_visible(priced)
+        axes.set_ylim(bottom=0)
         axes.set_ylabel("gate weight per ms")
-    ranks.legend(fontsize=8, loc="lower left")
+    kept[2].legend(fontsize=8, loc="lower left")
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -1,7 +1,8 @@
-"""Put the figures of evaluations of serving into pages: ``python docs/serving_tables.py``.
+"""Put the figures of evaluations of serving into pages: ``python -m docs.serving_tables``.
 
 They stand in ``docs/results/serving``, in folders named by a set of devices, each with a ``results.json`` of one or
-more loads. docs/serving.md has what each policy comes to beside the paper's rule, docs/serving-tables.md has the rest.
+more loads. A folder named ``DEVICES-seeds`` has training seeds of an agent, whose means are shown.
+docs/serving.md has what each policy comes to beside the paper's rule, docs/serving-tables.md has the rest.
 docs/serving-load-DEVICES.png are E2E and goodput against load at equal added NLL.
 """
 
@@ -44,11 +45,17 @@ Evaluations = dict[tuple[str, float], tuple[dict[str, Any], dict[str, Any]]]
 
 def evaluations() -> Evaluations:
     """All that is stored, in the order of ``DEVICES``."""
-    found = {}
+    found, seeds = {}, {}
     for folder in RESULTS.iterdir():
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        devices, _, part = folder.name.partition("-")
         for one in results["loads"]:
-            found[folder.name.partition("-")[0], one["load"]] = (one, results["config"])
+            if part == "seeds":
+                seeds[devices, one["load"]] = one["training_seeds"]
+            else:
+                found[devices, one["load"]] = (one, results["config"])
+    for place, rows in seeds.items():
+        found[place][0]["training_seeds"] = rows
     return dict(sorted(found.items(), key=lambda item: (list(DEVICES).index(item[0][0]), item[0][1])))
 
 
@@ -58,9 +65,12 @@ def summary(every: Evaluations) -> str:
     for place, (one, _) in every.items():
         for row in one["matched_quality"]:
             if row["family"] == "wdmoe" and row["figure"] == COMPARED[0] and row["ratio"] is not None:
-                found.setdefault(row["reference"], {})[place] = _interval(row["ratio"], ".2f")
+                found.setdefault(f"`{row['reference']}`", {})[place] = _interval(row["ratio"], ".2f")
+        for row in one["training_seeds"]:
+            name = f"{row['setting']}, mean of {len(row['seeds'])} seeds"
+            found.setdefault(name, {})[place] = _interval(row["ratios"][COMPARED[0]], ".2f")
     head = ["policy", *(f"{DEVICES[devices]}, {load:g}" for devices, load in every)]
-    rows = [[f"`{name}`", *(cells.get(place, "") for place in every)] for name, cells in found.items()]
+    rows = [[name, *(cells.get(place, "") for place in every)] for name, cells in found.items()]
     return markdown([head, *rows])
 
 

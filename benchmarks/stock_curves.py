@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.stock import FACES, FRONTS, env_id
-from wdmoe_env.command import end_with
+from wdmoe_env.command import end_with, say_mistake
 from wdmoe_env.reading import read_json
 from wdmoe_env.writing import check_file, write_whole
 
@@ -43,13 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.cards:
             write_whole(chosen.json, (json.dumps(found, indent=1) + "\n").encode())
         write_whole(chosen.out, picture(found))
-        return 0
     except KeyError as error:
         said = f"expected curves of benchmarks.stock in {chosen.json}, got an entry or point {error}, or one without it"
+        return say_mistake("python -m benchmarks.stock_curves", ValueError(said))
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        said = " ".join(str(error).split())
-    print(f"python -m benchmarks.stock_curves: {said}", file=sys.stderr)
-    return 2
+        return say_mistake("python -m benchmarks.stock_curves", error)
+    return 0
 
 
 def gathered(cards: Sequence[Path]) -> Curves:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from wdmoe_env.command import Parser, end_with
+from wdmoe_env.command import Parser, end_with, say_mistake
 
 EXAMPLES = """
 examples:
@@ -108,8 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         return run(options, shlex.join(["python", "-m", "eval", *arguments]))
     except FloatingPointError as error:  # a model that hands out NaN
-        print(f"python -m eval: {error}", file=sys.stderr)
-        return 2
+        return say_mistake("python -m eval", error)
 
 
 def check_text(arguments: Sequence[str]) -> None:
@@ -356,8 +355,7 @@ def mistakes_as_one_sentence() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"python -m eval: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(say_mistake("python -m eval", error)) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from eval.tables import aligned
-from wdmoe_env.command import Parser, end_with
+from wdmoe_env.command import Parser, end_with, say_mistake
 from wdmoe_env.integrations.airtime import Airtime
 from wdmoe_env.optional import optional
 
@@ -35,7 +35,7 @@ def hand_over(arguments: list[str]) -> int:
             from lm_eval.__main__ import cli_evaluate
         from eval.lm_eval_model import NamedPolicyLM
     except ImportError as error:
-        return mistake(error)
+        return say_mistake(PROG, error)
     made = NamedPolicyLM.made
     made.clear()
     sys.argv = ["lm-eval", *arguments]  # where lm_eval reads them
@@ -44,7 +44,7 @@ def hand_over(arguments: list[str]) -> int:
     except (ValueError, TypeError, OSError) as error:
         if made:  # the model was ready: no mistake in the command
             raise
-        return mistake(error)
+        return say_mistake(PROG, error)
     for airtime in filter(Airtime.summary, made):
         print(f"\nOver the air, means over windows:\n\n{aligned(airtime.table())}")
     return 0
@@ -65,15 +65,9 @@ def write_suite(arguments: list[str]) -> int:
         numbers, seeds = plan_items(items, options.suite_items, options.seed)
         names = write_suite_tasks(options.out, [items[number] for number in numbers], numbers.tolist(), seeds.tolist())
     except (ValueError, OSError) as error:
-        return mistake(error)
+        return say_mistake(PROG, error)
     print(f"{len(numbers)} items in {options.out}: {', '.join(names)}")
     return 0
-
-
-def mistake(error: Exception) -> int:
-    """Say what is wrong with the command in one sentence; returns the exit code."""
-    print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
 
 
 def parser() -> Parser:

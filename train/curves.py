@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from train.arguments import Arguments
 from train.environment import make_env
 from train.folder import read_record
 from wdmoe_env.checks import check_integer
-from wdmoe_env.command import end_with
+from wdmoe_env.command import end_with, say_mistake
 from wdmoe_env.policies import make_policy
 from wdmoe_env.reading import read_json, read_text
 from wdmoe_env.writing import check_file, write_whole
@@ -60,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.out:
             write_whole(chosen.out, picture(found))
     except (ValueError, TypeError, OSError, KeyError) as error:
-        print(f"python -m train.curves: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return say_mistake("python -m train.curves", error)
     return 0
 
 

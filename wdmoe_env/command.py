@@ -29,6 +29,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def say_mistake(name: str, error: Exception) -> int:
+    """Print in one sentence what is wrong with a command; returns the exit code.
+
+    Args:
+        name: of the command.
+        error: what it met.
+    """
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
 def mistakes_in_one_sentence(name: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
     """Decorate the main of a command: it prints a user's mistake in one sentence, and returns 2.
 
@@ -42,8 +53,7 @@ def mistakes_in_one_sentence(name: str) -> Callable[[Callable[Arguments, int]], 
             try:
                 return main(*args, **kwargs)
             except MISTAKES as error:
-                print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
-                return 2
+                return say_mistake(name, error)
 
         return command
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from wdmoe_env.command import say_mistake
 from wdmoe_env.testbed.station_commands import STATION_COMMANDS, add_station_commands
 
 EXAMPLES = """
@@ -94,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return commands[options.command](options)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"python -m wdmoe_env.testbed {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return say_mistake(f"python -m wdmoe_env.testbed {options.command}", error)
 
 
 def _device(options: argparse.Namespace) -> int:

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate, list or replay; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     options = parser().parse_args(arguments)
-    with mistakes_as_one_sentence():
+    with exit_at_mistakes():
         check_text(arguments)
     try:
         if options.list:
@@ -140,13 +140,13 @@ def evaluate(options: argparse.Namespace, command: str) -> int:
     kind: Kind = SUITE if options.suite else WINDOWS
     out = results_path(options)
     with ExitStack() as held:
-        with mistakes_as_one_sentence():
+        with exit_at_mistakes():
             folder = held.enter_context(results_folder(out, options.overwrite))
             evaluation = kind.evaluation(kind.config(**run_settings(options)))
         results = evaluation.run()
         summary = kind.json(results, command)
         print(f"\n{kind.terminal(summary)}\n")  # first: it is what is left where a disk is full
-        with mistakes_as_one_sentence():
+        with exit_at_mistakes():
             write_results(kind, results, summary, folder)
     print(f"report:  {out / 'report.md'}\npicture: {out / 'pareto.png'}")
     return 0
@@ -162,7 +162,7 @@ def serve(options: argparse.Namespace, command: str) -> int:
 
     out = results_path(options)
     with ExitStack() as held:
-        with mistakes_as_one_sentence():
+        with exit_at_mistakes():
             check_folder(out)
             folder = held.enter_context(held_folder(out))
             evaluation = ServeEvaluation(plan_of(options, read_settings(options.config)))
@@ -173,7 +173,7 @@ def serve(options: argparse.Namespace, command: str) -> int:
             runs = evaluation.run(parts)
         summary = summary_of(evaluation, runs, command)
         print(f"\n{terminal(summary)}\n")
-        with mistakes_as_one_sentence():
+        with exit_at_mistakes():
             write_files(folder, files_of(summary, runs, evaluation.timelines, command))
             parts.remove()
     print(f"report:  {out / 'report.md'}")
@@ -197,7 +197,7 @@ def transfer(options: argparse.Namespace, command: str) -> int:
     names = options.transfer or list(transfer.CONDITIONS)
     out = results_path(options)
     with ExitStack() as held:
-        with mistakes_as_one_sentence():
+        with exit_at_mistakes():
             if options.suite:
                 raise ValueError("--transfer does not go with --suite")
             evaluations = transfer.evaluations(EvaluationConfig(**run_settings(options)), names)
@@ -209,7 +209,7 @@ def transfer(options: argparse.Namespace, command: str) -> int:
         for name, evaluation in evaluations.items():
             results = measured[name] = evaluation.run()
             summaries[name] = WINDOWS.json(results, command)
-            with mistakes_as_one_sentence():
+            with exit_at_mistakes():
                 write_results(WINDOWS, results, summaries[name], folders[name])
         rows = transfer.transfer_rows(summaries)
         print(f"\n{aligned(transfer.transfer_table(rows))}\n")
@@ -217,7 +217,7 @@ def transfer(options: argparse.Namespace, command: str) -> int:
         if costs is not None:
             print(f"{aligned(costs)}\n")
         table, text = transfer.transfer_csv(rows), transfer.transfer_report(rows, costs, command)
-        with mistakes_as_one_sentence():
+        with exit_at_mistakes():
             write_files(whole, {transfer.TABLE: table.encode(), transfer.REPORT: text.encode()})
     print(f"report: {out / transfer.REPORT}")
     return 0
@@ -298,7 +298,7 @@ def replay_one(folder: Path) -> int:
     from eval.replay import changed_inputs, compare, read_results
     from eval.serve_replay import is_serving, replay_serving
 
-    with mistakes_as_one_sentence():
+    with exit_at_mistakes():
         serving = is_serving(folder)
         if serving:
             differences, count = replay_serving(folder)
@@ -307,7 +307,7 @@ def replay_one(folder: Path) -> int:
             return mismatch(folder, differences)
         print(f"match: {count} policies of {folder} came again, wall-clock times left out")
         return 0
-    with mistakes_as_one_sentence():
+    with exit_at_mistakes():
         saved = read_results(folder)
         if is_measured(saved.config.environment):
             raise ValueError(f"latency in {folder} was measured by a clock, which does not come again")
@@ -342,7 +342,7 @@ def report(folders: list[Path], out: Path | None) -> int:
     from wdmoe_env.writing import try_file
 
     out = out or folders[0] / PAGE
-    with mistakes_as_one_sentence():
+    with exit_at_mistakes():
         try_file(out)
         write_page(folders, out)
     print(f"page: {out}")
@@ -350,7 +350,7 @@ def report(folders: list[Path], out: Path | None) -> int:
 
 
 @contextmanager
-def mistakes_as_one_sentence() -> Iterator[None]:
+def exit_at_mistakes() -> Iterator[None]:
     """Exit with 2 and one sentence where the body meets a user's mistake."""
     try:
         yield

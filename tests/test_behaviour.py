@@ -49,7 +49,7 @@ def test_shares_by_hand() -> None:
 
 
 def test_prices_of_passes_are_those_that_the_agent_set(monkeypatch) -> None:
-    """Two passes of two cells; the second block of a pass sets no price."""
+    """Each pass of two cells counts once, at its first block."""
     config = serving_config({"model": "tiny", "devices": "paper", "serving": {"requests": 1}}, {})
     process = ServingProcess(config)
     policy = make_policy("serve-paper-price", process)

@@ -67,8 +67,10 @@ def summary(every: Evaluations) -> str:
             if row["family"] == "wdmoe" and row["figure"] == COMPARED[0] and row["ratio"] is not None:
                 found.setdefault(f"`{row['reference']}`", {})[place] = _interval(row["ratio"], ".2f")
         for row in one["training_seeds"]:
-            name = f"{row['setting']}, mean of {len(row['seeds'])} seeds"
-            found.setdefault(name, {})[place] = _interval(row["ratios"][COMPARED[0]], ".2f")
+            ratio = row["ratios"][COMPARED[0]]
+            if ratio is not None:
+                name = f"{row['setting']}, mean of {len(row['seeds'])} seeds"
+                found.setdefault(name, {})[place] = _interval(ratio, ".2f")
     head = ["policy", *(f"{DEVICES[devices]}, {load:g}" for devices, load in every)]
     rows = [[name, *(cells.get(place, "") for place in every)] for name, cells in found.items()]
     return markdown([head, *rows])

@@ -45,16 +45,18 @@ SYSTEM = (1, 2, 3, 4, 6, 8)
 """Least number of requests in the system of each bin."""
 LINK = (0.0, 0.95, 1.05, 1.25, 1.5, 2.0, 3.0)
 """Least latency of each bin of links, over that of the median device."""
-LINKS = "link over the median"
 PANELS = (
-    ("tokens of prompts", "requests in the system"),
-    ("tokens of answers", "requests in the system"),
-    ("all tokens", "rank of the device, 1 is the fastest"),
-    ("all tokens", f"latency of the {LINKS}"),
-    ("price of a millisecond", "requests in the system"),
-    ("price of a millisecond", f"latency of the slowest {LINKS}"),
+    ("tokens of prompts", "requests in the system", 0),
+    ("tokens of answers", "requests in the system", 0),
+    ("all tokens", "rank of the device, 1 is the fastest", 0),
+    ("all tokens", "latency of the link over the median", 25),
+    ("price of a millisecond", "requests in the system", 0),
+    ("price of a millisecond", "latency of the slowest link over the median", 25),
 )
-"""Title and label of each part of the picture; the last two are there where a policy sets prices."""
+"""Of each part of the picture its title, its label, and by how many degrees the names of its bins are turned.
+
+The last two parts are there where a policy sets prices.
+"""
 FEW = 100
 """Pairs, or passes, below which a mean is not drawn: a few tokens say nothing."""
 
@@ -195,10 +197,10 @@ def picture(found: dict[str, dict[str, Any]]) -> bytes:
             axes.plot(share["bins"], _known(share["kept"], share["pairs"]), **style)
         for axes, price in zip(of_prices, (told["prices"] or {}).values(), strict=False):
             axes.plot(price["bins"], _known(price["mean"], price["passes"]), **style)
-    for axes, (title, label) in zip(every.flat, PANELS, strict=False):
+    for axes, (title, label, degrees) in zip(every.flat, PANELS, strict=False):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(label)
-        axes.tick_params(axis="x", labelsize=8, labelrotation=25 if LINKS in label else 0)
+        axes.tick_params(axis="x", labelsize=8, labelrotation=degrees)
         axes.grid(alpha=0.2)
     for axes in kept:
         axes.set_ylim(0, 1.02)

@@ -116,7 +116,7 @@ class ServeEvaluation:
     Attributes:
         plan: as given.
         sha256: hashes of what was loaded.
-        settings: policies of files that differ by the seed of their training alone.
+        settings: of the plan's files, those with two training seeds or more.
         timelines: of ``SHOWN`` policies at the first load, what their first cell did; filled by ``run``.
 
     Raises:
@@ -252,7 +252,7 @@ def statistics(runs: Mapping[float, Mapping[str, Run]], seed: int, settings: Seq
     Args:
         runs: by load and policy.
         seed: of the resamples.
-        settings: policies that differ by the seed of their training alone.
+        settings: whose training seeds have a row of means; each has two or more.
     """
     at: list[Summary] = [{"load": load, **summarize(one, seed, settings)} for load, one in runs.items()]
     return {"policies": at[0]["policies"], "matched_quality": at[0]["matched_quality"], "loads": at}

@@ -59,7 +59,7 @@ def read_serving(folder: Path) -> SavedServing:
     summary = read_json(folder / RESULTS)
     try:
         check_shape(summary, SERVING, "the results")
-        for one in summary["loads"]:  # which are missing in results that are older
+        for one in summary["loads"]:  # older results have no training seeds
             check_shape(one.setdefault("training_seeds", []), TRAINING_SEEDS, "the training seeds")
         plan = ServePlan.from_dict(summary["config"])
     except (ValueError, TypeError, LookupError) as error:

@@ -126,7 +126,7 @@ def summarize(runs: Mapping[str, Run], seed: int, settings: Sequence[Setting] = 
     Args:
         runs: of the policies, ``REFERENCE`` among them.
         seed: of the resamples.
-        settings: policies that differ by the seed of their training alone.
+        settings: whose training seeds have a row of means; each has two or more.
     """
     reference, generator = runs[REFERENCE], np.random.default_rng(seed)
     resamples = Resamples(reference.requests["request_document"], generator)
@@ -228,7 +228,7 @@ class Fronts:
         row: Summary = {"setting": setting.name, "policies": list(setting.policies), "seeds": list(setting.seeds)}
         row |= {key: over_seeds([own[key] for own in points]) for key in (E2E, TAIL, GOODPUT, "added_nll")}
         ratios: dict[str, Summary | None] = dict.fromkeys((E2E, TAIL, GOODPUT))
-        fronts = [self._front_at(one, self._rule) for one in setting.policies if self._rule in self._families]
+        fronts = [self._front_at(one, self._rule) for one in setting.policies]
         known = [found[0] for found in fronts if found is not None]
         if len(known) == seeds:
             for key in ratios:
@@ -254,7 +254,12 @@ class Fronts:
         return rows
 
     def _front_at(self, reference: str, family: str) -> tuple[dict[str, Float], Summary] | None:
-        """Figures (1 + B,) of a family's front at the added NLL of a policy, and what is mixed; ``None`` outside it."""
+        """Figures (1 + B,) of a family's front at the added NLL of a policy, and what is mixed.
+
+        ``None`` where the policy lies outside the front, or no policy of the family was run.
+        """
+        if family not in self._families:
+            return None
         members = [REFERENCE, *self._families[family]]
         added = np.stack([self._points[name]["added_nll"] for name in members], axis=1)
         mean_ms = np.stack([self._points[name][E2E] for name in members], axis=1)
